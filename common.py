@@ -1,0 +1,1236 @@
+"""Helpers that two or more of the notebooks share.
+
+Five groups, in the order in which a notebook meets them: parameters, data, metrics and statistics, training and what a
+run leaves on disk, pictures and tables. What a notebook teaches (its network, its losses, its augmentation) stands in
+the notebook. As a script this file has one job: `python common.py report` writes results/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import csv
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import multiprocessing
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import huggingface_hub
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, notebook_launcher
+from accelerate.state import AcceleratorState
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from scipy import stats
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torchvision.datasets import Cityscapes
+from tqdm import tqdm
+
+import data_prep
+from data_prep import Frame, StreetsError, class_boxes, grow_box, list_frames, read_image, read_label, write_atomic
+
+HERE = Path(__file__).resolve().parent
+STARTED = time.monotonic()
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+
+
+def notebook_cells(scope: dict) -> list[str]:
+    """Source of the code cells run so far: IPython's `In`, or the script itself, cut at its `# %%` lines."""
+    if "In" in scope:
+        return list(scope["In"])
+    if "__file__" not in scope:
+        return []
+    cells = ("\n" + Path(scope["__file__"]).read_text(encoding="utf-8")).split("\n# %%")
+    return ["# %%" + cell for cell in cells]
+
+
+def literal_assignments(cell: str) -> dict:
+    """Names that a cell assigns literals to: {"mode": "quick", "seed": 42}."""
+    found = {}
+    try:
+        body = ast.parse(cell).body
+    except SyntaxError:
+        return found
+    for node in body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            try:
+                found[target.id] = ast.literal_eval(node.value)
+            except (AttributeError, ValueError):
+                continue
+    return found
+
+
+def parameter_cells(scope: dict) -> tuple[dict, dict]:
+    """(declared, injected): the parameters cell's values, and those that papermill put in the cell after it."""
+    declared, injected = {}, {}
+    for cell in notebook_cells(scope):
+        text = "\n".join(line for line in cell.splitlines() if not line.startswith("# %%")).lstrip()
+        if text.startswith("# Parameters\n"):
+            injected = literal_assignments(text)
+        elif "mode" in literal_assignments(text) and not declared:
+            declared = literal_assignments(text)
+    return declared, injected
+
+
+def coerce(name: str, value, default):
+    """Bring a parameter to the type of its default (papermill turns `-p lambdas 2` into an int)."""
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    if isinstance(default, str):
+        return "" if value is None else str(value)
+    try:
+        number = type(default)(value)
+        if float(number) == float(value):
+            return number
+    except (TypeError, ValueError):
+        pass
+    kind = "a whole number" if isinstance(default, int) else "a number"
+    raise StreetsError(f"{name} must be {kind} such as {default}, not {value!r}.")
+
+
+def several(name: str, value: str, allowed: Iterable[str]) -> list[str]:
+    """Split a parameter that may name several things: "D", "A,C", "all", and "ABCD" where names are single letters."""
+    allowed = list(allowed)
+    if value.strip().lower() == "all":
+        return allowed
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    if all(len(name) == 1 for name in allowed):
+        parts = [letter for part in parts for letter in part]
+    unknown = [part for part in parts if part not in allowed]
+    if unknown or not parts:
+        wrong = ", ".join(map(repr, unknown)) or repr(value)
+        raise StreetsError(f"{name} does not know {wrong}: use {', '.join(allowed)}, several with commas, or all.")
+    return list(dict.fromkeys(parts))
+
+
+def check_parameters(scope: dict, choices: dict[str, Iterable[str]], lists: dict[str, Iterable[str]] | None = None):
+    """Check a notebook's parameters and bring each to the type that its parameters cell declares.
+
+    `scope` is the notebook's globals(), changed in place; `choices` names the values allowed for parameters that take
+    one, `lists` for those that take several. Raises StreetsError for a name that the parameters cell does not declare
+    (papermill only warns of a misspelt -p), a value that is not allowed, or a directory that does not exist.
+    """
+    declared, injected = parameter_cells(scope)
+    for name in injected:
+        if declared and name not in declared:
+            raise StreetsError(f"There is no parameter {name!r} here: this notebook has {', '.join(declared)}.")
+    for name, default in declared.items():
+        scope[name] = coerce(name, scope[name], default)
+        if isinstance(default, int | float) and scope[name] < 0:
+            raise StreetsError(f"{name} must not be negative, but is {scope[name]}.")
+    for name, allowed in choices.items():
+        if scope[name] not in list(allowed):
+            raise StreetsError(f"{name} does not know {scope[name]!r}: use {' or '.join(allowed)}.")
+    for name, allowed in (lists or {}).items():
+        several(name, scope[name], allowed)
+    if scope.get("data_dir") and not Path(scope["data_dir"]).expanduser().is_dir():
+        raise StreetsError(f"data_dir: there is no folder {scope['data_dir']} (seen from {Path.cwd()}).")
+
+
+def definitions_digest(scope: dict) -> str:
+    """Short hash of all functions and classes that the notebook defines: it tells when a saved run is out of date."""
+    source = {}
+    for cell in notebook_cells(scope):
+        try:
+            body = ast.parse(cell).body
+        except SyntaxError:
+            continue
+        source |= {n.name: ast.unparse(n) for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
+
+
+
+
+class Scheme(NamedTuple):
+    """A set of classes: names, official colours (n, 3), and `table` (256,) from labelId to class; 254 marks ids that
+    do not exist and 255 pixels that are ignored."""
+
+    name: str
+    classes: list[str]
+    colors: np.ndarray
+    table: np.ndarray
+
+
+def make_scheme(name: str, groups: dict[str, Sequence[str]], rest: int) -> Scheme:
+    """Scheme whose class i holds the official class names of the i-th group; every other official class becomes `rest`."""
+    official = {c.name: c for c in Cityscapes.classes}
+    table = np.full(256, 254, np.uint8)
+    table[[c.id % 256 for c in Cityscapes.classes]] = rest
+    for index, members in enumerate(groups.values()):
+        table[[official[member].id for member in members]] = index
+    colors = np.array([official[m[0]].color if m else (0, 0, 0) for m in groups.values()], np.uint8)
+    return Scheme(name, list(groups), colors, table)
+
+
+VEHICLES = ("car", "truck", "bus", "train", "motorcycle", "bicycle", "caravan", "trailer")
+SCHEMES = {
+    "cityscapes19": make_scheme(
+        "cityscapes19", {c.name: [c.name] for c in Cityscapes.classes if 0 <= c.train_id < 255}, rest=255
+    ),
+    "streets7": make_scheme(
+        "streets7",
+        {"background": (), "road": ["road"], "building": ["building"], "vehicle": VEHICLES,
+         "person": ["person", "rider"], "vegetation": ["vegetation"], "sky": ["sky"]},
+        rest=0,
+    ),
+    "thin7": make_scheme(
+        "thin7",
+        {"background": ()} | {c: [c] for c in ("fence", "car", "vegetation", "pole", "traffic sign", "traffic light")},
+        rest=0,
+    ),
+}
+
+
+def writable_folder(default: Path) -> Path:
+    """`default`, or the same name below the working directory where the repo is read-only (Kaggle's input folder)."""
+    return default if os.access(HERE, os.W_OK) else Path.cwd() / default.relative_to(HERE)
+
+
+def find_data(data_dir: str = "") -> Path:
+    """Root of the data set to use, in the official Cityscapes layout; prints which one and how many images.
+
+    Order: `data_dir` (relative to the working directory), $CITYSCAPES_DATASET, data/cityscapes, /kaggle/input/*, else
+    the toy streets, which are drawn on first use. Raises StreetsError where a folder that was named holds no streets.
+    """
+    named = data_dir or os.environ.get("CITYSCAPES_DATASET", "")
+    if named:
+        root = Path(named).expanduser().resolve()
+        if not (root / "leftImg8bit").is_dir():
+            raise StreetsError(f"{root} has no leftImg8bit folder: see `python data_prep.py check {named}`.")
+    else:
+        kaggle = [p.parent for depth in ("*", "*/*", "*/*/*") for p in Path("/kaggle/input").glob(f"{depth}/leftImg8bit")]
+        known = [p for p in [HERE / "data/cityscapes", *sorted(kaggle)] if (p / "leftImg8bit").is_dir()]
+        root = known[0] if known else toy_streets()
+    counts = {split: len(list(root.glob(f"leftImg8bit/{split}/*/*.png"))) for split in ("train", "val", "test")}
+    print(f"data: {dataset_name(root)} in {root}: " + ", ".join(f"{n} {split}" for split, n in counts.items() if n))
+    return root
+
+
+def toy_streets() -> Path:
+    """Folder of the embedded toy streets; draws them once, also when several processes ask at the same time."""
+    root = writable_folder(HERE / "data" / "toy")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{root}.lock"):
+        if not (root / "dataset.json").exists():
+            data_prep.make_toy(root)
+    return root
+
+
+def dataset_name(root: Path) -> str:
+    """Name from dataset.json; a folder without one is official Cityscapes."""
+    marker = Path(root) / "dataset.json"
+    return json.loads(marker.read_text())["name"] if marker.exists() else "cityscapes"
+
+
+def has_test_labels(root: Path) -> bool:
+    """False for official Cityscapes, whose test labels are dummies: a score on them means nothing."""
+    marker = Path(root) / "dataset.json"
+    return marker.exists() and json.loads(marker.read_text()).get("test_labels", False)
+
+
+def evenly(frames: Sequence, n: int) -> list:
+    """`n` of the frames, spread evenly over the list; all of them for n = 0."""
+    if not n or n >= len(frames):
+        return list(frames)
+    return [frames[i] for i in np.linspace(0, len(frames) - 1, n).round().astype(int)]
+
+
+def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) resized smoothly, label (H, W) by nearest pixel, to `size` = (height, width)."""
+    if label.shape != tuple(size):
+        shrinking = label.shape[0] > size[0]
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+        label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return image, label
+
+
+def to_tensor(image: np.ndarray, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> torch.Tensor:
+    """(H, W, 3) uint8 RGB -> (3, H, W) float32, scaled to [0, 1] and normalised."""
+    scaled = image.astype(np.float32) * (1 / (255 * np.float32(std))) - np.float32(mean) / np.float32(std)
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32))
+
+
+class StreetScenes(Dataset):
+    """Street scenes with labels in one of SCHEMES.
+
+    An item is {"image": (3, H, W) float32, "label": (H, W) int64, "index": int} and whatever `targets(label, original)`
+    adds. Its key is an index, or (epoch, index) as EpochSampler yields: `augment(image, label, rng)` gets uint8 arrays
+    (H, W, 3) and (H, W) and a generator made from (seed, epoch, index) alone, so that the same epoch shows the same
+    pixels with any number of workers. Raises StreetsError naming the file for damaged, unmatched or unknown data.
+    """
+
+    def __init__(self, frames: Sequence[Frame], size: tuple[int, int], scheme: str = "cityscapes19", *,
+                 augment: Callable | None = None, targets: Callable | None = None, seed: int = 0,
+                 mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
+        if not frames:
+            raise StreetsError("A split is empty: look at the data with `python data_prep.py check ROOT`.")
+        self.frames, self.size, self.scheme = list(frames), tuple(size), SCHEMES[scheme]
+        self.augment, self.targets, self.seed, self.mean, self.std = augment, targets, seed, mean, std
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, 3) and label (H, W) of class indices, both uint8, resized and not augmented."""
+        frame = self.frames[index]
+        image, ids = read_image(frame.image), read_label(frame.label)
+        if image.shape[:2] != ids.shape:
+            sizes = ["x".join(map(str, array.shape[:2])) for array in (ids, image)]
+            raise StreetsError(f"{frame.label} is {sizes[0]} pixels, but its photo is {sizes[1]}: restore the right one.")
+        label = self.scheme.table[ids]
+        if (label == 254).any():
+            raise StreetsError(f"{frame.label} holds the label id {ids[label == 254][0]}, which Cityscapes does not have.")
+        return resize_pair(image, label, self.size)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image, label = self.read(index)
+        if self.augment:
+            image, label = self.augment(image, label, np.random.default_rng((self.seed, epoch, index)))
+        item = {"image": to_tensor(image, self.mean, self.std), "label": torch.from_numpy(label.astype(np.int64))}
+        return item | {"index": index} | (self.targets(label) if self.targets else {})
+
+
+class EpochSampler(Sampler):
+    """Yields (epoch, index) in an order that depends on (seed, epoch) only; set `epoch` before each pass."""
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self):
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return iter([(self.epoch, int(index)) for index in order])
+
+
+def make_loader(data: Dataset, batch_size: int, *, sampler: Sampler | None = None, num_workers: int = -1) -> DataLoader:
+    """DataLoader: training (with a sampler; the last short batch is dropped) or evaluation (in order).
+
+    num_workers = -1 takes none on a CPU, which is busy with the network, and up to 8 beside a GPU. Workers are forked,
+    because classes defined in a notebook cannot be spawned; where there is no fork (Windows) the main process loads.
+    """
+    if num_workers < 0:
+        num_workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+    if num_workers and (sys.platform != "linux" or "fork" not in multiprocessing.get_all_start_methods()):
+        print("num_workers: 0, because this system cannot fork worker processes")
+        num_workers = 0
+    if num_workers and Path("/dev/shm").exists():
+        batch = sum(v.nbytes for v in data[0].values() if torch.is_tensor(v)) * batch_size
+        room = int(shutil.disk_usage("/dev/shm").free // (3 * batch))
+        if room < num_workers:
+            print(f"num_workers: {room} instead of {num_workers}, because /dev/shm has no room for more batches")
+            num_workers = room
+    # OpenCV's own threads gain nothing beside workers, and a process forked while they exist hangs at its first call
+    cv2.setNumThreads(1)
+    options = {"multiprocessing_context": "fork", "persistent_workers": sampler is not None} if num_workers else {}
+    return DataLoader(data, batch_size, sampler=sampler, drop_last=sampler is not None, num_workers=num_workers,
+                      pin_memory=torch.cuda.is_available(), **options)
+
+
+SQUARE = np.ones((3, 3), np.uint8)
+
+
+# Metrics. Rows of a confusion matrix are the truth, columns the prediction.
+def confusion_matrix(pred, target, n: int, ignore: int = 255) -> np.ndarray:
+    """Count pixels by true and predicted class: (n, n) int64, rows truth, columns prediction.
+
+    pred, target: integer arrays, or tensors on one device, of one shape, classes 0..n-1. Pixels whose target is
+    `ignore` do not count. Matrices of several images add up. Raises ValueError where the shapes differ or a value that
+    counts is no class.
+    """
+    _check_shapes(pred, target)
+    if not getattr(target, "is_cuda", False):
+        pred, target = _numpy(pred), _numpy(target)
+    valid = target != ignore
+    pred, target = pred[valid], target[valid]
+    for name, values in (("prediction", pred), ("label", target)):
+        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < n:
+            raise ValueError(f"the {name} holds {int(values.min())}..{int(values.max())}; classes are 0..{n - 1}.")
+    if isinstance(target, np.ndarray):
+        return np.bincount(target.astype(np.int64) * n + pred, minlength=n * n).reshape(n, n)
+    return (target.long() * n + pred).bincount(minlength=n * n).reshape(n, n).cpu().numpy()
+
+
+def iou_per_class(cm: np.ndarray) -> np.ndarray:
+    """Return each class's intersection over union, (n,) in [0, 1]; nan where it is in neither truth nor prediction."""
+    hits = np.diag(cm)
+    return _divide(hits, cm.sum(0) + cm.sum(1) - hits)
+
+
+def f1_per_class(cm: np.ndarray) -> np.ndarray:
+    """Return each class's pixel F1 (= Dice = 2 IoU / (1 + IoU)), (n,) in [0, 1]; nan as in `iou_per_class`."""
+    return _divide(2 * np.diag(cm), cm.sum(0) + cm.sum(1))
+
+
+def accuracy(cm: np.ndarray) -> float:
+    """Return the share of pixels that are right, in [0, 1]; nan for an empty matrix."""
+    return float(_divide(np.trace(cm), cm.sum()))
+
+
+def miou(cm: np.ndarray) -> float:
+    """Return the mean IoU over the classes that occur in the truth, in [0, 1]; nan where none does."""
+    present = cm.sum(1) > 0
+    return float(iou_per_class(cm)[present].mean()) if present.any() else float("nan")
+
+
+def miou_official(cm: np.ndarray) -> float:
+    """Return the mean IoU as cityscapesscripts computes it, to the last bit.
+
+    A class that occurs in the prediction only counts as 0 there, while `miou` leaves it out.
+    """
+    scores = iou_per_class(cm)
+    scores = scores[~np.isnan(scores)]
+    # cumsum adds one by one, as the official loop does; mean() adds pairwise and can differ in the last bit
+    return float(np.cumsum(scores)[-1] / len(scores)) if len(scores) else float("nan")
+
+
+def _divide(numerator, denominator) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.true_divide(numerator, denominator)
+
+
+def boundary_f1(
+    pred,
+    target,
+    n: int,
+    tolerance: int = 3,
+    estimator: str = "per_class",
+    ignore: int = 255,
+    count_frame: bool = True,
+    count_void_rim: bool = True,
+) -> np.ndarray:
+    """Return how well the contours of one image match within `tolerance` pixels: (n,) F1 scores in [0, 1].
+
+    pred, target: (H, W) integer arrays or tensors. A class's boundary is its 3x3 dilation without its 3x3 erosion; a
+    boundary pixel is matched when the other map has one in the (2 tolerance + 1)^2 square around it. Precision is the
+    share of predicted boundary pixels that are matched, recall that of the true ones, and F1 = 2PR / (P + R). Void is
+    cut out of both maps. A class that is absent from the truth is nan, so that the image's score is the nanmean.
+
+    estimator="as_published" returns the (1,) score of the first, wrong version: its morphology runs on the label map
+    itself, so that id 0 is background and all else, void too, one foreground: it sees no other seam.
+
+    The defaults are the corrected version as its author published it (which adds 1e-6 to denominators; we do not), so
+    that the numbers compare. They share its two flaws, free matches that raise all scores and hide differences:
+    count_frame=False: the image frame, where a class is merely cut off, is no boundary;
+    count_void_rim=False: boundary pixels that touch void, where the prediction was cut out with the truth's own shape,
+    do not count. A class that is left without any boundary in both maps is then nan. Compare models with both off.
+    """
+    _check_shapes(pred, target)
+    pred, target = _numpy(pred), _numpy(target)
+    void = target == ignore
+    counted = None if count_void_rim else cv2.dilate(void.view(np.uint8), SQUARE) == 0
+    switches = {"tolerance": tolerance, "count_frame": count_frame}
+    if _is_as_published(estimator):
+        return np.array([_boundary_f1_of_masks(pred != 0, target != 0, counted, **switches)])
+    pred = np.where(void, target, pred)
+    scores = np.full(n, np.nan)
+    for c, (box, pred_box) in enumerate(zip(class_boxes(target, n, ignore), class_boxes(pred, n, ignore))):
+        if box is None:
+            continue
+        if pred_box is not None:
+            box = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, pred_box))
+        window = grow_box(box, 1, target.shape)  # a boundary reaches one pixel beyond its class
+        inside = None if counted is None else counted[window]
+        scores[c] = _boundary_f1_of_masks(pred[window] == c, target[window] == c, inside, **switches)
+    return scores
+
+
+def _boundary_f1_of_masks(pred, target, counted, tolerance: int, count_frame: bool) -> float:
+    pred, target = (_boundary(mask, count_frame, counted) for mask in (pred, target))
+    n_pred, n_target = cv2.countNonZero(pred), cv2.countNonZero(target)
+    if not n_pred or not n_target:
+        return 0.0 if n_pred or n_target else float("nan")
+    square = np.ones((2 * tolerance + 1, 2 * tolerance + 1), np.uint8)
+    precision = cv2.countNonZero(pred & cv2.dilate(target, square)) / n_pred
+    recall = cv2.countNonZero(target & cv2.dilate(pred, square)) / n_target
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _boundary(mask: np.ndarray, count_frame: bool = True, counted: np.ndarray | None = None) -> np.ndarray:
+    """Return dilation XOR erosion (3x3) of a (H, W) mask as uint8 0/1, where `counted` allows it."""
+    mask = mask.view(np.uint8)
+    outside = 0 if count_frame else 1  # what erosion takes to lie beyond the frame
+    eroded = cv2.erode(mask, SQUARE, borderType=cv2.BORDER_CONSTANT, borderValue=outside)
+    boundary = cv2.dilate(mask, SQUARE) ^ eroded
+    return boundary if counted is None else boundary & counted
+
+
+def trimap_band(target, n: int, radius: int = 3, estimator: str = "per_class", ignore: int = 255) -> np.ndarray:
+    """Return the (H, W) bool band of valid pixels around the seams between classes of a (H, W) label.
+
+    A seam is a pair of 4-neighbours of different classes, both valid; both its pixels are dilated with a
+    (2 radius + 1)^2 square. So neither void nor the image frame makes a band. `n` is not used: every seam counts.
+    estimator="as_published" bands the boundary that the first, wrong version saw: id 0 against all else, void too.
+    """
+    target = _numpy(target)
+    valid = target != ignore
+    if _is_as_published(estimator):
+        seam = _boundary(target != 0)
+    else:
+        seam = np.zeros(target.shape, np.uint8)
+        for a, b in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
+            differ = (target[a] != target[b]) & valid[a] & valid[b]
+            seam[a] |= differ
+            seam[b] |= differ
+    square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+    return (cv2.dilate(seam, square) != 0) & valid
+
+
+def trimap_iou(pred, target, n: int, radius: int = 3, estimator: str = "per_class", ignore: int = 255) -> np.ndarray:
+    """Return each class's IoU within the `trimap_band` of one image: (n,) in [0, 1], nan where the union is empty.
+
+    The image's score is the nanmean, and the data set's the mean over images. An image without a band is all nan and
+    so skipped (the source scored it 0).
+    """
+    _check_shapes(pred, target)
+    pred, target = _numpy(pred), _numpy(target)
+    band = trimap_band(target, n, radius, estimator, ignore)
+    return iou_per_class(confusion_matrix(pred[band], target[band], n, ignore))
+
+
+def _check_shapes(pred, target) -> None:
+    if tuple(pred.shape) != tuple(target.shape):
+        raise ValueError(f"prediction {tuple(pred.shape)} and label {tuple(target.shape)} differ in shape; resize one.")
+
+
+def _numpy(array) -> np.ndarray:
+    """Return an integer array or tensor as an array, of bytes where they hold it: argmax gives 8 bytes a pixel."""
+    array = array.cpu().numpy() if hasattr(array, "cpu") else np.asarray(array)
+    fits = array.itemsize > 1 and array.size and array.min() >= 0 and array.max() <= 255
+    return array.astype(np.uint8) if fits else array
+
+
+def _is_as_published(estimator: str) -> bool:
+    if estimator not in ("per_class", "as_published"):
+        raise ValueError(f"estimator={estimator!r} is unknown; use 'per_class' or 'as_published'.")
+    return estimator == "as_published"
+
+
+# Uncertainty
+def student_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Return the mean of independent values (one per seed) and the half-width of its Student-t interval.
+
+    The half-width is nan for one value: a single run says nothing about its spread.
+    """
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float(values.mean()), float("nan")
+    quantile = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
+    return float(values.mean()), float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def paired_t(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return the mean of a - b over pairs (one per seed), the half-width of its interval, and the two-sided p value.
+
+    The p value is nan for one pair. Where all differences are equal there is no spread to judge by: p is then 0, or 1
+    if they are all 0.
+    """
+    differences = np.subtract(a, b, dtype=float)
+    mean, half_width = student_interval(differences, confidence)
+    if len(differences) < 2:
+        return mean, half_width, float("nan")
+    if np.ptp(differences) == 0:
+        return mean, 0.0, float(mean == 0)
+    error = differences.std(ddof=1) / np.sqrt(len(differences))
+    return mean, half_width, float(2 * stats.t.sf(abs(mean / error), len(differences) - 1))
+
+
+def holm(pvalues: Sequence[float]) -> np.ndarray:
+    """Return p values adjusted for their number by Holm's step-down method, in the order given."""
+    pvalues = np.asarray(pvalues, float)
+    order = np.argsort(pvalues)
+    steps = pvalues[order] * np.arange(len(pvalues), 0, -1)
+    adjusted = np.empty_like(pvalues)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
+
+
+def paired_bootstrap(
+    a: np.ndarray,
+    b: np.ndarray,
+    statistic: Callable[[np.ndarray], float],
+    blocks: Sequence | None = None,
+    repeats: int = 10000,
+    seed: int = 0,
+) -> tuple[float, float, float, float]:
+    """Resample the images of a test set and return (difference, low, high, p) of statistic(a) - statistic(b).
+
+    a, b: (N, n, n) confusion matrices per image, whose sum over the drawn images goes to `statistic` (say `miou`); or
+    (N,) or (N, k) scores per image, of which the drawn rows do (say `np.nanmean`). Both models get the same draws.
+    blocks: (N,) ids; images of one id, neighbouring frames of a drive, are drawn together, as they are no independent
+    evidence. low and high bound the central 95%, and p is two-sided. It says what other images would have given, not
+    what another seed would.
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape:
+        raise ValueError(f"the models were scored on different images: shapes {a.shape} and {b.shape}.")
+    _, block_of_image = np.unique(np.arange(len(a)) if blocks is None else blocks, return_inverse=True)
+    n_blocks = block_of_image.max() + 1
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=repeats)
+    times = drawn[:, block_of_image]  # (repeats, N): how often each image is drawn
+    differences = _resampled(a, times, statistic) - _resampled(b, times, statistic)
+    differences = differences[~np.isnan(differences)]
+    once = np.ones((1, len(a)), int)
+    difference = float((_resampled(a, once, statistic) - _resampled(b, once, statistic))[0])
+    if not len(differences):
+        return difference, float("nan"), float("nan"), float("nan")
+    low, high = np.quantile(differences, [0.025, 0.975])
+    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    return difference, float(low), float(high), float(min(1, 2 * (tail + 1) / (len(differences) + 1)))
+
+
+def _resampled(values: np.ndarray, times: np.ndarray, statistic: Callable) -> np.ndarray:
+    if values.ndim != 3:
+        return np.array([statistic(np.repeat(values, t, axis=0)) for t in times])
+    # counts below 2^53 are exact in float64, whose matrix product is far faster than that of integers
+    sums = times.astype(float) @ values.reshape(len(values), -1).astype(float)
+    return np.array([statistic(cm) for cm in sums.reshape(-1, *values.shape[1:])])
+
+
+def pick_precision(precision: str = "auto") -> str:
+    """Accelerate's name for the arithmetic: bf16 where the GPU has it natively, fp16 on older ones, "no" on a CPU."""
+    if precision != "auto":
+        return {"fp32": "no"}.get(precision, precision)
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+
+
+def device_line() -> str:
+    """One line that says what the notebook runs on."""
+    if torch.cuda.is_available():
+        cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        where = f"{len(cards)} x {cards[0]}, {memory:.0f} GiB each, {pick_precision()}"
+    else:
+        where = f"CPU with {torch.get_num_threads()} threads, fp32 (no GPU found)"
+    return f"device: {where}; torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def run_folder(out_dir: str, notebook: str, dataset: str, mode: str, method: str, seed: int) -> Path:
+    """results/<notebook>/<dataset>-<mode>/<method>_seed<N>; `out_dir` replaces results/, "" keeps it."""
+    base = Path(out_dir).expanduser().resolve() if out_dir else writable_folder(HERE / "results")
+    return base / notebook / f"{dataset}-{mode}" / f"{method}_seed{seed}"
+
+
+def read_json(path: Path) -> dict | None:
+    """Content of a JSON file, None where there is no such file; StreetsError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise StreetsError(f"{path} is damaged: delete the folder {path.parent} and run again.") from None
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def run_config(scope: dict, method: str, settings: dict, root: Path, frames: dict[str, Sequence], **more) -> dict:
+    """What a run was made with: everything that changes its numbers, and under "recorded" what should not.
+
+    `scope` is the notebook's globals(), `settings` the values of the mode, `frames` the images used per split.
+    """
+    aside = ("data_dir", "out_dir", "num_processes", "max_hours", "rerun", "photo")
+    declared, _ = parameter_cells(scope)
+    changed = {k: scope[k] for k, default in declared.items() if scope[k] != default}
+    command = "".join(f" -p {name} {value}" for name, value in changed.items())
+    commit = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    packages = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy", "opencv-python-headless")
+    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return {
+        "method": method,
+        "parameters": {k: scope[k] for k in declared if k not in aside and k not in more},
+        "settings": settings,
+        "dataset": dataset_name(root),
+        "images": {split: len(chosen) for split, chosen in frames.items()},
+        **more,
+        "recorded": {
+            "command": f"papermill notebooks/{scope['NOTEBOOK']}.ipynb out.ipynb{command}",
+            "definitions": definitions_digest(scope),
+            "commit": commit.stdout.strip() or None,
+            "data": str(root),
+            "versions": {"python": platform.python_version()} | {p: installed[p] for p in packages if p in installed},
+            "started": datetime.now().isoformat(timespec="seconds"),
+        },
+    }
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    """{"miou": .5, "iou": {"road": .9}} -> {"miou": .5, "iou_road": .9}: one row of history.csv."""
+    rows = {}
+    for key, value in tree.items():
+        rows |= flat(value, f"{prefix}{key}_") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return rows
+
+
+def train_or_load(folder: Path, config: dict, train: Callable, args: tuple = (), *, rerun: str = "no",
+                  num_processes: int = 1) -> dict | None:
+    """Summary of the run in `folder`: read if it is finished, else made by `train(folder, *args)`, which calls `fit`.
+
+    An unfinished run resumes. A finished one is trained again in quick mode or with rerun = "yes". Returns None for a
+    run that max_hours stopped early. Raises StreetsError if the folder holds a run of another configuration or
+    another process is writing there.
+    """
+    config = json.loads(json.dumps(config))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StreetsError(f"Another process is writing {folder}: wait for it, or choose another out_dir or seed.") from None
+    except OSError as error:
+        raise StreetsError(f"Cannot write to {folder} ({error.strerror}): choose another out_dir.") from None
+    with lock:
+        summary, old = read_json(folder / "summary.json"), read_json(folder / "config.json")
+        if rerun == "yes" or (summary and config["parameters"]["mode"] == "quick"):
+            for name in ("summary.json", "checkpoint", "history.csv", "config.json"):
+                remove(folder / name)
+            summary = old = None
+        ours, theirs = ({k: v for k, v in flat(c or {}).items() if not k.startswith("recorded_")} for c in (config, old))
+        names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+        if old and names:
+            raise StreetsError(f"{folder} holds a run that differs in {', '.join(names)}: "
+                               "choose another out_dir, or train over it with rerun = \"yes\".")
+        if summary:
+            print(f"{folder.name}: trained on {old['recorded']['started'][:10]}; -p rerun yes repeats it")
+            if old["recorded"]["definitions"] != config["recorded"]["definitions"]:
+                print(f"{folder.name}: note that this notebook's definitions have changed since")
+            return summary
+        if not old:
+            write_json(folder / "config.json", config)
+        if num_processes > 1:
+            notebook_launcher(train, (folder, *args), num_processes=num_processes)
+        else:
+            train(folder, *args)
+        return read_json(folder / "summary.json")
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def save_weights(path: Path, model: torch.nn.Module) -> None:
+    """Write a model's weights and buffers as safetensors, atomically."""
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    write_atomic(path, safetensors.torch.save(state))
+
+
+def load_weights(path: Path, model: torch.nn.Module) -> torch.nn.Module:
+    """Put the weights of `save_weights` into `model`; StreetsError if the file is missing, damaged or does not fit."""
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise StreetsError(f"Cannot use the weights in {path} ({str(error).splitlines()[0]}): "
+                           "train that run again with rerun = \"yes\".") from None
+    return model
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> None:
+    """Write folder/checkpoint/epoch_N, complete once it holds progress.json, then drop the one before."""
+    new = folder / "checkpoint" / f"epoch_{progress['epoch']:04d}"
+    try:
+        accelerator.save_state(str(new))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            for path in new.iterdir():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            write_json(new / "progress.json", progress)
+            for path in new.parent.iterdir():
+                if path != new:
+                    remove(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise StreetsError(f"Cannot write the checkpoint {new} ({str(error).splitlines()[0]}): make room, "
+                           "then run again; it goes on from the last complete epoch.") from None
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict | None:
+    """Restore the newest complete state and return its progress; None where there is nothing to resume."""
+    for path in sorted((folder / "checkpoint").glob("epoch_*"), reverse=True):
+        if progress := read_json(path / "progress.json"):
+            try:
+                accelerator.load_state(str(path))
+            except Exception as error:  # torch, safetensors and zipfile each have their own way to say "damaged"
+                raise StreetsError(f"The checkpoint {path} is damaged ({type(error).__name__}): delete that folder "
+                                   "and run again.") from None
+            return progress
+    return None
+
+
+@torch.inference_mode()
+def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerator | None = None, *, batch_size: int = 1,
+             contours: bool = False, num_workers: int = -1) -> tuple[dict, dict]:
+    """Score a network that, in eval mode, turns images (B, 3, H, W) into logits (B, C, h, w), resized if need be.
+
+    Returns (metrics, per_image). metrics: accuracy, miou, iou (a dict by class name, None for a class that the labels
+    do not hold) and, with `contours`, boundary_f1 and trimap_iou (means over images). per_image: arrays with a row per
+    image, "confusion" (N, C, C) and the contour scores (N, C). With several processes each takes every k-th image and
+    all return the same.
+    """
+    accelerator = accelerator or Accelerator(mixed_precision=pick_precision())
+    n, rank, world = len(data.scheme.classes), accelerator.process_index, accelerator.num_processes
+    model = accelerator.unwrap_model(model).to(accelerator.device).eval()
+    rows = []
+    part = Subset(data, range(rank, len(data), world))
+    for batch in make_loader(part, batch_size, num_workers=num_workers):
+        label = batch["label"]
+        with accelerator.autocast():
+            logits = model(batch["image"].to(accelerator.device))
+        if logits.shape[-2:] != label.shape[-2:]:
+            logits = F.interpolate(logits.float(), label.shape[-2:], mode="bilinear", align_corners=False)
+        predictions = logits.argmax(1).to("cpu", torch.uint8)
+        for index, pred, truth in zip(batch["index"].tolist(), predictions.numpy(), label.numpy(), strict=True):
+            row = {"confusion": confusion_matrix(pred, truth, n)}
+            if contours:
+                row |= {"boundary_f1": boundary_f1(pred, truth, n), "trimap_iou": trimap_iou(pred, truth, n)}
+            rows.append((index, row))
+    if world > 1:
+        from accelerate.utils import gather_object
+
+        rows = gather_object(rows)
+    ordered = [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+    per_image = {name: np.stack([row[name] for row in ordered]) for name in ordered[0]}
+    return metrics_of(per_image, data.scheme.classes), per_image
+
+
+def metrics_of(per_image: dict[str, np.ndarray], classes: Sequence[str]) -> dict:
+    """The metrics that `evaluate` returns, from its per-image arrays."""
+    total = per_image["confusion"].sum(0)
+    iou = np.where(total.sum(1) > 0, iou_per_class(total), np.nan)
+    metrics = {"accuracy": accuracy(total), "miou": miou(total)}
+    for name in ("boundary_f1", "trimap_iou"):
+        if name in per_image:
+            scores = per_image[name][~np.isnan(per_image[name]).all(1)]
+            metrics[name] = float(np.nanmean(scores, axis=1).mean()) if len(scores) else None
+    return metrics | {"iou": {c: None if math.isnan(v) else float(v) for c, v in zip(classes, iou, strict=True)}}
+
+
+def majority_baseline(confusion: np.ndarray) -> dict:
+    """Accuracy and mIoU of naming the most frequent class everywhere, on the truth behind a confusion matrix (n, n)."""
+    truth = confusion.sum(1)
+    constant = np.zeros_like(confusion)
+    constant[:, truth.argmax()] = truth
+    return {"miou": miou(constant), "accuracy": accuracy(constant)}
+
+
+def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, clip_norm, bar) -> float:
+    """One pass over `loader`; returns the mean loss. StreetsError as soon as the loss is seen not to be finite."""
+    model.train()
+    total = torch.zeros((), device=accelerator.device)
+    shown = time.monotonic()
+    for step, batch in enumerate(loader, start=1):
+        with accelerator.accumulate(model):
+            loss = loss_fn(model, batch)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and clip_norm:
+                accelerator.clip_grad_norm_(model.parameters(), clip_norm)
+            optimizer.step()
+            if accelerator.sync_gradients and step_scheduler:
+                step_scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+        total += loss.detach()
+        bar.update(len(batch["index"]) * accelerator.num_processes)
+        # reading the loss waits for the GPU, so it is read every other second and at the end
+        if time.monotonic() - shown > 2 or step == len(loader):
+            shown = time.monotonic()
+            mean = total.item() / step
+            bar.set_postfix_str(f"loss {mean:.3f}", refresh=False)
+            if not math.isfinite(mean):
+                raise StreetsError(f"The loss is {mean} after {bar.n} images: lower lr, or use precision = \"fp32\".")
+    return float(accelerator.reduce(total, "mean").item()) / len(loader)
+
+
+def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: StreetScenes, val_data: StreetScenes, *,
+        epochs: int, batch_size: int, optimizer: torch.optim.Optimizer, scheduler=None, schedule: str = "epoch",
+        accumulation: int = 1, clip_norm: float = 0.0, precision: str = "auto", num_workers: int = -1,
+        evaluate: Callable = evaluate, eval_every: int = 1, select: str = "last", test_data: StreetScenes | None = None,
+        weights: str = "none", max_hours: float = 0.0) -> None:
+    """Train `model` on `loss_fn(model, batch)` and leave a run in `folder`, resuming what is there.
+
+    `scheduler` steps once per epoch, per optimiser step (schedule = "step") or, with the validation mIoU, per
+    evaluation ("plateau"). `evaluate(model, data, accelerator)` returns (metrics, per_image); it runs every
+    `eval_every` epochs and after the last. `select` says whether the summary describes the "last" epoch or the "best"
+    by validation mIoU; `test_data` is scored once, at the end. Stops cleanly, without a summary, when the next epoch
+    would not end within `max_hours` of the start of the program. All randomness of an epoch derives from the seed in
+    config.json and the epoch, so that a resumed run equals an uninterrupted one.
+    """
+    AcceleratorState._reset_state(reset_partial_state=False)
+    accelerator = Accelerator(mixed_precision=pick_precision(precision), gradient_accumulation_steps=accumulation,
+                              step_scheduler_with_optimizer=False)
+    config = read_json(folder / "config.json")
+    seed = config["parameters"]["seed"]
+    sampler = EpochSampler(len(train_data), seed)
+    loader = make_loader(train_data, batch_size, sampler=sampler, num_workers=num_workers)
+    if not len(loader):
+        raise StreetsError(f"{len(train_data)} training images do not fill one batch of {batch_size}: lower batch_size.")
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    scheduler = accelerator.prepare(scheduler) if scheduler else None
+    progress = load_checkpoint(accelerator, folder) or {"epoch": 0, "best": -1.0, "seconds": 0.0, "history": []}
+    if progress["epoch"]:
+        print(f"{folder.name}: resuming after epoch {progress['epoch']} of {epochs}")
+    per_epoch = len(loader) * batch_size * accelerator.num_processes
+    bar = tqdm(total=epochs * per_epoch, initial=progress["epoch"] * per_epoch, desc=folder.name, unit="img",
+               mininterval=2, disable=not accelerator.is_main_process, file=sys.stdout)
+    with bar, plain_errors(f"batch_size {batch_size} at {train_data.size[0]}x{train_data.size[1]}"):
+        for epoch in range(progress["epoch"] + 1, epochs + 1):
+            started = time.monotonic()
+            sampler.epoch = epoch
+            torch.manual_seed(seed * 1_000_003 + epoch * 1_009 + accelerator.process_index)
+            lr = optimizer.param_groups[0]["lr"]
+            per_step = scheduler if schedule == "step" else None
+            loss = train_epoch(accelerator, model, loss_fn, loader, optimizer, per_step, clip_norm, bar)
+            if scheduler and schedule == "epoch":
+                scheduler.step()
+            seconds = time.monotonic() - started
+            progress["epoch"], progress["seconds"] = epoch, progress["seconds"] + seconds
+            if epoch % eval_every == 0 or epoch == epochs:
+                metrics, _ = evaluate(model, val_data, accelerator)
+                bar.set_postfix_str(f"loss {loss:.3f}, val mIoU {metrics['miou']:.3f}")
+                row = {"epoch": epoch, "train_loss": loss, "lr": lr, "seconds": round(seconds, 3)} | flat(metrics)
+                progress["history"].append(row)
+                if scheduler and schedule == "plateau":
+                    scheduler.step(metrics["miou"])
+                if metrics["miou"] > progress["best"] and accelerator.is_main_process:
+                    save_weights(folder / "best.safetensors", accelerator.unwrap_model(model))
+                progress["best"] = max(progress["best"], metrics["miou"])
+            save_checkpoint(accelerator, folder, progress)
+            if accelerator.is_main_process:
+                write_atomic(folder / "history.csv", pd.DataFrame(progress["history"]).to_csv(index=False).encode())
+            elapsed, whole_epoch = time.monotonic() - STARTED, time.monotonic() - started
+            if max_hours and epoch < epochs and elapsed + 1.2 * whole_epoch > max_hours * 3600:
+                accelerator.print(f"{folder.name}: stopped after epoch {epoch} of {epochs} (max_hours); run again to resume")
+                return
+    finish_run(folder, config, accelerator, model, progress, select, evaluate, val_data, test_data, weights)
+
+
+def finish_run(folder, config, accelerator, model, progress, select, evaluate, val_data, test_data, weights) -> None:
+    """Score the chosen weights on validation and test images and write what marks the run as finished."""
+    net = accelerator.unwrap_model(model)
+    if accelerator.is_main_process:
+        save_weights(folder / "last.safetensors", net)
+    accelerator.wait_for_everyone()
+    if select == "best":
+        load_weights(folder / "best.safetensors", net)
+    metrics, per_image = evaluate(net, val_data, accelerator)
+    scores = {"val": metrics} | ({"test": evaluate(net, test_data, accelerator)[0]} if test_data else {})
+    if accelerator.is_main_process:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **per_image)
+        write_atomic(folder / "val_per_image.npz", buffer.getvalue())
+        summary = summarize(folder, config, progress, scores, per_image, weights)
+        write_json(folder / "summary.json", summary | {"selected": select})
+        remove(folder / "checkpoint")
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+
+
+def hub_reachable() -> bool:
+    """Whether the Hugging Face hub (or the mirror in $HF_ENDPOINT) answers within three seconds."""
+    try:
+        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=3).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def with_weights(build: Callable, weights: str = "auto", name: str = "imagenet") -> tuple[torch.nn.Module, str]:
+    """build(pretrained) with pretrained weights where they can be had; returns the network and `name` or "none".
+
+    weights = "auto" goes on from random initialisation without a hub or a copy in its cache, and says so; "none" does
+    not ask; any other value raises StreetsError where there are no weights.
+    """
+    if weights == "none":
+        return build(False), "none"
+    if not hub_reachable():  # without this the hub's client tries again for 40 seconds
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        return build(True), name
+    except OSError:
+        if weights != "auto":
+            raise StreetsError(f"The pretrained weights {name} cannot be fetched: connect, or use weights = \"auto\".") from None
+    print(f"weights: {name} cannot be fetched from here, so the network starts from random initialisation")
+    return build(False), "none"
+
+
+def summarize(folder: Path, config: dict, progress: dict, scores: dict, per_image: dict, weights: str) -> dict:
+    """Content of summary.json for a finished run; `scores` holds the metrics by split, "val" first."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "notebook": folder.parent.parent.name,
+        "run": folder.name,
+        "method": config["method"],
+        "mode": config["parameters"]["mode"],
+        "dataset": config["dataset"],
+        "split": "val",
+        "n_train": config["images"]["train"],
+        "n_val": config["images"]["val"],
+        "epochs": progress["epoch"],
+        "seed": config["parameters"]["seed"],
+        "weights": weights,
+        "metrics": scores["val"],
+        "test": scores.get("test"),
+        "majority_baseline": majority_baseline(per_image["confusion"].sum(0)),
+        "seconds": round(progress["seconds"], 1),
+        "images_per_second": round(progress["epoch"] * config["images"]["train"] / progress["seconds"], 2),
+        "peak_memory_mb": peak_memory_mb(),
+        "device": device,
+        "versions": config["recorded"]["versions"],
+        "command": config["recorded"]["command"],
+        "finished": datetime.now().isoformat(timespec="seconds"),
+    }
+
+
+def peak_memory_mb() -> int:
+    """Peak memory so far in MiB: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() // 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset // 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
+
+
+@contextmanager
+def plain_errors(what: str):
+    """Turn what commonly ends a training into one sentence that says what to do."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise StreetsError(f"Out of GPU memory with {what}: use a smaller mode, size or batch_size.") from None
+    except StreetsError as error:  # from a worker process it arrives wrapped in that process's traceback
+        raise StreetsError(str(error).strip().splitlines()[-1].split("StreetsError: ")[-1]) from None
+    except (RuntimeError, ValueError) as error:
+        if "DataLoader worker" in str(error):
+            raise StreetsError("A data-loading process died, often for lack of memory: use num_workers = 0.") from None
+        if "more than 1 value per channel" in str(error):
+            raise StreetsError(f"Batch norm cannot train on a single value per channel ({what}): "
+                               "use a batch_size of at least 2 per process.") from None
+        raise
+
+
+def read_published(notebook: str = "") -> pd.DataFrame:
+    """Rows of results/published.csv: numbers that the sources printed, or that their public data give."""
+    table = pd.read_csv(HERE / "results" / "published.csv", keep_default_na=False, comment="#")
+    return table[table["notebook"] == notebook] if notebook else table
+
+
+def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
+    """One row per finished run below a results folder: the summary's fields, `folder`, and the metrics as columns."""
+    base = Path(out_dir) if out_dir else writable_folder(HERE / "results")
+    rows = []
+    for path in sorted(base.glob("*/*/*/summary.json")):
+        summary = read_json(path)
+        rows.append({"folder": path.parent} | summary | flat(summary["metrics"]))
+    return pd.DataFrame(rows)
+
+
+REPORT_HEAD = """# Results
+
+Written by `python common.py report` from the summary.json files below this folder and from published.csv; do not edit.
+mIoU in per cent on the validation images, mean over seeds ± 95 % Student-t interval (none for a single seed). A row is
+a test of the published claim only where data, recipe and initialisation are the published ones; the last column says
+what is different where they are not.
+"""
+
+
+def report(out_dir: str = "", quick: bool = False) -> str:
+    """The results page as Markdown: every finished run beside the published value of its method.
+
+    Quick runs show that the code works and are no evidence; they are listed only with `quick`.
+    """
+    runs = find_runs(out_dir)
+    if len(runs) and not quick:
+        runs = runs[runs["mode"] != "quick"]
+    if not len(runs):
+        return REPORT_HEAD + "\nThere are no finished runs yet.\n"
+    published = read_published()
+    page = REPORT_HEAD
+    for notebook, of_notebook in runs.groupby("notebook"):
+        page += f"\n## {notebook}\n\n| data, mode | method | seeds | epochs | mIoU | published | difference | majority "
+        page += "class | a test of the claim? | command |\n|---|---|---|---|---|---|---|---|---|---|\n"
+        for (data, mode, method, epochs), group in of_notebook.groupby(["dataset", "mode", "method", "epochs"]):
+            claim = published.query("notebook == @notebook and method == @method and metric == 'miou' and seed == '' and epoch == 'last'")
+            page += report_row(data, mode, method, epochs, group, claim)
+    return page
+
+
+def report_row(data: str, mode: str, method: str, epochs: int, group: pd.DataFrame, claim: pd.DataFrame) -> str:
+    mean, half = student_interval(100 * group["miou"])
+    ours = f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+    theirs, difference, verdict = "", "", "nothing published"
+    if len(claim):
+        theirs = f"{float(claim['value'].iloc[0]):.2f}"
+        pretrained = claim["weights"].iloc[0]
+        started = "/".join(sorted(set(group["weights"])))
+        reasons = [f"data {data}"] * (data != "cityscapes") + [f"mode {mode}"] * (mode != "paper")
+        reasons += [f"weights {started}, not {pretrained}"] * (started == "none" and pretrained != "none")
+        verdict = "no: " + "; ".join(reasons) if reasons else "yes" if len(group) > 1 else "one seed, no interval"
+        difference = f"{mean - float(theirs):+.2f}" if not reasons else "not comparable"
+    majority = 100 * np.mean([b["miou"] for b in group["majority_baseline"]])
+    cells = (f"{data}, {mode}", method, len(group), epochs, ours, theirs, difference, f"{majority:.2f}", verdict,
+             f"`{group['command'].iloc[0]}`")
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |\n"
+
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart
+CURVES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+
+
+def show(fig) -> None:
+    """Show a figure below the cell, once: as JPEG where that is much smaller (photos), else as PNG."""
+    import matplotlib.pyplot as plt
+    from IPython.display import Image, display
+
+    files = {}
+    for kind, options in {"png": {}, "jpeg": {"pil_kwargs": {"quality": 88}}}.items():
+        files[kind] = io.BytesIO()
+        fig.savefig(files[kind], format=kind, dpi=90, bbox_inches="tight", **options)
+    plt.close(fig)
+    kind = "jpeg" if 2 * files["jpeg"].tell() < files["png"].tell() else "png"
+    display(Image(files[kind].getvalue(), format=kind))
+
+
+def as_colors(label: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """Class indices (H, W) -> (H, W, 3) uint8 in the scheme's colours; everything that is not a class is black."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(scheme.colors)] = scheme.colors
+    return palette[label]
+
+
+def class_legend(fig, scheme: Scheme, present: Iterable[int], columns: int = 7) -> None:
+    """Legend of the given classes in their official colours, below the pictures."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=scheme.colors[i] / 255, label=scheme.classes[i]) for i in present]
+    fig.legend(handles=handles, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
+
+
+def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, scheme: Scheme, titles: Sequence[str] = ()):
+    """Rows of photo, truth, prediction and error (wrong pixels red, void black), with a legend; returns the figure.
+
+    Photos (H, W, 3) uint8, labels and predictions (H, W) of class indices.
+    """
+    import matplotlib.pyplot as plt
+
+    height, width = labels[0].shape
+    fig, axes = plt.subplots(len(images), 4, figsize=(14, 3.5 * len(images) * height / width + 0.3), squeeze=False,
+                             layout="constrained")
+    for i, (row, image, label, pred) in enumerate(zip(axes, images, labels, predictions, strict=True)):
+        wrong = (pred != label) & (label != 255)
+        error = np.repeat(image.mean(2, keepdims=True), 3, axis=2).astype(np.uint8) // 2 + 100
+        error[wrong], error[label == 255] = (220, 30, 30), 0
+        panels = (image, as_colors(label, scheme), as_colors(pred, scheme), error)
+        for axis, panel, title in zip(row, panels, ("photo", "truth", "prediction", "error"), strict=True):
+            axis.imshow(panel, interpolation="nearest")
+            axis.set_axis_off()
+            axis.set_title(f"{title} {titles[i]}" if titles and title == "photo" else title, fontsize=10)
+    seen = np.unique([c for arrays in (labels, predictions) for a in arrays for c in np.unique(a) if c < 255])
+    class_legend(fig, scheme, seen)
+    return fig
+
+
+def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("train_loss", "miou")):
+    """One panel per column of history.csv, one curve per run; returns the figure."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 3.4), layout="constrained", squeeze=False)
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for color, (name, history) in zip(CURVES, histories.items()):
+            axis.plot(history["epoch"], history[metric], color=color, label=name, marker=".")
+        axis.set(xlabel="epoch", ylabel=metric.replace("_", " "))
+        axis.grid(alpha=0.3)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return fig
+
+
+def show_per_class(scores: dict[str, dict[str, float | None]], metric: str = "IoU"):
+    """Horizontal bars of a score per class for one or more runs, best class on top; returns the figure."""
+    import matplotlib.pyplot as plt
+
+    table = pd.DataFrame(scores).astype(float).dropna(how="all")
+    table = table.loc[table.mean(axis=1).sort_values().index]
+    fig, axis = plt.subplots(figsize=(7, 1 + 0.14 * table.size + 0.14 * len(table)), layout="constrained")
+    table.plot.barh(ax=axis, color=CURVES[: table.shape[1]], width=0.8, legend=False)
+    axis.set(xlabel=metric, xlim=(0, 1))
+    axis.grid(axis="x", alpha=0.3)
+    fig.legend(loc="outside right upper", frameon=False)
+    return fig
+
+
+def show_confusion(confusion: np.ndarray, classes: Sequence[str]):
+    """Confusion matrix with every row (a true class) summing to 1; absent classes are left out; returns the figure."""
+    import matplotlib.pyplot as plt
+
+    keep = np.flatnonzero(confusion.sum(1))
+    shares = confusion[keep][:, keep] / confusion[keep].sum(1, keepdims=True)
+    names = [classes[i] for i in keep]
+    fig, axis = plt.subplots(figsize=(1.5 + 0.5 * len(keep), 1 + 0.45 * len(keep)), layout="constrained")
+    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(len(keep)), names, rotation=90)
+    axis.set_yticks(range(len(keep)), names)
+    axis.set(xlabel="prediction", ylabel="truth")
+    for (i, j), share in np.ndenumerate(shares):
+        if share >= 0.005:
+            axis.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color="white" if share > 0.5 else "black")
+    fig.colorbar(picture, label="share of the true class's pixels")
+    return fig
+
+
+def comparison_table(summaries: dict[str, dict], published: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
+    """Our score and the published one per method, in per cent, with the majority class's for scale."""
+    claims = published[(published["metric"] == metric) & (published["class"] == "") & (published["seed"] == "") & (published["epoch"] == "last")]
+    theirs = dict(zip(claims["method"], claims["value"].astype(float), strict=True))
+    rows = {m: {"ours": 100 * s["metrics"][metric], "published": theirs.get(m), "data": f"{s['dataset']}, {s['mode']}",
+                "weights": s["weights"], "majority class": 100 * s["majority_baseline"]["miou"]}
+            for m, s in summaries.items()}
+    return pd.DataFrame(rows).T
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write results/README.md from the runs found and the published numbers.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("report", help="write results/README.md and print it, with quick runs if asked")
+    sub.add_argument("--out-dir", default="", help="results folder (default: results/ of this repo)")
+    sub.add_argument("--quick", action="store_true", help="print the quick runs too; they are never written to the file")
+    args = parser.parse_args()
+    base = Path(args.out_dir) if args.out_dir else writable_folder(HERE / "results")
+    write_atomic(base / "README.md", report(args.out_dir).encode())
+    print(report(args.out_dir, quick=args.quick))
+
+
+if __name__ == "__main__":
+    main()

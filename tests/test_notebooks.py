@@ -1,0 +1,124 @@
+"""What holds for every notebook: pairs, form, parameters, and definitions that stand on their own."""
+
+import ast
+import builtins
+import dis
+import json
+import statistics
+import types
+
+import jupytext
+import nbformat
+import papermill
+import pytest
+from conftest import ROOT, notebook_definitions
+
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
+SHARED_TAIL = ["seed", "data_dir", "out_dir", "num_processes", "max_hours"]
+
+
+def cells(name, kind="code"):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    return [cell for cell in notebook.cells if cell.cell_type == kind]
+
+
+def parameters_source(name):
+    return next(cell.source for cell in cells(name) if "parameters" in cell.metadata.get("tags", []))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_script_and_notebook_are_the_same_text(name):
+    script = jupytext.read(ROOT / "notebooks" / f"{name}.py")
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    for ours, theirs in zip(script.cells, notebook.cells, strict=True):
+        assert (ours.cell_type, ours.source) == (theirs.cell_type, theirs.source)
+        assert ours.metadata.get("tags") == theirs.metadata.get("tags")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_notebook_was_executed_once_from_top_to_bottom(name):
+    code = cells(name)
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+    assert not [cell for cell in code if "injected-parameters" in cell.metadata.get("tags", [])]
+    assert [o for cell in code for o in cell.outputs if "image/png" in o.get("data", {}) or "image/jpeg" in o.get("data", {})]
+    assert (ROOT / "notebooks" / f"{name}.ipynb").stat().st_size < 2**20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cell_holds_one_idea(name):
+    lengths = sorted(len([line for line in cell.source.splitlines() if line.strip()]) for cell in cells(name))
+    assert statistics.median(lengths) <= 6
+    assert lengths[int(0.9 * len(lengths)) - 1] <= 20
+    assert lengths[-1] <= 40
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_flat_typed_and_explained(name):
+    source = parameters_source(name)
+    assignments = ast.parse(source).body
+    names = [node.target.id for node in assignments]
+    assert names[0] == "mode" and names[-5:] == SHARED_TAIL
+    for node, line in zip(assignments, source.splitlines(), strict=True):
+        assert type(ast.literal_eval(node.value)).__name__ == node.annotation.id in ("str", "int", "float")
+        comment = line.partition("#")[2]
+        assert "=" not in comment, "papermill cannot parse a comment with an equals sign"
+        assert comment.strip() or node.target.id == "seed"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_papermill_can_list_the_parameters_with_their_help(name):
+    listed = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
+    assert list(listed) == [node.target.id for node in ast.parse(parameters_source(name)).body]
+    assert "quick" in listed["mode"]["help"] and listed["seed"]["inferred_type_name"] == "int"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_definitions_use_nothing_but_imports_literals_and_other_definitions(name):
+    module = notebook_definitions(name)
+    known = set(vars(module)) | set(vars(builtins))
+
+    def used(code):
+        for instruction in dis.get_instructions(code):
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                yield instruction.argval
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                yield from used(constant)
+
+    functions = [f for f in vars(module).values() if isinstance(f, types.FunctionType) and f.__globals__ is vars(module)]
+    classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    functions += [m for c in classes for m in vars(c).values() if isinstance(m, types.FunctionType)]
+    assert functions
+    for function in functions:
+        unknown = set(used(function.__code__)) - known
+        assert not unknown, f"{function.__qualname__} uses {unknown}, which a reader of the definition cannot find"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_defined_once(name):
+    tree = ast.parse((ROOT / "notebooks" / f"{name}.py").read_text())
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_repository_address_is_the_same_everywhere(name):
+    lines = {line for path in (ROOT / "notebooks").glob("*.py") for line in path.read_text().splitlines() if line.startswith("REPO = ")}
+    assert len(lines) == 1
+    address = ast.literal_eval(lines.pop().removeprefix("REPO = ")).removeprefix("https://github.com/")
+    source = (ROOT / "notebooks" / f"{name}.py").read_text()
+    assert source.count(f"github/{address}/blob/main/notebooks/{name}.ipynb") == 1  # the Colab badge
+
+
+def test_prose_and_code_do_not_mention_how_the_course_is_made():
+    tracked = [*ROOT.glob("*.py"), *ROOT.glob("*.md"), *(ROOT / "notebooks").glob("*.py"), *(ROOT / "tests").glob("*.py")]
+    for path in tracked:
+        if path.name != "test_notebooks.py":
+            text = path.read_text()
+            assert "recipes.md" not in text and "design.md" not in text and "style.md" not in text, path
+
+
+def test_notebook_json_is_valid():
+    for name in NAMES:
+        nbformat.validate(json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text()), relax_add_props=True)

@@ -1,0 +1,260 @@
+"""Training that can be trusted: what a run leaves, resuming, loading, and how it fails."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_run
+import torch
+
+import common
+from common import StreetsError
+
+SCRIPT = Path(__file__).parent / "tiny_run.py"
+
+
+def start(toy, out, *options):
+    return subprocess.Popen([sys.executable, SCRIPT, toy, out, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def results(folder):
+    """What a run must reproduce to the bit: every column of history.csv but seconds, and the final metrics."""
+    history = pd.read_csv(folder / "history.csv", dtype=str).drop(columns="seconds")
+    summary = json.loads((folder / "summary.json").read_text())
+    return history.to_csv(), summary["metrics"], summary["test"], (folder / "last.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(toy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    process = start(toy, out)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return results(out / "tiny" / "toy-course" / "tiny_seed3")
+
+
+def test_a_finished_run_leaves_the_files_and_fields_that_reports_rely_on(toy, tmp_path):
+    folder, summary = tiny_run.run(toy, tmp_path, epochs=2)
+    assert {p.name for p in folder.iterdir()} >= {"config.json", "history.csv", "summary.json", "best.safetensors", "last.safetensors"}
+    assert not list(folder.glob("checkpoint/*")), "a finished run needs no state to resume from"
+    fields = ("notebook run mode dataset split n_train n_val epochs seed weights metrics majority_baseline seconds "
+              "images_per_second peak_memory_mb device versions command test").split()
+    assert set(fields) <= set(summary)
+    assert (summary["notebook"], summary["run"], summary["dataset"], summary["split"]) == ("tiny", "tiny_seed3", "toy", "val")
+    assert (summary["n_train"], summary["n_val"], summary["epochs"], summary["seed"]) == (8, 3, 2, 3)
+    assert 0 < summary["metrics"]["miou"] <= 1 and set(summary["metrics"]["iou"]) == set(common.SCHEMES["cityscapes19"].classes)
+    assert 0 < summary["majority_baseline"]["miou"] < summary["majority_baseline"]["accuracy"] < 1
+    history = pd.read_csv(folder / "history.csv")
+    assert list(history["epoch"]) == [1, 2] and list(history.columns[:4]) == ["epoch", "train_loss", "lr", "seconds"]
+    assert history["miou"].iloc[-1] == summary["metrics"]["miou"]
+    assert history["lr"].tolist() == pytest.approx([1e-2, 5e-3])
+
+
+def test_a_class_that_the_labels_lack_is_null_and_never_zero(toy, tmp_path):
+    _, summary = tiny_run.run(toy, tmp_path, epochs=1)
+    frames = common.list_frames(toy, "val")
+    table = common.SCHEMES["cityscapes19"].table
+    present = set(np.unique([table[common.read_label(f.label)] for f in frames])) - {255}
+    for index, (name, iou) in enumerate(summary["metrics"]["iou"].items()):
+        assert (iou is not None) == (index in present), name
+
+
+@pytest.mark.parametrize("moment", ["any", "any", "progress.json", "history.csv", "best.safetensors", "summary.json"])
+def test_a_killed_run_goes_on_to_the_same_numbers_to_the_bit(toy, tmp_path, uninterrupted, moment):
+    kills = 0
+    if moment == "any":
+        rng = random.Random()
+        for _ in range(2):
+            process = start(toy, tmp_path)
+            process.stdout.readline()  # "ready": everything is imported
+            time.sleep(rng.uniform(0.0, 1.2))
+            kills += process.poll() is None
+            process.kill()
+            process.communicate()
+    else:
+        process = start(toy, tmp_path, f"kill_before={moment}", f"times={1 if moment == 'summary.json' else 2}")
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+    folder = tmp_path / "tiny" / "toy-course" / "tiny_seed3"
+    assert not kills or not (folder / "summary.json").exists() or moment == "any"
+    process = start(toy, tmp_path)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    if moment in ("history.csv", "summary.json"):
+        assert "resuming after epoch" in output
+    assert results(folder) == uninterrupted
+
+
+def test_an_interrupted_run_resumes_and_schedules_per_step_too(toy, tmp_path):
+    whole, _ = tiny_run.run(toy, tmp_path / "whole", epochs=3, schedule="step", accumulation=2, clip_norm=1.0)
+
+    def interrupt(model, batch):
+        if common.read_json(folder / "config.json") and (folder / "checkpoint" / "epoch_0002" / "progress.json").exists():
+            raise KeyboardInterrupt
+        return tiny_run.cross_entropy(model, batch)
+
+    folder = common.run_folder(str(tmp_path / "halves"), "tiny", "toy", "course", "tiny", 3)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run.run(toy, tmp_path / "halves", epochs=3, schedule="step", accumulation=2, clip_norm=1.0, loss_fn=interrupt)
+    tiny_run.run(toy, tmp_path / "halves", epochs=3, schedule="step", accumulation=2, clip_norm=1.0)
+    assert results(folder) == results(whole)
+
+
+def test_max_hours_stops_cleanly_and_the_next_start_finishes(toy, tmp_path, capsys):
+    folder, summary = tiny_run.run(toy, tmp_path, epochs=2, max_hours=1e-9)
+    assert summary is None and not (folder / "summary.json").exists()
+    assert "run again to resume" in capsys.readouterr().out
+    _, summary = tiny_run.run(toy, tmp_path, epochs=2)
+    assert summary["epochs"] == 2 and "resuming after epoch 1 of 2" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_loaded_and_rerun_yes_repeats_it(toy, tmp_path, capsys):
+    folder, first = tiny_run.run(toy, tmp_path, epochs=1)
+    stamp = (folder / "last.safetensors").stat().st_mtime_ns
+    _, second = tiny_run.run(toy, tmp_path, epochs=1)
+    assert second == first and (folder / "last.safetensors").stat().st_mtime_ns == stamp
+    assert "-p rerun yes repeats it" in capsys.readouterr().out
+    tiny_run.run(toy, tmp_path, epochs=1, rerun="yes")
+    assert (folder / "last.safetensors").stat().st_mtime_ns > stamp
+
+
+def test_another_configuration_in_the_same_folder_is_refused_by_the_keys_that_differ(toy, tmp_path):
+    tiny_run.run(toy, tmp_path, epochs=1, settings={"lr": 1, "size": [64, 128]})
+    with pytest.raises(StreetsError, match=r"differs in settings_lr: .*rerun"):
+        tiny_run.run(toy, tmp_path, epochs=1, settings={"lr": 2, "size": [64, 128]})
+
+
+def test_a_second_process_on_the_same_run_stops_with_a_sentence(toy, tmp_path):
+    first = start(toy, tmp_path)
+    first.stdout.readline()
+    folder = common.run_folder(str(tmp_path), "tiny", "toy", "course", "tiny", 3)
+    while not (folder / "config.json").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    with pytest.raises(StreetsError, match="Another process is writing"):
+        tiny_run.run(toy, tmp_path)
+    first.communicate()
+    assert first.returncode == 0
+
+
+def test_a_damaged_checkpoint_is_named(toy, tmp_path):
+    folder, _ = tiny_run.run(toy, tmp_path, epochs=2, max_hours=1e-9)
+    state = folder / "checkpoint" / "epoch_0001" / "optimizer.bin"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(StreetsError, match=r"checkpoint .*epoch_0001 is damaged .* delete"):
+        tiny_run.run(toy, tmp_path, epochs=2)
+
+
+def test_a_loss_that_is_not_a_number_stops_and_leaves_no_result(toy, tmp_path):
+    def poisoned(model, batch):
+        return tiny_run.cross_entropy(model, batch) * float("nan")
+
+    with pytest.raises(StreetsError, match="The loss is nan .* lower lr"):
+        tiny_run.run(toy, tmp_path, loss_fn=poisoned)
+    assert not list(tmp_path.rglob("summary.json")) and not list(tmp_path.rglob("progress.json"))
+
+
+def test_a_full_disk_stops_with_a_sentence_and_the_next_start_finishes(toy, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, hard))
+    try:
+        with pytest.raises(StreetsError, match="Cannot write .* make room"):
+            tiny_run.run(toy, tmp_path, epochs=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.rglob("summary.json"))
+    assert tiny_run.run(toy, tmp_path, epochs=1)[1]["epochs"] == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+def test_a_results_folder_without_write_permission_is_named(toy, tmp_path):
+    tmp_path.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root may write anywhere
+    try:
+        with pytest.raises(StreetsError, match=r"Cannot write to .* choose another out_dir"):
+            common.train_or_load(tmp_path / "a" / "b", {"parameters": {"mode": "quick"}}, lambda folder: None)
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o755)
+
+
+def test_a_worker_process_that_dies_is_told_in_one_sentence(toy, tmp_path):
+    def die(image, label, rng):
+        if torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return image, label
+
+    with pytest.raises(StreetsError, match="data-loading process died"):
+        tiny_run.run(toy, tmp_path, augment=die, num_workers=1)
+
+
+def test_an_error_in_a_worker_process_arrives_as_its_own_sentence(toy, tmp_path):
+    def complain(image, label, rng):
+        raise StreetsError("street.png is damaged: copy it again.")
+
+    with pytest.raises(StreetsError, match=r"^street.png is damaged: copy it again\.$"):
+        tiny_run.run(toy, tmp_path, augment=complain, num_workers=1)
+
+
+def test_running_out_of_gpu_memory_names_batch_and_size():
+    with pytest.raises(StreetsError, match="Out of GPU memory with batch_size 2 at 8x8"), common.plain_errors("batch_size 2 at 8x8"):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+
+def test_batch_norm_on_a_single_value_is_explained():
+    with pytest.raises(StreetsError, match="batch_size of at least 2"), common.plain_errors("batch_size 1"):
+        torch.nn.BatchNorm2d(4)(torch.zeros(1, 4, 1, 1))
+
+
+def test_fewer_images_than_a_batch_are_refused(toy, tmp_path):
+    with pytest.raises(StreetsError, match="8 training images do not fill one batch of 9"):
+        tiny_run.run(toy, tmp_path, batch_size=9)
+
+
+def test_select_best_describes_the_best_epoch(toy, tmp_path):
+    scores = iter([0.3, 0.5, 0.4])
+
+    def evaluate(model, data, accelerator):
+        metrics, per_image = common.evaluate(model, data, accelerator)
+        return metrics | {"miou": next(scores, 0.0), "probe": float(next(model.parameters()).detach().sum())}, per_image
+
+    folder, summary = tiny_run.run(toy, tmp_path, epochs=3, select="best", evaluate=evaluate)
+    history = pd.read_csv(folder / "history.csv")
+    assert summary["metrics"]["probe"] == history["probe"][1] != history["probe"][2]
+
+
+def test_a_plateau_scheduler_steps_on_the_validation_score(toy, tmp_path):
+    model = tiny_run.tiny_network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=0)
+    frames = common.list_frames(toy, "train")
+    data = common.StreetScenes(frames, (64, 128))
+    common.write_json(tmp_path / "n" / "d" / "r" / "config.json", {
+        "method": "x", "parameters": {"mode": "quick", "seed": 0}, "dataset": "toy", "images": {"train": 8, "val": 8},
+        "recorded": {"versions": {}, "command": ""}})
+    common.fit(tmp_path / "n" / "d" / "r", model, tiny_run.cross_entropy, data, data, epochs=4, batch_size=4,
+               optimizer=optimizer, scheduler=scheduler, schedule="plateau", evaluate=lambda m, d, a: (
+                   {"miou": 0.5}, {"confusion": np.ones((1, 19, 19), int)}))
+    assert pd.read_csv(tmp_path / "n" / "d" / "r" / "history.csv")["lr"].tolist() == [0.01, 0.01, 0.005, 0.0025]
+
+
+def test_weights_survive_a_round_trip_and_a_damaged_file_is_named(tmp_path):
+    net, other = tiny_run.tiny_network(), tiny_run.tiny_network()
+    common.save_weights(tmp_path / "w.safetensors", net)
+    common.load_weights(tmp_path / "w.safetensors", other)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), other.state_dict().values()))
+    (tmp_path / "w.safetensors").write_bytes(b"half")
+    with pytest.raises(StreetsError, match="w.safetensors .* train that run again"):
+        common.load_weights(tmp_path / "w.safetensors", other)

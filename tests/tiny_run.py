@@ -1,0 +1,77 @@
+"""A whole training in seconds, as a process that tests can kill: python tests/tiny_run.py DATA OUT [key=value ...]."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from torch import nn
+
+import common
+
+mode, seed = "course", 3  # course: a finished run is loaded, not trained again
+
+
+def tiny_network() -> nn.Module:
+    """Four layers with batch norm and dropout, whose state and randomness a resumed run has to restore."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.2), nn.Conv2d(8, 19, 1)
+    )
+
+
+def cross_entropy(model, batch):
+    return nn.functional.cross_entropy(model(batch["image"]), batch["label"], ignore_index=255)
+
+
+def flip(image, label, rng):
+    return (image[:, ::-1].copy(), label[:, ::-1].copy()) if rng.random() < 0.5 else (image, label)
+
+
+def train(folder, frames, epochs=4, loss_fn=cross_entropy, augment=flip, schedule="epoch", **options):
+    torch.manual_seed(seed)
+    model = tiny_network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=epochs)
+    data = [common.StreetScenes(f, (64, 128), seed=seed) for f in frames]
+    data[0].augment = augment
+    options = {"batch_size": 3, "precision": "fp32"} | options
+    common.fit(folder, model, loss_fn, data[0], data[1], epochs=epochs, optimizer=optimizer, scheduler=scheduler,
+               schedule=schedule, test_data=data[2], **options)
+
+
+def run(root, out, method="tiny", rerun="no", settings=None, **options):
+    """Train or load OUT/tiny/toy-course/<method>_seed3 and return its folder and summary."""
+    frames = [common.list_frames(Path(root), split) for split in ("train", "val", "test")]
+    folder = common.run_folder(str(out), "tiny", "toy", mode, method, seed)
+    scope = {"mode": mode, "seed": seed, "NOTEBOOK": "tiny"}
+    config = common.run_config(scope, method, settings or {}, Path(root), dict(zip(("train", "val", "test"), frames)))
+    config["parameters"] |= {"mode": mode, "seed": seed}
+    summary = common.train_or_load(folder, config, lambda folder: train(folder, frames, **options), rerun=rerun)
+    return folder, summary
+
+
+def kill_before(name: str, times: int) -> None:
+    """Arrange for SIGKILL just before the file `name` is written for the given time: a state that is not complete."""
+    write, left = common.write_atomic, [times]
+
+    def write_or_die(path, data):
+        left[0] -= Path(path).name == name
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, data)
+
+    common.write_atomic = write_or_die
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    given = dict(pair.split("=") for pair in sys.argv[3:])
+    if "kill_before" in given:
+        kill_before(given["kill_before"], int(given.get("times", 1)))
+    print("ready", flush=True)
+    np.set_printoptions(precision=4)
+    print(run(sys.argv[1], sys.argv[2])[1]["metrics"]["miou"])
