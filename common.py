@@ -622,6 +622,13 @@ def pick_precision(precision: str = "auto") -> str:
     return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
 
 
+def make_accelerator(precision: str = "auto", **options) -> Accelerator:
+    """Accelerator for the GPUs, or for CPU processes where there is none; forgets the precision of an earlier one."""
+    AcceleratorState._reset_state(reset_partial_state=False)
+    on_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    return Accelerator(mixed_precision=pick_precision(precision), cpu=on_cpu, **options)
+
+
 def device_line() -> str:
     """One line that says what the notebook runs on."""
     if torch.cuda.is_available():
@@ -691,9 +698,9 @@ def flat(tree: dict, prefix: str = "") -> dict:
     return rows
 
 
-def train_or_load(folder: Path, config: dict, train: Callable, args: tuple = (), *, rerun: str = "no",
+def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "no",
                   num_processes: int = 1) -> dict | None:
-    """Summary of the run in `folder`: read if it is finished, else made by `train(folder, *args)`, which calls `fit`.
+    """Summary of the run in `folder`: read if it is finished, else made by `train(folder)`, which calls `fit`.
 
     An unfinished run resumes. A finished one is trained again in quick mode or with rerun = "yes". Returns None for a
     run that max_hours stopped early. Raises StreetsError if the folder holds a run of another configuration or
@@ -727,9 +734,10 @@ def train_or_load(folder: Path, config: dict, train: Callable, args: tuple = (),
         if not old:
             write_json(folder / "config.json", config)
         if num_processes > 1:
-            notebook_launcher(train, (folder, *args), num_processes=num_processes)
+            # torch's launcher wants a function with a name, which a functools.partial does not have
+            notebook_launcher(lambda: train(folder), num_processes=num_processes)
         else:
-            train(folder, *args)
+            train(folder)
         return read_json(folder / "summary.json")
 
 
@@ -785,7 +793,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict | None:
     return None
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: it would mark the buffers, and DDP could not synchronise them afterwards
 def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerator | None = None, *, batch_size: int = 1,
              contours: bool = False, num_workers: int = -1) -> tuple[dict, dict]:
     """Score a network that, in eval mode, turns images (B, 3, H, W) into logits (B, C, h, w), resized if need be.
@@ -795,7 +803,7 @@ def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerato
     image, "confusion" (N, C, C) and the contour scores (N, C). With several processes each takes every k-th image and
     all return the same.
     """
-    accelerator = accelerator or Accelerator(mixed_precision=pick_precision())
+    accelerator = accelerator or make_accelerator()
     n, rank, world = len(data.scheme.classes), accelerator.process_index, accelerator.num_processes
     model = accelerator.unwrap_model(model).to(accelerator.device).eval()
     rows = []
@@ -882,9 +890,7 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     would not end within `max_hours` of the start of the program. All randomness of an epoch derives from the seed in
     config.json and the epoch, so that a resumed run equals an uninterrupted one.
     """
-    AcceleratorState._reset_state(reset_partial_state=False)
-    accelerator = Accelerator(mixed_precision=pick_precision(precision), gradient_accumulation_steps=accumulation,
-                              step_scheduler_with_optimizer=False)
+    accelerator = make_accelerator(precision, gradient_accumulation_steps=accumulation, step_scheduler_with_optimizer=False)
     config = read_json(folder / "config.json")
     seed = config["parameters"]["seed"]
     sampler = EpochSampler(len(train_data), seed)

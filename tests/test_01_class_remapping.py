@@ -111,7 +111,9 @@ def test_a_look_up_does_not_chain_where_remapping_in_place_does(nb):
 
 def test_back_to_label_ids_in_place_the_road_becomes_a_traffic_sign(nb):
     pairs = sorted((row[0], i) for i, row in TABLE.items() if row[0] < 19)
-    assert nb.remap_in_place(np.array([0], np.uint8), pairs) == [20]
+    answer = np.array([0], np.uint8)
+    nb.remap_in_place(answer, pairs)
+    assert answer.tolist() == [20]
 
 
 def test_a_number_that_is_no_id_stops_with_its_value_and_its_place(nb):
@@ -124,14 +126,14 @@ def test_a_number_that_is_no_id_stops_with_its_value_and_its_place(nb):
 # Void
 
 
-def test_void_survives_remapping_and_resizing(nb, rng):
+def test_void_survives_remapping_and_resizing_unmixed(nb):
     ids = np.zeros((32, 64), np.uint8)  # unlabeled
-    ids[:, 32:] = 7
+    ids[:, 31:] = 7  # road, from the middle of a 2x2 block
     label = common.SCHEMES["cityscapes19"].table[ids]
-    assert (label[:, :32] == 255).all() and common.SCHEMES["cityscapes19"].table[255] == 255
+    assert (label[:, :31] == 255).all() and common.SCHEMES["cityscapes19"].table[255] == 255
     _, small = common.resize_pair(np.zeros((32, 64, 3), np.uint8), label, (16, 32))
-    assert np.array_equal(small, label[::2, ::2])
-    assert np.array_equal(nb.shrink_and_enlarge(label, 4), label)
+    assert np.array_equal(small, label[1::2, 1::2])
+    assert np.unique(nb.shrink_and_enlarge(label, 4)).tolist() == [0, 255]
 
 
 def test_void_is_filled_from_the_nearest_labelled_pixel(nb, rng):

