@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import csv
 import hashlib
 import importlib.metadata
 import io
@@ -47,13 +46,11 @@ from torchvision.datasets import Cityscapes
 from tqdm import tqdm
 
 import data_prep
-from data_prep import Frame, StreetsError, class_boxes, grow_box, list_frames, read_image, read_label, write_atomic
+from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, read_label, write_atomic
 
 HERE = Path(__file__).resolve().parent
 STARTED = time.monotonic()
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
 
 
 def notebook_cells(scope: dict) -> list[str]:
@@ -225,7 +222,8 @@ def find_data(data_dir: str = "") -> Path:
         known = [p for p in [HERE / "data/cityscapes", *sorted(kaggle)] if (p / "leftImg8bit").is_dir()]
         root = known[0] if known else toy_streets()
     counts = {split: len(list(root.glob(f"leftImg8bit/{split}/*/*.png"))) for split in ("train", "val", "test")}
-    print(f"data: {dataset_name(root)} in {root}: " + ", ".join(f"{n} {split}" for split, n in counts.items() if n))
+    shown = root.relative_to(HERE) if root.is_relative_to(HERE) else root
+    print(f"data: {dataset_name(root)} in {shown}: " + ", ".join(f"{n} {split}" for split, n in counts.items() if n))
     return root
 
 
@@ -718,8 +716,9 @@ def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "
     with lock:
         summary, old = read_json(folder / "summary.json"), read_json(folder / "config.json")
         if rerun == "yes" or (summary and config["parameters"]["mode"] == "quick"):
-            for name in ("summary.json", "checkpoint", "history.csv", "config.json"):
-                remove(folder / name)
+            for path in folder.iterdir():
+                if path.name != ".lock":
+                    remove(path)
             summary = old = None
         ours, theirs = ({k: v for k, v in flat(c or {}).items() if not k.startswith("recorded_")} for c in (config, old))
         names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
@@ -1054,6 +1053,11 @@ def read_published(notebook: str = "") -> pd.DataFrame:
     return table[table["notebook"] == notebook] if notebook else table
 
 
+def headline(published: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows that state a metric's final value: over all classes and seeds, after the last epoch."""
+    return published.query("metric == @metric and `class` == '' and seed == '' and epoch == 'last'")
+
+
 def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
     """One row per finished run below a results folder: the summary's fields, `folder`, and the metrics as columns."""
     base = Path(out_dir) if out_dir else writable_folder(HERE / "results")
@@ -1089,8 +1093,8 @@ def report(out_dir: str = "", quick: bool = False) -> str:
         page += f"\n## {notebook}\n\n| data, mode | method | seeds | epochs | mIoU | published | difference | majority "
         page += "class | a test of the claim? | command |\n|---|---|---|---|---|---|---|---|---|---|\n"
         for (data, mode, method, epochs), group in of_notebook.groupby(["dataset", "mode", "method", "epochs"]):
-            claim = published.query("notebook == @notebook and method == @method and metric == 'miou' and seed == '' and epoch == 'last'")
-            page += report_row(data, mode, method, epochs, group, claim)
+            claim = headline(published[published["notebook"] == notebook], "miou")
+            page += report_row(data, mode, method, epochs, group, claim[claim["method"] == method])
     return page
 
 
@@ -1170,15 +1174,18 @@ def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, 
 
 
 def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("train_loss", "miou")):
-    """One panel per column of history.csv, one curve per run; returns the figure."""
+    """One panel per column of history.csv, two in a row, one curve per run; returns the figure."""
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 3.4), layout="constrained", squeeze=False)
-    for axis, metric in zip(axes[0], metrics, strict=True):
+    rows = math.ceil(len(metrics) / 2)
+    fig, axes = plt.subplots(rows, 2, figsize=(8.5, 2.8 * rows), layout="constrained", squeeze=False)
+    for axis, metric in zip(axes.flat, metrics):
         for color, (name, history) in zip(CURVES, histories.items()):
             axis.plot(history["epoch"], history[metric], color=color, label=name, marker=".")
-        axis.set(xlabel="epoch", ylabel=metric.replace("_", " "))
+        axis.set(xlabel="epoch", ylabel=metric.replace("_", " ").replace("miou", "mIoU").replace("iou", "IoU"))
         axis.grid(alpha=0.3)
+    for axis in axes.flat[len(metrics) :]:
+        axis.remove()
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return fig
 
@@ -1218,7 +1225,7 @@ def show_confusion(confusion: np.ndarray, classes: Sequence[str]):
 
 def comparison_table(summaries: dict[str, dict], published: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
     """Our score and the published one per method, in per cent, with the majority class's for scale."""
-    claims = published[(published["metric"] == metric) & (published["class"] == "") & (published["seed"] == "") & (published["epoch"] == "last")]
+    claims = headline(published, metric)
     theirs = dict(zip(claims["method"], claims["value"].astype(float), strict=True))
     rows = {m: {"ours": 100 * s["metrics"][metric], "published": theirs.get(m), "data": f"{s['dataset']}, {s['mode']}",
                 "weights": s["weights"], "majority class": 100 * s["majority_baseline"]["miou"]}

@@ -67,12 +67,14 @@ REPO = "https://github.com/street-segmentation/street-segmentation"
 NOTEBOOK = "01_class_remapping"
 NEEDS = {"accelerate": "accelerate", "cv2": "opencv-python-headless"}
 
-places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", "street-segmentation")]
+script = Path(globals().get("__file__", "notebook")).parent
+places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", script / "..", "street-segmentation")]
 places += sorted(p.parent for p in Path("/kaggle/input").glob("*/**/data_prep.py"))
 home = next((p for p in places if (p / "common.py").exists() and (p / "data_prep.py").exists()), None)
 if home is None:
     home = Path("street-segmentation")
-    subprocess.run(["git", "clone", "--depth", "1", os.environ.get("STREETS_REPO", REPO), home], check=True)
+    if subprocess.run(["git", "clone", "--depth", "1", os.environ.get("STREETS_REPO", REPO), home]).returncode:
+        raise RuntimeError("The helpers cannot be cloned: connect, or set STREETS_HOME to a folder that holds common.py.")
 missing = [wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None]
 if missing:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)

@@ -71,7 +71,8 @@ from pathlib import Path
 
 REPO = "https://github.com/street-segmentation/street-segmentation"
 NOTEBOOK = "06_kervadec_ablation"
-NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "accelerate": "accelerate", "cv2": "opencv-python-headless"}
+NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "accelerate": "accelerate",
+         "cv2": "opencv-python-headless"}
 
 script = Path(globals().get("__file__", "notebook")).parent
 places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", script / "..", "street-segmentation")]
@@ -325,17 +326,17 @@ fig.colorbar(shown, ax=axes, label=f"phi, norm = {norm}")
 common.show(fig)
 
 # %% [markdown]
-# Red is far outside, blue inside. The road has a deep blue middle. The pole has almost none: nearly all of its pixels
-# are rim, where $\phi$ is zero. The boundary loss can punish a pole drawn in the wrong place; it hardly rewards one
-# drawn in the right place.
+# Red is far outside, blue inside. The road is blue in its middle. A pole is hardly blue at all: nearly all of its
+# pixels are rim, where $\phi$ is zero. The boundary loss can punish a pole drawn in the wrong place; it hardly rewards
+# one drawn in the right place.
 #
 # The source says that its maps lie in [-1, 1] with one byte per value, and not how distances become such values. We
 # clip at 127 pixels and divide by 127, which is the convention that its author later described. Only that scale gives
 # $\lambda_b$ a meaning, so it is a parameter (`norm`) and stands in every result.
 #
-# **Why no cache of distance maps?** For 2975 images they take 118 GB as bytes and about 3 GB compressed, and unpacking one costs
-# 25 to 80 ms. Computing it from the label takes OpenCV less than 0.3 s at 1024x2048, within each class's own box, so the
-# loader's worker processes simply do that, after the flip.
+# **Why no cache of distance maps?** For 2975 images they take 118 GB as bytes and about 3 GB compressed, and unpacking
+# one costs 25 to 80 ms. Computing it from the label takes OpenCV less than 0.3 s at 1024x2048, within each class's own
+# box, so the loader's worker processes simply do that, after the flip.
 
 # %%
 def distance_targets(label, num_classes, norm):
