@@ -47,9 +47,11 @@ from tqdm import tqdm
 
 import data_prep
 from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, read_label, write_atomic
+from data_prep import list_frames as list_frames  # notebooks reach these readers through common
 
 HERE = Path(__file__).resolve().parent
 STARTED = time.monotonic()
+SAVE_SECONDS = 10.0  # the state is saved at the end of an epoch, but not more often than this
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -887,7 +889,8 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     `eval_every` epochs and after the last. `select` says whether the summary describes the "last" epoch or the "best"
     by validation mIoU; `test_data` is scored once, at the end. Stops cleanly, without a summary, when the next epoch
     would not end within `max_hours` of the start of the program. All randomness of an epoch derives from the seed in
-    config.json and the epoch, so that a resumed run equals an uninterrupted one.
+    config.json and the epoch, so that a resumed run equals an uninterrupted one. The state is saved at the ends of
+    epochs; what was trained since is trained again.
     """
     accelerator = make_accelerator(precision, gradient_accumulation_steps=accumulation, step_scheduler_with_optimizer=False)
     config = read_json(folder / "config.json")
@@ -900,8 +903,8 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     scheduler = accelerator.prepare(scheduler) if scheduler else None
     progress = load_checkpoint(accelerator, folder) or {"epoch": 0, "best": -1.0, "seconds": 0.0, "history": []}
     if progress["epoch"]:
-        print(f"{folder.name}: resuming after epoch {progress['epoch']} of {epochs}")
-    per_epoch = len(loader) * batch_size * accelerator.num_processes
+        accelerator.print(f"{folder.name}: resuming after epoch {progress['epoch']} of {epochs}")
+    per_epoch, saved = len(loader) * batch_size * accelerator.num_processes, -math.inf
     bar = tqdm(total=epochs * per_epoch, initial=progress["epoch"] * per_epoch, desc=folder.name, unit="img",
                mininterval=2, disable=not accelerator.is_main_process, file=sys.stdout)
     with bar, plain_errors(f"batch_size {batch_size} at {train_data.size[0]}x{train_data.size[1]}"):
@@ -926,11 +929,14 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
                 if metrics["miou"] > progress["best"] and accelerator.is_main_process:
                     save_weights(folder / "best.safetensors", accelerator.unwrap_model(model))
                 progress["best"] = max(progress["best"], metrics["miou"])
-            save_checkpoint(accelerator, folder, progress)
+            elapsed, whole_epoch = time.monotonic() - STARTED, time.monotonic() - started
+            out_of_time = max_hours and epoch < epochs and elapsed + 1.2 * whole_epoch > max_hours * 3600
+            if out_of_time or epoch == epochs or time.monotonic() - saved > SAVE_SECONDS:
+                save_checkpoint(accelerator, folder, progress)
+                saved = time.monotonic()
             if accelerator.is_main_process:
                 write_atomic(folder / "history.csv", pd.DataFrame(progress["history"]).to_csv(index=False).encode())
-            elapsed, whole_epoch = time.monotonic() - STARTED, time.monotonic() - started
-            if max_hours and epoch < epochs and elapsed + 1.2 * whole_epoch > max_hours * 3600:
+            if out_of_time:
                 accelerator.print(f"{folder.name}: stopped after epoch {epoch} of {epochs} (max_hours); run again to resume")
                 return
     finish_run(folder, config, accelerator, model, progress, select, evaluate, val_data, test_data, weights)
