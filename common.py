@@ -14,9 +14,9 @@ import importlib.metadata
 import io
 import json
 import math
-import multiprocessing
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,13 +24,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
+from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import huggingface_hub
+import IPython.display
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import safetensors.torch
@@ -38,9 +42,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, notebook_launcher
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
+from matplotlib.patches import Patch
 from safetensors import SafetensorError
 from scipy import stats
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.datasets import Cityscapes
 from tqdm import tqdm
@@ -48,6 +55,9 @@ from tqdm import tqdm
 import data_prep
 from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, read_label, write_atomic
 from data_prep import list_frames as list_frames  # notebooks reach these readers through common
+
+# CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 HERE = Path(__file__).resolve().parent
 STARTED = time.monotonic()
@@ -65,32 +75,40 @@ def notebook_cells(scope: dict) -> list[str]:
     return ["# %%" + cell for cell in cells]
 
 
+def statements(cell: str) -> list[ast.stmt]:
+    """Top-level statements of a cell; none where it does not parse (a magic, a mistake)."""
+    try:
+        return ast.parse(cell).body
+    except SyntaxError:
+        return []
+
+
 def literal_assignments(cell: str) -> dict:
     """Names that a cell assigns literals to: {"mode": "quick", "seed": 42}."""
     found = {}
-    try:
-        body = ast.parse(cell).body
-    except SyntaxError:
-        return found
-    for node in body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+    for node in statements(cell):
+        if isinstance(node, ast.Assign | ast.AnnAssign):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             try:
                 found[target.id] = ast.literal_eval(node.value)
-            except (AttributeError, ValueError):
+            except (AttributeError, ValueError):  # not a name, or not a literal
                 continue
     return found
 
 
 def parameter_cells(scope: dict) -> tuple[dict, dict]:
-    """(declared, injected): the parameters cell's values, and those that papermill put in the cell after it."""
+    """(declared, injected): the parameters cell's values, and those that papermill put in the cell after it.
+
+    Where the parameters cell was edited and run again, its first defaults count, and names that are new are added.
+    """
     declared, injected = {}, {}
     for cell in notebook_cells(scope):
         text = "\n".join(line for line in cell.splitlines() if not line.startswith("# %%")).lstrip()
+        found = literal_assignments(text)
         if text.startswith("# Parameters\n"):
-            injected = literal_assignments(text)
-        elif "mode" in literal_assignments(text) and not declared:
-            declared = literal_assignments(text)
+            injected = found
+        elif "mode" in found:
+            declared = found | declared
     return declared, injected
 
 
@@ -104,7 +122,7 @@ def coerce(name: str, value, default):
         number = type(default)(value)
         if float(number) == float(value):
             return number
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     kind = "a whole number" if isinstance(default, int) else "a number"
     raise StreetsError(f"{name} must be {kind} such as {default}, not {value!r}.")
@@ -116,7 +134,7 @@ def several(name: str, value: str, allowed: Iterable[str]) -> list[str]:
     if value.strip().lower() == "all":
         return allowed
     parts = [part.strip() for part in value.split(",") if part.strip()]
-    if all(len(name) == 1 for name in allowed):
+    if all(len(one) == 1 for one in allowed):
         parts = [letter for part in parts for letter in part]
     unknown = [part for part in parts if part not in allowed]
     if unknown or not parts:
@@ -151,16 +169,9 @@ def check_parameters(scope: dict, choices: dict[str, Iterable[str]], lists: dict
 
 def definitions_digest(scope: dict) -> str:
     """Short hash of all functions and classes that the notebook defines: it tells when a saved run is out of date."""
-    source = {}
-    for cell in notebook_cells(scope):
-        try:
-            body = ast.parse(cell).body
-        except SyntaxError:
-            continue
-        source |= {n.name: ast.unparse(n) for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    nodes = [node for cell in notebook_cells(scope) for node in statements(cell)]
+    source = {n.name: ast.unparse(n) for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
-
-
 
 
 class Scheme(NamedTuple):
@@ -174,7 +185,7 @@ class Scheme(NamedTuple):
 
 
 def make_scheme(name: str, groups: dict[str, Sequence[str]], rest: int) -> Scheme:
-    """Scheme whose class i holds the official class names of the i-th group; every other official class becomes `rest`."""
+    """Scheme whose class i holds the official class names of the i-th group; the other official classes get `rest`."""
     official = {c.name: c for c in Cityscapes.classes}
     table = np.full(256, 254, np.uint8)
     table[[c.id % 256 for c in Cityscapes.classes]] = rest
@@ -185,27 +196,25 @@ def make_scheme(name: str, groups: dict[str, Sequence[str]], rest: int) -> Schem
 
 
 VEHICLES = ("car", "truck", "bus", "train", "motorcycle", "bicycle", "caravan", "trailer")
+THIN = ("fence", "car", "vegetation", "pole", "traffic sign", "traffic light")
 SCHEMES = {
-    "cityscapes19": make_scheme(
-        "cityscapes19", {c.name: [c.name] for c in Cityscapes.classes if 0 <= c.train_id < 255}, rest=255
-    ),
-    "streets7": make_scheme(
-        "streets7",
-        {"background": (), "road": ["road"], "building": ["building"], "vehicle": VEHICLES,
-         "person": ["person", "rider"], "vegetation": ["vegetation"], "sky": ["sky"]},
-        rest=0,
-    ),
-    "thin7": make_scheme(
-        "thin7",
-        {"background": ()} | {c: [c] for c in ("fence", "car", "vegetation", "pole", "traffic sign", "traffic light")},
-        rest=0,
-    ),
+    "cityscapes19": make_scheme("cityscapes19", {c.name: [c.name] for c in Cityscapes.classes if 0 <= c.train_id < 255},
+                                rest=255),
+    "streets7": make_scheme("streets7", {"background": (), "road": ["road"], "building": ["building"],
+                                         "vehicle": VEHICLES, "person": ["person", "rider"],
+                                         "vegetation": ["vegetation"], "sky": ["sky"]}, rest=0),
+    "thin7": make_scheme("thin7", {"background": ()} | {name: [name] for name in THIN}, rest=0),
 }
 
 
 def writable_folder(default: Path) -> Path:
     """`default`, or the same name below the working directory where the repo is read-only (Kaggle's input folder)."""
     return default if os.access(HERE, os.W_OK) else Path.cwd() / default.relative_to(HERE)
+
+
+def results_folder(out_dir: str | Path = "") -> Path:
+    """The folder named, seen from the working directory; "" is results/ of this repo."""
+    return Path(out_dir).expanduser().resolve() if out_dir else writable_folder(HERE / "results")
 
 
 def find_data(data_dir: str = "") -> Path:
@@ -220,7 +229,8 @@ def find_data(data_dir: str = "") -> Path:
         if not (root / "leftImg8bit").is_dir():
             raise StreetsError(f"{root} has no leftImg8bit folder: see `python data_prep.py check {named}`.")
     else:
-        kaggle = [p.parent for depth in ("*", "*/*", "*/*/*") for p in Path("/kaggle/input").glob(f"{depth}/leftImg8bit")]
+        patterns = ("*/leftImg8bit", "*/*/leftImg8bit", "*/*/*/leftImg8bit")
+        kaggle = [path.parent for pattern in patterns for path in Path("/kaggle/input").glob(pattern)]
         known = [p for p in [HERE / "data/cityscapes", *sorted(kaggle)] if (p / "leftImg8bit").is_dir()]
         root = known[0] if known else toy_streets()
     counts = {split: len(list(root.glob(f"leftImg8bit/{split}/*/*.png"))) for split in ("train", "val", "test")}
@@ -239,16 +249,19 @@ def toy_streets() -> Path:
     return root
 
 
+def dataset_info(root: Path) -> dict:
+    """Content of dataset.json, which all that data_prep.py writes has; {} for official Cityscapes."""
+    return read_json(Path(root) / "dataset.json") or {}
+
+
 def dataset_name(root: Path) -> str:
-    """Name from dataset.json; a folder without one is official Cityscapes."""
-    marker = Path(root) / "dataset.json"
-    return json.loads(marker.read_text())["name"] if marker.exists() else "cityscapes"
+    """Name that stands in results: "toy", "camvid32", or "cityscapes" for the official data."""
+    return dataset_info(root).get("name", "cityscapes")
 
 
 def has_test_labels(root: Path) -> bool:
     """False for official Cityscapes, whose test labels are dummies: a score on them means nothing."""
-    marker = Path(root) / "dataset.json"
-    return marker.exists() and json.loads(marker.read_text()).get("test_labels", False)
+    return dataset_info(root).get("test_labels", False)
 
 
 def evenly(frames: Sequence, n: int) -> list:
@@ -276,8 +289,8 @@ def to_tensor(image: np.ndarray, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> torch.
 class StreetScenes(Dataset):
     """Street scenes with labels in one of SCHEMES.
 
-    An item is {"image": (3, H, W) float32, "label": (H, W) int64, "index": int} and whatever `targets(label, original)`
-    adds. Its key is an index, or (epoch, index) as EpochSampler yields: `augment(image, label, rng)` gets uint8 arrays
+    An item is {"image": (3, H, W) float32, "label": (H, W) int64, "index": int} and whatever `targets(label)` adds.
+    Its key is an index, or (epoch, index) as EpochSampler yields: `augment(image, label, rng)` gets uint8 arrays
     (H, W, 3) and (H, W) and a generator made from (seed, epoch, index) alone, so that the same epoch shows the same
     pixels with any number of workers. Raises StreetsError naming the file for damaged, unmatched or unknown data.
     """
@@ -299,10 +312,12 @@ class StreetScenes(Dataset):
         image, ids = read_image(frame.image), read_label(frame.label)
         if image.shape[:2] != ids.shape:
             sizes = ["x".join(map(str, array.shape[:2])) for array in (ids, image)]
-            raise StreetsError(f"{frame.label} is {sizes[0]} pixels, but its photo is {sizes[1]}: restore the right one.")
+            raise StreetsError(f"{frame.label} is {sizes[0]} pixels, but its photo is {sizes[1]}: "
+                               "restore the right one.")
         label = self.scheme.table[ids]
         if (label == 254).any():
-            raise StreetsError(f"{frame.label} holds the label id {ids[label == 254][0]}, which Cityscapes does not have.")
+            raise StreetsError(f"{frame.label} holds the label id {ids[label == 254][0]}, "
+                               "which Cityscapes does not have.")
         return resize_pair(image, label, self.size)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
@@ -324,56 +339,62 @@ class EpochSampler(Sampler):
         return self.length
 
     def __iter__(self):
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return iter([(self.epoch, int(index)) for index in order])
+        for index in np.random.default_rng((self.seed, self.epoch)).permutation(self.length):
+            yield self.epoch, int(index)
+
+
+@cache
+def say_once(line: str) -> None:
+    """Print a line the first time that it is given."""
+    print(line)
 
 
 def make_loader(data: Dataset, batch_size: int, *, sampler: Sampler | None = None, num_workers: int = -1) -> DataLoader:
     """DataLoader: training (with a sampler; the last short batch is dropped) or evaluation (in order).
 
     num_workers = -1 takes none on a CPU, which is busy with the network, and up to 8 beside a GPU. Workers are forked,
-    because classes defined in a notebook cannot be spawned; where there is no fork (Windows) the main process loads.
+    because classes defined in a notebook cannot be spawned; where forking is not safe the main process loads.
     """
     if num_workers < 0:
         num_workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
-    if num_workers and (sys.platform != "linux" or "fork" not in multiprocessing.get_all_start_methods()):
-        print("num_workers: 0, because this system cannot fork worker processes")
+    if num_workers and sys.platform != "linux":
+        say_once("num_workers: 0, because this system cannot fork worker processes")
         num_workers = 0
-    if num_workers and Path("/dev/shm").exists():
+    if num_workers and len(data) and Path("/dev/shm").exists():
         batch = sum(v.nbytes for v in data[0].values() if torch.is_tensor(v)) * batch_size
         room = int(shutil.disk_usage("/dev/shm").free // (3 * batch))
         if room < num_workers:
-            print(f"num_workers: {room} instead of {num_workers}, because /dev/shm has no room for more batches")
+            say_once(f"num_workers: {room} instead of {num_workers}, because /dev/shm has no room for more batches")
             num_workers = room
     # OpenCV's own threads gain nothing beside workers, and a process forked while they exist hangs at its first call
     cv2.setNumThreads(1)
-    options = {"multiprocessing_context": "fork", "persistent_workers": sampler is not None} if num_workers else {}
+    options = {}
+    if num_workers:
+        # persistent workers draw a seed in their first epoch only; from torch's own generator, that would shift the
+        # dropout of a resumed run
+        options = {"multiprocessing_context": "fork", "persistent_workers": sampler is not None,
+                   "generator": torch.Generator()}
     return DataLoader(data, batch_size, sampler=sampler, drop_last=sampler is not None, num_workers=num_workers,
                       pin_memory=torch.cuda.is_available(), **options)
 
 
-SQUARE = np.ones((3, 3), np.uint8)
+SQUARE = np.ones((3, 3), np.uint8)  # what contours are found with
 
 
-# Metrics. Rows of a confusion matrix are the truth, columns the prediction.
 def confusion_matrix(pred, target, n: int, ignore: int = 255) -> np.ndarray:
     """Count pixels by true and predicted class: (n, n) int64, rows truth, columns prediction.
 
-    pred, target: integer arrays, or tensors on one device, of one shape, classes 0..n-1. Pixels whose target is
+    pred, target: integer arrays, or tensors on any device, of one shape, classes 0..n-1. Pixels whose target is
     `ignore` do not count. Matrices of several images add up. Raises ValueError where the shapes differ or a value that
     counts is no class.
     """
-    _check_shapes(pred, target)
-    if not getattr(target, "is_cuda", False):
-        pred, target = _numpy(pred), _numpy(target)
+    pred, target = _arrays(pred, target)
     valid = target != ignore
     pred, target = pred[valid], target[valid]
     for name, values in (("prediction", pred), ("label", target)):
         if len(values) and not 0 <= int(values.min()) <= int(values.max()) < n:
             raise ValueError(f"the {name} holds {int(values.min())}..{int(values.max())}; classes are 0..{n - 1}.")
-    if isinstance(target, np.ndarray):
-        return np.bincount(target.astype(np.int64) * n + pred, minlength=n * n).reshape(n, n)
-    return (target.long() * n + pred).bincount(minlength=n * n).reshape(n, n).cpu().numpy()
+    return np.bincount(target.astype(np.int64) * n + pred, minlength=n * n).reshape(n, n)
 
 
 def iou_per_class(cm: np.ndarray) -> np.ndarray:
@@ -414,16 +435,8 @@ def _divide(numerator, denominator) -> np.ndarray:
         return np.true_divide(numerator, denominator)
 
 
-def boundary_f1(
-    pred,
-    target,
-    n: int,
-    tolerance: int = 3,
-    estimator: str = "per_class",
-    ignore: int = 255,
-    count_frame: bool = True,
-    count_void_rim: bool = True,
-) -> np.ndarray:
+def boundary_f1(pred, target, n: int, tolerance: int = 3, estimator: str = "per_class", ignore: int = 255,
+                count_frame: bool = True, count_void_rim: bool = True) -> np.ndarray:
     """Return how well the contours of one image match within `tolerance` pixels: (n,) F1 scores in [0, 1].
 
     pred, target: (H, W) integer arrays or tensors. A class's boundary is its 3x3 dilation without its 3x3 erosion; a
@@ -431,22 +444,18 @@ def boundary_f1(
     share of predicted boundary pixels that are matched, recall that of the true ones, and F1 = 2PR / (P + R). Void is
     cut out of both maps. A class that is absent from the truth is nan, so that the image's score is the nanmean.
 
-    estimator="as_published" returns the (1,) score of the first, wrong version: its morphology runs on the label map
-    itself, so that id 0 is background and all else, void too, one foreground: it sees no other seam.
-
-    The defaults are the corrected version as its author published it (which adds 1e-6 to denominators; we do not), so
-    that the numbers compare. They share its two flaws, free matches that raise all scores and hide differences:
-    count_frame=False: the image frame, where a class is merely cut off, is no boundary;
-    count_void_rim=False: boundary pixels that touch void, where the prediction was cut out with the truth's own shape,
-    do not count. A class that is left without any boundary in both maps is then nan. Compare models with both off.
+    estimator="as_published" returns the (1,) score of the first, wrong version: to it, id 0 is background and all else,
+    void too, one foreground. The defaults are the corrected version, so that numbers compare with the source's (which
+    adds 1e-6 to denominators). They keep its two flaws, free matches that raise all scores; compare models with both
+    off, where a class without any boundary is nan, too: count_frame=False takes the image frame, where a class is
+    merely cut off, for no boundary; count_void_rim=False skips boundary pixels that touch void, whose shape was cut
+    into the prediction.
     """
-    _check_shapes(pred, target)
-    pred, target = _numpy(pred), _numpy(target)
+    pred, target = _arrays(pred, target)
     void = target == ignore
-    counted = None if count_void_rim else cv2.dilate(void.view(np.uint8), SQUARE) == 0
-    switches = {"tolerance": tolerance, "count_frame": count_frame}
+    counted = None if count_void_rim else 1 - cv2.dilate(void.view(np.uint8), SQUARE)
     if _is_as_published(estimator):
-        return np.array([_boundary_f1_of_masks(pred != 0, target != 0, counted, **switches)])
+        return np.array([_boundary_f1_of_masks(pred != 0, target != 0, counted, tolerance, count_frame)])
     pred = np.where(void, target, pred)
     scores = np.full(n, np.nan)
     for c, (box, pred_box) in enumerate(zip(class_boxes(target, n, ignore), class_boxes(pred, n, ignore))):
@@ -454,14 +463,16 @@ def boundary_f1(
             continue
         if pred_box is not None:
             box = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, pred_box))
-        window = grow_box(box, 1, target.shape)  # a boundary reaches one pixel beyond its class
-        inside = None if counted is None else counted[window]
-        scores[c] = _boundary_f1_of_masks(pred[window] == c, target[window] == c, inside, **switches)
+        at = grow_box(box, 1, target.shape)  # a boundary reaches one pixel beyond its class
+        inside = None if counted is None else counted[at]
+        scores[c] = _boundary_f1_of_masks(pred[at] == c, target[at] == c, inside, tolerance, count_frame)
     return scores
 
 
 def _boundary_f1_of_masks(pred, target, counted, tolerance: int, count_frame: bool) -> float:
-    pred, target = (_boundary(mask, count_frame, counted) for mask in (pred, target))
+    pred, target = _boundary(pred, count_frame), _boundary(target, count_frame)
+    if counted is not None:
+        pred, target = pred & counted, target & counted
     n_pred, n_target = cv2.countNonZero(pred), cv2.countNonZero(target)
     if not n_pred or not n_target:
         return 0.0 if n_pred or n_target else float("nan")
@@ -471,13 +482,12 @@ def _boundary_f1_of_masks(pred, target, counted, tolerance: int, count_frame: bo
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _boundary(mask: np.ndarray, count_frame: bool = True, counted: np.ndarray | None = None) -> np.ndarray:
-    """Return dilation XOR erosion (3x3) of a (H, W) mask as uint8 0/1, where `counted` allows it."""
+def _boundary(mask: np.ndarray, count_frame: bool = True) -> np.ndarray:
+    """Return dilation XOR erosion (3x3) of a (H, W) bool mask as uint8 0/1."""
     mask = mask.view(np.uint8)
     outside = 0 if count_frame else 1  # what erosion takes to lie beyond the frame
     eroded = cv2.erode(mask, SQUARE, borderType=cv2.BORDER_CONSTANT, borderValue=outside)
-    boundary = cv2.dilate(mask, SQUARE) ^ eroded
-    return boundary if counted is None else boundary & counted
+    return cv2.dilate(mask, SQUARE) ^ eroded
 
 
 def trimap_band(target, n: int, radius: int = 3, estimator: str = "per_class", ignore: int = 255) -> np.ndarray:
@@ -507,15 +517,15 @@ def trimap_iou(pred, target, n: int, radius: int = 3, estimator: str = "per_clas
     The image's score is the nanmean, and the data set's the mean over images. An image without a band is all nan and
     so skipped (the source scored it 0).
     """
-    _check_shapes(pred, target)
-    pred, target = _numpy(pred), _numpy(target)
+    pred, target = _arrays(pred, target)
     band = trimap_band(target, n, radius, estimator, ignore)
     return iou_per_class(confusion_matrix(pred[band], target[band], n, ignore))
 
 
-def _check_shapes(pred, target) -> None:
+def _arrays(pred, target) -> tuple[np.ndarray, np.ndarray]:
     if tuple(pred.shape) != tuple(target.shape):
         raise ValueError(f"prediction {tuple(pred.shape)} and label {tuple(target.shape)} differ in shape; resize one.")
+    return _numpy(pred), _numpy(target)
 
 
 def _numpy(array) -> np.ndarray:
@@ -531,7 +541,6 @@ def _is_as_published(estimator: str) -> bool:
     return estimator == "as_published"
 
 
-# Uncertainty
 def student_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Return the mean of independent values (one per seed) and the half-width of its Student-t interval.
 
@@ -541,7 +550,7 @@ def student_interval(values: Sequence[float], confidence: float = 0.95) -> tuple
     if len(values) < 2:
         return float(values.mean()), float("nan")
     quantile = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
-    return float(values.mean()), float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()), float(quantile * stats.sem(values))
 
 
 def paired_t(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
@@ -552,12 +561,10 @@ def paired_t(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -
     """
     differences = np.subtract(a, b, dtype=float)
     mean, half_width = student_interval(differences, confidence)
-    if len(differences) < 2:
-        return mean, half_width, float("nan")
-    if np.ptp(differences) == 0:
+    if len(differences) > 1 and np.ptp(differences) == 0:
         return mean, 0.0, float(mean == 0)
-    error = differences.std(ddof=1) / np.sqrt(len(differences))
-    return mean, half_width, float(2 * stats.t.sf(abs(mean / error), len(differences) - 1))
+    p = stats.ttest_1samp(differences, 0).pvalue if len(differences) > 1 else float("nan")
+    return mean, half_width, float(p)
 
 
 def holm(pvalues: Sequence[float]) -> np.ndarray:
@@ -570,14 +577,9 @@ def holm(pvalues: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def paired_bootstrap(
-    a: np.ndarray,
-    b: np.ndarray,
-    statistic: Callable[[np.ndarray], float],
-    blocks: Sequence | None = None,
-    repeats: int = 10000,
-    seed: int = 0,
-) -> tuple[float, float, float, float]:
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarray], float],
+                     blocks: Sequence | None = None, repeats: int = 10000,
+                     seed: int = 0) -> tuple[float, float, float, float]:
     """Resample the images of a test set and return (difference, low, high, p) of statistic(a) - statistic(b).
 
     a, b: (N, n, n) confusion matrices per image, whose sum over the drawn images goes to `statistic` (say `miou`); or
@@ -591,8 +593,7 @@ def paired_bootstrap(
         raise ValueError(f"the models were scored on different images: shapes {a.shape} and {b.shape}.")
     _, block_of_image = np.unique(np.arange(len(a)) if blocks is None else blocks, return_inverse=True)
     n_blocks = block_of_image.max() + 1
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=repeats)
+    drawn = np.random.default_rng(seed).multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=repeats)
     times = drawn[:, block_of_image]  # (repeats, N): how often each image is drawn
     differences = _resampled(a, times, statistic) - _resampled(b, times, statistic)
     differences = differences[~np.isnan(differences)]
@@ -615,6 +616,8 @@ def _resampled(values: np.ndarray, times: np.ndarray, statistic: Callable) -> np
 
 def pick_precision(precision: str = "auto") -> str:
     """Accelerate's name for the arithmetic: bf16 where the GPU has it natively, fp16 on older ones, "no" on a CPU."""
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise StreetsError("precision fp16 needs an NVIDIA GPU: use auto, bf16 or fp32.")
     if precision != "auto":
         return {"fp32": "no"}.get(precision, precision)
     if not torch.cuda.is_available():
@@ -631,19 +634,27 @@ def make_accelerator(precision: str = "auto", **options) -> Accelerator:
 
 def device_line() -> str:
     """One line that says what the notebook runs on."""
+    where = f"CPU with {torch.get_num_threads()} threads, fp32 (no GPU found)"
     if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        where = f"{len(cards)} x {cards[0]}, {memory:.0f} GiB each, {pick_precision()}"
-    else:
-        where = f"CPU with {torch.get_num_threads()} threads, fp32 (no GPU found)"
+        where = f"{torch.cuda.device_count()} x {gpu_facts()}"
     return f"device: {where}; torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def gpu_facts() -> str:
+    """Name, memory and precision of the first GPU, without initialising CUDA as torch's own answer would."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    try:
+        rows = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+        name, memory, capability = rows[0].split(", ")
+        precision = "bf16" if float(capability) >= 8 else "fp16"
+        return f"{name}, {float(memory) / 1024:.0f} GiB each, {precision}"
+    except (OSError, subprocess.CalledProcessError, ValueError, IndexError):  # no such program, or of another kind
+        return "GPU"
 
 
 def run_folder(out_dir: str, notebook: str, dataset: str, mode: str, method: str, seed: int) -> Path:
     """results/<notebook>/<dataset>-<mode>/<method>_seed<N>; `out_dir` replaces results/, "" keeps it."""
-    base = Path(out_dir).expanduser().resolve() if out_dir else writable_folder(HERE / "results")
-    return base / notebook / f"{dataset}-{mode}" / f"{method}_seed{seed}"
+    return results_folder(out_dir) / notebook / f"{dataset}-{mode}" / f"{method}_seed{seed}"
 
 
 def read_json(path: Path) -> dict | None:
@@ -660,6 +671,11 @@ def write_json(path: Path, content: dict) -> None:
     write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
+# whose versions a run records
+PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy",
+            "opencv-python-headless")
+
+
 def run_config(scope: dict, method: str, settings: dict, root: Path, frames: dict[str, Sequence], **more) -> dict:
     """What a run was made with: everything that changes its numbers, and under "recorded" what should not.
 
@@ -668,10 +684,10 @@ def run_config(scope: dict, method: str, settings: dict, root: Path, frames: dic
     aside = ("data_dir", "out_dir", "num_processes", "max_hours", "rerun", "photo")
     declared, _ = parameter_cells(scope)
     changed = {k: scope[k] for k, default in declared.items() if scope[k] != default}
-    command = "".join(f" -p {name} {value}" for name, value in changed.items())
-    commit = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    packages = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy", "opencv-python-headless")
-    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    options = "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in changed.items())
+    git = ["git", "-C", HERE, "rev-parse", "HEAD"]
+    commit = shutil.which("git") and subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
     return {
         "method": method,
         "parameters": {k: scope[k] for k in declared if k not in aside and k not in more},
@@ -680,11 +696,11 @@ def run_config(scope: dict, method: str, settings: dict, root: Path, frames: dic
         "images": {split: len(chosen) for split, chosen in frames.items()},
         **more,
         "recorded": {
-            "command": f"papermill notebooks/{scope['NOTEBOOK']}.ipynb out.ipynb{command}",
+            "command": f"papermill notebooks/{scope['NOTEBOOK']}.ipynb out.ipynb{options}",
             "definitions": definitions_digest(scope),
-            "commit": commit.stdout.strip() or None,
+            "commit": commit or None,
             "data": str(root),
-            "versions": {"python": platform.python_version()} | {p: installed[p] for p in packages if p in installed},
+            "versions": {"python": platform.python_version()} | {p: installed[p] for p in PACKAGES if p in installed},
             "started": datetime.now().isoformat(timespec="seconds"),
         },
     }
@@ -704,42 +720,62 @@ def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "
 
     An unfinished run resumes. A finished one is trained again in quick mode or with rerun = "yes". Returns None for a
     run that max_hours stopped early. Raises StreetsError if the folder holds a run of another configuration or
-    another process is writing there.
+    another process is writing there. Under `accelerate launch` or torchrun every process comes here; the first one
+    locks and clears the folder for all.
     """
-    config = json.loads(json.dumps(config))
+    first = int(os.environ.get("RANK", 0)) == 0
+    with lock_folder(folder) if first else nullcontext():
+        if first:
+            prepare_folder(folder, json.loads(json.dumps(config)), rerun)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            make_accelerator().wait_for_everyone()
+        if summary := read_json(folder / "summary.json"):
+            return summary
+        try:
+            if num_processes > 1:
+                # torch's launcher wants a function with a name, which a functools.partial does not have
+                notebook_launcher(lambda: train(folder), num_processes=num_processes)
+            else:
+                train(folder)
+        except ChildFailedError:
+            raise StreetsError("A training process ended with the error printed above: "
+                               "mend it and run again.") from None
+        return read_json(folder / "summary.json")
+
+
+def lock_folder(folder: Path):
+    """Make `folder` and return a context in which no other process trains in it; StreetsError if either fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
+        return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
-        raise StreetsError(f"Another process is writing {folder}: wait for it, or choose another out_dir or seed.") from None
+        raise StreetsError(f"Another process is writing {folder}: wait for it, "
+                           "or choose another out_dir or seed.") from None
     except OSError as error:
         raise StreetsError(f"Cannot write to {folder} ({error.strerror}): choose another out_dir.") from None
-    with lock:
-        summary, old = read_json(folder / "summary.json"), read_json(folder / "config.json")
-        if rerun == "yes" or (summary and config["parameters"]["mode"] == "quick"):
-            for path in folder.iterdir():
-                if path.name != ".lock":
-                    remove(path)
-            summary = old = None
-        ours, theirs = ({k: v for k, v in flat(c or {}).items() if not k.startswith("recorded_")} for c in (config, old))
-        names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-        if old and names:
-            raise StreetsError(f"{folder} holds a run that differs in {', '.join(names)}: "
-                               "choose another out_dir, or train over it with rerun = \"yes\".")
-        if summary:
-            print(f"{folder.name}: trained on {old['recorded']['started'][:10]}; -p rerun yes repeats it")
-            if old["recorded"]["definitions"] != config["recorded"]["definitions"]:
-                print(f"{folder.name}: note that this notebook's definitions have changed since")
-            return summary
-        if not old:
-            write_json(folder / "config.json", config)
-        if num_processes > 1:
-            # torch's launcher wants a function with a name, which a functools.partial does not have
-            notebook_launcher(lambda: train(folder), num_processes=num_processes)
-        else:
-            train(folder)
-        return read_json(folder / "summary.json")
+
+
+def prepare_folder(folder: Path, config: dict, rerun: str) -> None:
+    """Make `folder` ready for a run of `config`: clear a finished one that is to be repeated, refuse another's."""
+    summary, old = read_json(folder / "summary.json"), read_json(folder / "config.json")
+    if rerun == "yes" or (summary and config["parameters"]["mode"] == "quick"):
+        # in this order, so that what a kill leaves is an unfinished run of the old configuration, and never a mixture
+        for path in sorted(folder.iterdir(), key=lambda p: (p.name != "summary.json", p.name == "config.json")):
+            if path.name != ".lock":
+                remove(path)
+        summary = old = None
+    if not old:
+        write_json(folder / "config.json", config)
+        return
+    ours, theirs = ({k: v for k, v in flat(c).items() if not k.startswith("recorded_")} for c in (config, old))
+    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    if differing:
+        raise StreetsError(f"{folder} holds a run that differs in {', '.join(differing)}: "
+                           "choose another out_dir, or train over it with rerun = \"yes\".")
+    if summary:
+        print(f"{folder.name}: trained on {old['recorded']['started'][:10]}; -p rerun yes repeats it")
+        if old["recorded"]["definitions"] != config["recorded"]["definitions"]:
+            print(f"{folder.name}: note that this notebook's definitions have changed since")
 
 
 def remove(path: Path) -> None:
@@ -770,7 +806,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> N
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             for path in new.iterdir():
-                with open(path, "rb") as file:
+                with open(path, "r+b") as file:  # Windows refuses fsync on a file opened to read
                     os.fsync(file.fileno())
             write_json(new / "progress.json", progress)
             for path in new.parent.iterdir():
@@ -807,6 +843,7 @@ def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerato
     accelerator = accelerator or make_accelerator()
     n, rank, world = len(data.scheme.classes), accelerator.process_index, accelerator.num_processes
     model = accelerator.unwrap_model(model).to(accelerator.device).eval()
+    broadcast(list(model.buffers()))  # since its last step, each process has had statistics (batch norm) of its own
     rows = []
     part = Subset(data, range(rank, len(data), world))
     for batch in make_loader(part, batch_size, num_workers=num_workers):
@@ -821,11 +858,7 @@ def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerato
             if contours:
                 row |= {"boundary_f1": boundary_f1(pred, truth, n), "trimap_iou": trimap_iou(pred, truth, n)}
             rows.append((index, row))
-    if world > 1:
-        from accelerate.utils import gather_object
-
-        rows = gather_object(rows)
-    ordered = [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+    ordered = [row for _, row in sorted(gather_object(rows), key=lambda pair: pair[0])]
     per_image = {name: np.stack([row[name] for row in ordered]) for name in ordered[0]}
     return metrics_of(per_image, data.scheme.classes), per_image
 
@@ -888,76 +921,82 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     evaluation ("plateau"). `evaluate(model, data, accelerator)` returns (metrics, per_image); it runs every
     `eval_every` epochs and after the last. `select` says whether the summary describes the "last" epoch or the "best"
     by validation mIoU; `test_data` is scored once, at the end. Stops cleanly, without a summary, when the next epoch
-    would not end within `max_hours` of the start of the program. All randomness of an epoch derives from the seed in
-    config.json and the epoch, so that a resumed run equals an uninterrupted one. The state is saved at the ends of
-    epochs; what was trained since is trained again.
+    would not end within `max_hours` of the start of the program. The state is saved at the ends of epochs, and all
+    randomness of an epoch derives from its number and the seed in config.json: a resumed run equals an unbroken one.
     """
-    accelerator = make_accelerator(precision, gradient_accumulation_steps=accumulation, step_scheduler_with_optimizer=False)
-    config = read_json(folder / "config.json")
-    seed = config["parameters"]["seed"]
+    accelerator = make_accelerator(precision, gradient_accumulation_steps=accumulation,
+                                   step_scheduler_with_optimizer=False)
+    seed, images = read_json(folder / "config.json")["parameters"]["seed"], batch_size * accelerator.num_processes
+    if len(train_data) < images:
+        raise StreetsError(f"{len(train_data)} training images do not fill one batch of {images}: lower batch_size.")
     sampler = EpochSampler(len(train_data), seed)
     loader = make_loader(train_data, batch_size, sampler=sampler, num_workers=num_workers)
-    if not len(loader):
-        raise StreetsError(f"{len(train_data)} training images do not fill one batch of {batch_size}: lower batch_size.")
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     scheduler = accelerator.prepare(scheduler) if scheduler else None
     progress = load_checkpoint(accelerator, folder) or {"epoch": 0, "best": -1.0, "seconds": 0.0, "history": []}
     if progress["epoch"]:
         accelerator.print(f"{folder.name}: resuming after epoch {progress['epoch']} of {epochs}")
-    per_epoch, saved = len(loader) * batch_size * accelerator.num_processes, -math.inf
-    bar = tqdm(total=epochs * per_epoch, initial=progress["epoch"] * per_epoch, desc=folder.name, unit="img",
-               mininterval=2, disable=not accelerator.is_main_process, file=sys.stdout)
+    images, saved = images * len(loader), -math.inf
+    bar = tqdm(total=epochs * images, initial=progress["epoch"] * images, desc=folder.name, unit="img", mininterval=2,
+               disable=not accelerator.is_main_process, file=sys.stdout)
     with bar, plain_errors(f"batch_size {batch_size} at {train_data.size[0]}x{train_data.size[1]}"):
         for epoch in range(progress["epoch"] + 1, epochs + 1):
-            started = time.monotonic()
+            started, lr = time.monotonic(), optimizer.param_groups[0]["lr"]
             sampler.epoch = epoch
             torch.manual_seed(seed * 1_000_003 + epoch * 1_009 + accelerator.process_index)
-            lr = optimizer.param_groups[0]["lr"]
             per_step = scheduler if schedule == "step" else None
             loss = train_epoch(accelerator, model, loss_fn, loader, optimizer, per_step, clip_norm, bar)
             if scheduler and schedule == "epoch":
                 scheduler.step()
             seconds = time.monotonic() - started
-            progress["epoch"], progress["seconds"] = epoch, progress["seconds"] + seconds
+            progress |= {"epoch": epoch, "seconds": progress["seconds"] + seconds}
             if epoch % eval_every == 0 or epoch == epochs:
                 metrics, _ = evaluate(model, val_data, accelerator)
                 bar.set_postfix_str(f"loss {loss:.3f}, val mIoU {metrics['miou']:.3f}")
-                row = {"epoch": epoch, "train_loss": loss, "lr": lr, "seconds": round(seconds, 3)} | flat(metrics)
-                progress["history"].append(row)
                 if scheduler and schedule == "plateau":
                     scheduler.step(metrics["miou"])
-                if metrics["miou"] > progress["best"] and accelerator.is_main_process:
-                    save_weights(folder / "best.safetensors", accelerator.unwrap_model(model))
-                progress["best"] = max(progress["best"], metrics["miou"])
-            elapsed, whole_epoch = time.monotonic() - STARTED, time.monotonic() - started
-            out_of_time = max_hours and epoch < epochs and elapsed + 1.2 * whole_epoch > max_hours * 3600
-            if out_of_time or epoch == epochs or time.monotonic() - saved > SAVE_SECONDS:
+                row = {"epoch": epoch, "train_loss": loss, "lr": lr, "seconds": round(seconds, 3)} | flat(metrics)
+                keep_scores(accelerator, folder, model, progress, row)
+            now = time.monotonic()
+            stop = max_hours and epoch < epochs and now - STARTED + 1.2 * (now - started) > max_hours * 3600
+            save = stop or epoch == epochs or now - saved > SAVE_SECONDS
+            stop, save = broadcast_object_list([stop, save])  # no two processes' clocks agree
+            if save:
                 save_checkpoint(accelerator, folder, progress)
                 saved = time.monotonic()
-            if accelerator.is_main_process:
-                write_atomic(folder / "history.csv", pd.DataFrame(progress["history"]).to_csv(index=False).encode())
-            if out_of_time:
-                accelerator.print(f"{folder.name}: stopped after epoch {epoch} of {epochs} (max_hours); run again to resume")
+            if stop:
+                accelerator.print(f"{folder.name}: stopped after epoch {epoch} of {epochs} (max_hours); "
+                                  "run again to resume")
                 return
-    finish_run(folder, config, accelerator, model, progress, select, evaluate, val_data, test_data, weights)
+        splits = {"val": val_data} | ({"test": test_data} if test_data else {})
+        finish_run(accelerator, folder, model, progress, evaluate, splits, select, weights)
 
 
-def finish_run(folder, config, accelerator, model, progress, select, evaluate, val_data, test_data, weights) -> None:
+def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, row: dict) -> None:
+    """Add a row to the history and keep the weights if they are the best so far; the checkpoint comes after both."""
+    progress["history"].append(row)
+    better = row["miou"] > progress["best"]
+    progress["best"] = max(progress["best"], row["miou"])
+    if accelerator.is_main_process:
+        if better:
+            save_weights(folder / "best.safetensors", accelerator.unwrap_model(model))
+        write_atomic(folder / "history.csv", pd.DataFrame(progress["history"]).to_csv(index=False).encode())
+
+
+def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, evaluate: Callable,
+               splits: dict[str, StreetScenes], select: str, weights: str) -> None:
     """Score the chosen weights on validation and test images and write what marks the run as finished."""
     net = accelerator.unwrap_model(model)
     if accelerator.is_main_process:
         save_weights(folder / "last.safetensors", net)
     accelerator.wait_for_everyone()
-    if select == "best":
-        load_weights(folder / "best.safetensors", net)
-    metrics, per_image = evaluate(net, val_data, accelerator)
-    scores = {"val": metrics} | ({"test": evaluate(net, test_data, accelerator)[0]} if test_data else {})
+    load_weights(folder / f"{select}.safetensors", net)
+    scores = {split: evaluate(net, data, accelerator) for split, data in splits.items()}
     if accelerator.is_main_process:
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **per_image)
+        np.savez_compressed(buffer, **scores["val"][1])
         write_atomic(folder / "val_per_image.npz", buffer.getvalue())
-        summary = summarize(folder, config, progress, scores, per_image, weights)
-        write_json(folder / "summary.json", summary | {"selected": select})
+        write_json(folder / "summary.json", summarize(folder, progress, scores, weights) | {"selected": select})
         remove(folder / "checkpoint")
     accelerator.wait_for_everyone()
     accelerator.free_memory()
@@ -967,10 +1006,8 @@ def hub_reachable() -> bool:
     """Whether the Hugging Face hub (or the mirror in $HF_ENDPOINT) answers within three seconds."""
     try:
         urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=3).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, urllib.error.HTTPError)  # that is an answer, too
     return True
 
 
@@ -982,19 +1019,24 @@ def with_weights(build: Callable, weights: str = "auto", name: str = "imagenet")
     """
     if weights == "none":
         return build(False), "none"
-    if not hub_reachable():  # without this the hub's client tries again for 40 seconds
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
+    hub = huggingface_hub.constants
+    offline = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = offline or not hub_reachable()  # the hub's client would try again for 40 seconds
     try:
         return build(True), name
     except OSError:
         if weights != "auto":
-            raise StreetsError(f"The pretrained weights {name} cannot be fetched: connect, or use weights = \"auto\".") from None
+            raise StreetsError(f"The pretrained weights {name} cannot be fetched: connect, "
+                               "or use weights = \"auto\".") from None
+    finally:
+        hub.HF_HUB_OFFLINE = offline
     print(f"weights: {name} cannot be fetched from here, so the network starts from random initialisation")
     return build(False), "none"
 
 
-def summarize(folder: Path, config: dict, progress: dict, scores: dict, per_image: dict, weights: str) -> dict:
-    """Content of summary.json for a finished run; `scores` holds the metrics by split, "val" first."""
+def summarize(folder: Path, progress: dict, scores: dict[str, tuple[dict, dict]], weights: str) -> dict:
+    """Content of summary.json for a finished run; `scores` holds what `evaluate` returned for "val" and "test"."""
+    config, (metrics, per_image) = read_json(folder / "config.json"), scores["val"]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {
         "notebook": folder.parent.parent.name,
@@ -1008,8 +1050,8 @@ def summarize(folder: Path, config: dict, progress: dict, scores: dict, per_imag
         "epochs": progress["epoch"],
         "seed": config["parameters"]["seed"],
         "weights": weights,
-        "metrics": scores["val"],
-        "test": scores.get("test"),
+        "metrics": metrics,
+        "test": scores["test"][0] if "test" in scores else None,
         "majority_baseline": majority_baseline(per_image["confusion"].sum(0)),
         "seconds": round(progress["seconds"], 1),
         "images_per_second": round(progress["epoch"] * config["images"]["train"] / progress["seconds"], 2),
@@ -1066,9 +1108,8 @@ def headline(published: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
     """One row per finished run below a results folder: the summary's fields, `folder`, and the metrics as columns."""
-    base = Path(out_dir) if out_dir else writable_folder(HERE / "results")
     rows = []
-    for path in sorted(base.glob("*/*/*/summary.json")):
+    for path in sorted(results_folder(out_dir).glob("*/*/*/summary.json")):
         summary = read_json(path)
         rows.append({"folder": path.parent} | summary | flat(summary["metrics"]))
     return pd.DataFrame(rows)
@@ -1128,16 +1169,13 @@ CURVES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 def show(fig) -> None:
     """Show a figure below the cell, once: as JPEG where that is much smaller (photos), else as PNG."""
-    import matplotlib.pyplot as plt
-    from IPython.display import Image, display
-
     files = {}
     for kind, options in {"png": {}, "jpeg": {"pil_kwargs": {"quality": 88}}}.items():
         files[kind] = io.BytesIO()
         fig.savefig(files[kind], format=kind, dpi=90, bbox_inches="tight", **options)
     plt.close(fig)
     kind = "jpeg" if 2 * files["jpeg"].tell() < files["png"].tell() else "png"
-    display(Image(files[kind].getvalue(), format=kind))
+    IPython.display.display(IPython.display.Image(files[kind].getvalue(), format=kind))
 
 
 def as_colors(label: np.ndarray, scheme: Scheme) -> np.ndarray:
@@ -1149,19 +1187,16 @@ def as_colors(label: np.ndarray, scheme: Scheme) -> np.ndarray:
 
 def class_legend(fig, scheme: Scheme, present: Iterable[int], columns: int = 7) -> None:
     """Legend of the given classes in their official colours, below the pictures."""
-    from matplotlib.patches import Patch
-
     handles = [Patch(color=scheme.colors[i] / 255, label=scheme.classes[i]) for i in present]
     fig.legend(handles=handles, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
 
 
-def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, scheme: Scheme, titles: Sequence[str] = ()):
+def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, scheme: Scheme,
+                     titles: Sequence[str] = ()):
     """Rows of photo, truth, prediction and error (wrong pixels red, void black), with a legend; returns the figure.
 
     Photos (H, W, 3) uint8, labels and predictions (H, W) of class indices.
     """
-    import matplotlib.pyplot as plt
-
     height, width = labels[0].shape
     fig, axes = plt.subplots(len(images), 4, figsize=(14, 3.5 * len(images) * height / width + 0.3), squeeze=False,
                              layout="constrained")
@@ -1181,12 +1216,10 @@ def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, 
 
 def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("train_loss", "miou")):
     """One panel per column of history.csv, two in a row, one curve per run; returns the figure."""
-    import matplotlib.pyplot as plt
-
     rows = math.ceil(len(metrics) / 2)
     fig, axes = plt.subplots(rows, 2, figsize=(8.5, 2.8 * rows), layout="constrained", squeeze=False)
     for axis, metric in zip(axes.flat, metrics):
-        for color, (name, history) in zip(CURVES, histories.items()):
+        for color, (name, history) in zip(cycle(CURVES), histories.items()):
             axis.plot(history["epoch"], history[metric], color=color, label=name, marker=".")
         axis.set(xlabel="epoch", ylabel=metric.replace("_", " ").replace("miou", "mIoU").replace("iou", "IoU"))
         axis.grid(alpha=0.3)
@@ -1198,8 +1231,6 @@ def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("
 
 def show_per_class(scores: dict[str, dict[str, float | None]], metric: str = "IoU"):
     """Horizontal bars of a score per class for one or more runs, best class on top; returns the figure."""
-    import matplotlib.pyplot as plt
-
     table = pd.DataFrame(scores).astype(float).dropna(how="all")
     table = table.loc[table.mean(axis=1).sort_values().index]
     fig, axis = plt.subplots(figsize=(7, 1 + 0.14 * table.size + 0.14 * len(table)), layout="constrained")
@@ -1212,8 +1243,6 @@ def show_per_class(scores: dict[str, dict[str, float | None]], metric: str = "Io
 
 def show_confusion(confusion: np.ndarray, classes: Sequence[str]):
     """Confusion matrix with every row (a true class) summing to 1; absent classes are left out; returns the figure."""
-    import matplotlib.pyplot as plt
-
     keep = np.flatnonzero(confusion.sum(1))
     shares = confusion[keep][:, keep] / confusion[keep].sum(1, keepdims=True)
     names = [classes[i] for i in keep]
@@ -1224,7 +1253,8 @@ def show_confusion(confusion: np.ndarray, classes: Sequence[str]):
     axis.set(xlabel="prediction", ylabel="truth")
     for (i, j), share in np.ndenumerate(shares):
         if share >= 0.005:
-            axis.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color="white" if share > 0.5 else "black")
+            axis.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=8,
+                      color="white" if share > 0.5 else "black")
     fig.colorbar(picture, label="share of the true class's pixels")
     return fig
 
@@ -1233,22 +1263,26 @@ def comparison_table(summaries: dict[str, dict], published: pd.DataFrame, metric
     """Our score and the published one per method, in per cent, with the majority class's for scale."""
     claims = headline(published, metric)
     theirs = dict(zip(claims["method"], claims["value"].astype(float), strict=True))
-    rows = {m: {"ours": 100 * s["metrics"][metric], "published": theirs.get(m), "data": f"{s['dataset']}, {s['mode']}",
-                "weights": s["weights"], "majority class": 100 * s["majority_baseline"]["miou"]}
-            for m, s in summaries.items()}
+    rows = {}
+    for method, run in summaries.items():
+        rows[method] = {"ours": 100 * run["metrics"][metric], "published": theirs.get(method),
+                        "data": f"{run['dataset']}, {run['mode']}", "weights": run["weights"],
+                        "majority class": 100 * run["majority_baseline"]["miou"]}
     return pd.DataFrame(rows).T
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write results/README.md from the runs found and the published numbers.")
+    parser = argparse.ArgumentParser(description="Write results/README.md from finished runs and published numbers.")
     commands = parser.add_subparsers(dest="command", required=True)
     sub = commands.add_parser("report", help="write results/README.md and print it, with quick runs if asked")
     sub.add_argument("--out-dir", default="", help="results folder (default: results/ of this repo)")
-    sub.add_argument("--quick", action="store_true", help="print the quick runs too; they are never written to the file")
+    sub.add_argument("--quick", action="store_true", help="print quick runs too; they are never written to the file")
     args = parser.parse_args()
-    base = Path(args.out_dir) if args.out_dir else writable_folder(HERE / "results")
-    write_atomic(base / "README.md", report(args.out_dir).encode())
-    print(report(args.out_dir, quick=args.quick))
+    try:
+        write_atomic(results_folder(args.out_dir) / "README.md", report(args.out_dir).encode())
+        print(report(args.out_dir, quick=args.quick))
+    except StreetsError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

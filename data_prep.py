@@ -679,11 +679,11 @@ MOTORCYCLE = "motorcycle", (
 )  # fmt: skip
 BIN = "static", (("paint", 0, box(0, .55, .3, .55)),)
 SIGNS = tuple(("traffic sign", parts) for parts in (
-    ((RED, 0, ring(0, 0, .34)), (WHITE, 0, ring(0, 0, .23))),
-    ((RED, 0, ((-.42, -.3), (.42, -.3), (0, .42))), (WHITE, 0, ((-.24, -.19), (.24, -.19), (0, .24)))),
-    ((BLUE, 0, ring(0, 0, .34)), (WHITE, .1, ((0, -.2), (0, .2)))),
-    ((YELLOW, 0, box(0, 0, .45, .26)), (BLACK, .09, ((-.3, 0), (.3, 0)))),
-    (("grey", 0, ring(0, 0, .34)),),  # seen from behind
+    ((RED, 0, ring(0, 0, .27)), (WHITE, 0, ring(0, 0, .18))),
+    ((RED, 0, ((-.34, -.24), (.34, -.24), (0, .34))), (WHITE, 0, ((-.19, -.15), (.19, -.15), (0, .19)))),
+    ((BLUE, 0, ring(0, 0, .27)), (WHITE, .08, ((0, -.16), (0, .16)))),
+    ((YELLOW, 0, box(0, 0, .36, .21)), (BLACK, .08, ((-.24, 0), (.24, 0)))),
+    (("grey", 0, ring(0, 0, .27)),),  # seen from behind
 ))  # fmt: skip
 LAMPS = ((236, 50, 40), (240, 170, 40), (60, 215, 130))
 # One of the three lamps is lit; on the fourth traffic light, seen from behind, none.
@@ -810,6 +810,9 @@ def draw_building(street: Street, side: int, x: float, z0: float, z1: float, hei
                             (panes + (-.12, .12, -.18, .12), trim), (panes, glass * .8), (bright, glass * .5 + 70),
                             (doors, glass * .7), ((.3, length - .3, 2.65, 3.3), shop)):  # fmt: skip
             paint(street, upright(x, z0, spans, along), "building", tone, normal)
+        for start, up in rng.uniform((0, 2.2), (max(length - .8, .1), 6), (rng.integers(5), 2)):  # shops' own signs
+            board, tone = upright(x, z0, (start, start + .7, up, up + .7), along), (RED, BLUE, YELLOW, BLACK)[rng.integers(4)]
+            paint(street, board, "building", tone, normal)
 
 
 def draw_tree(street: Street, x: float, z: float, height: float, radius: float) -> None:
@@ -868,7 +871,8 @@ def draw_pole(street: Street, x: float, z: float, height: float, arm: float, fig
 def draw_vehicle(street: Street, x: float, z: float, name: str, heading: float) -> None:
     """A body, then a glazed cabin: side outlines drawn out to their width; the middle of the rear bumper at (x, z)."""
     width, *outlines = VEHICLES[name]
-    colour, glass, tall = pick(street, "paint"), pick(street, "dark", .1) * .7, street.rng.uniform(.92, 1.12)
+    paints = "paint" if name == "car" or street.rng.random() < .4 else "plaster"  # large ones come in house colours too
+    colour, glass, tall = pick(street, paints), pick(street, "dark", .1) * .7, street.rng.uniform(.92, 1.12)
     forward = np.array([np.sin(heading), 0, np.cos(heading)])
     right = np.array([forward[2], 0, -forward[0]])
 
@@ -913,6 +917,8 @@ def lay_ground(street: Street) -> None:
         flat(street, edge, side * street.front[side], NEAR, 400, "sidewalk", paving)
         for z in np.arange(NEAR, 60, 1.2):
             flat(street, edge, side * street.front[side], z, z + .05, "sidewalk", paving * .86)
+        if rng.random() < .4:
+            flat(street, edge, edge + side * rng.uniform(.8, 1.8), NEAR, 400, "terrain", pick(street, "soil"))
         flat(street, edge, edge + side * .25, NEAR, 400, "sidewalk", paving * 1.15)
         flat(street, lane, edge, NEAR, 400, "parking", pick(street, "asphalt"))
         flat(street, lane - side * .36, lane - side * .24, NEAR, 200, "road", white)

@@ -47,6 +47,7 @@ def test_values_take_the_type_of_their_default(injected, name, value):
     ('variant = ""', "variant does not know '': use A, B, C, D, several with commas, or all."),
     ('seed = "many"', "seed must be a whole number such as 42, not 'many'."),
     ("seed = 1.5", "seed must be a whole number such as 42, not 1.5."),
+    ("seed = float('inf')", "seed must be a whole number such as 42, not inf."),  # what papermill makes of -p seed inf
     ('lr = "fast"', "lr must be a number such as 0.1, not 'fast'."),
     ("seed = -1", "seed must not be negative, but is -1."),
     ('data_dir = "/nowhere"', "data_dir: there is no folder /nowhere (seen from"),
@@ -98,3 +99,11 @@ def test_the_digest_follows_definitions_and_not_comments_or_calls():
 
 def test_jupyter_shows_the_sentence_and_no_traceback():
     assert StreetsError("Do this.")._render_traceback_() == ["StreetsError: Do this."]
+
+
+def test_a_parameter_that_a_student_adds_to_the_cell_is_known_after_running_it_again():
+    given = scope()
+    given["In"].append(DECLARED + "dropout: float = 0.1\n")
+    given["dropout"] = 1
+    declared, _ = common.parameter_cells(check(given))
+    assert declared["dropout"] == 0.1 and given["dropout"] == 1.0 and isinstance(given["dropout"], float)

@@ -117,6 +117,20 @@ def test_pictures_hold_what_they_are_given_and_are_shown_once(monkeypatch):
     assert len(shown) == 4 and not __import__("matplotlib.pyplot").pyplot.get_fignums()
 
 
+def test_more_runs_than_colours_are_all_drawn():
+    history = pd.DataFrame({"epoch": [1, 2], "train_loss": [2.0, 1.0], "miou": [0.1, 0.2]})
+    figure = common.show_history({f"run {i}": history for i in range(12)})
+    assert [len(axis.lines) for axis in figure.axes] == [12, 12]
+
+
+def test_the_command_tells_a_mistake_in_one_sentence(tmp_path, monkeypatch):
+    put_run(tmp_path)
+    next(tmp_path.rglob("summary.json")).write_text('{"notebook": ')
+    monkeypatch.setattr("sys.argv", ["common.py", "report", "--out-dir", str(tmp_path)])
+    with pytest.raises(SystemExit, match="summary.json is damaged"):
+        common.main()
+
+
 def test_colors_are_the_official_ones():
     scheme = common.SCHEMES["cityscapes19"]
     colors = common.as_colors(np.array([[0, 10, 255]], np.uint8), scheme)

@@ -53,7 +53,7 @@ def test_a_finished_run_leaves_the_files_and_fields_that_reports_rely_on(toy, tm
     assert (summary["n_train"], summary["n_val"], summary["epochs"], summary["seed"]) == (8, 3, 2, 3)
     assert 0 < summary["metrics"]["miou"] <= 1 and set(summary["metrics"]["iou"]) == set(common.SCHEMES["cityscapes19"].classes)
     assert 0 < summary["majority_baseline"]["miou"] < summary["majority_baseline"]["accuracy"] < 1
-    history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
+    history = pd.read_csv(folder / "history.csv")
     assert list(history["epoch"]) == [1, 2] and list(history.columns[:4]) == ["epoch", "train_loss", "lr", "seconds"]
     assert history["miou"].iloc[-1] == summary["metrics"]["miou"]
     assert history["lr"].tolist() == pytest.approx([1e-2, 5e-3])
@@ -258,3 +258,112 @@ def test_weights_survive_a_round_trip_and_a_damaged_file_is_named(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"half")
     with pytest.raises(StreetsError, match="w.safetensors .* train that run again"):
         common.load_weights(tmp_path / "w.safetensors", other)
+
+
+def test_a_run_killed_before_its_last_history_still_gets_every_epoch(toy, tmp_path, uninterrupted):
+    process = start(toy, tmp_path, "kill_before=history.csv", "times=4")
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    _, errors = (process := start(toy, tmp_path)).communicate()
+    assert process.returncode == 0, errors
+    assert results(tmp_path / "tiny" / "toy-course" / "tiny_seed3") == uninterrupted
+
+
+def test_a_run_with_worker_processes_resumes_to_the_same_numbers(toy, tmp_path):
+    whole, _ = tiny_run.run(toy, tmp_path / "whole", epochs=3, num_workers=1)
+    folder, summary = tiny_run.run(toy, tmp_path / "halves", epochs=3, num_workers=1, max_hours=1e-9)
+    assert summary is None
+    tiny_run.run(toy, tmp_path / "halves", epochs=3, num_workers=1)
+    assert results(folder) == results(whole)
+
+
+def test_after_an_interrupt_the_cell_can_be_run_again_though_the_kernel_keeps_the_traceback(toy, tmp_path):
+    def interrupt(model, batch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as kept:
+        tiny_run.run(toy, tmp_path, epochs=1, loss_fn=interrupt)
+    _, summary = tiny_run.run(toy, tmp_path, epochs=1)
+    assert summary["epochs"] == 1 and kept.tb
+
+
+@pytest.mark.parametrize("removed", range(4))
+def test_a_kill_while_an_old_run_is_cleared_never_leaves_a_mixture(toy, tmp_path, monkeypatch, removed):
+    folder, _ = tiny_run.run(toy, tmp_path, epochs=1, settings={"lr": 1})
+    left, remove = [removed], common.remove
+
+    def remove_or_die(path):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(common, "remove", remove_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run.run(toy, tmp_path, epochs=1, settings={"lr": 2}, rerun="yes")
+    assert (folder / "summary.json").exists() == (removed == 0)
+    with pytest.raises(StreetsError, match="differs in settings_lr"):
+        tiny_run.run(toy, tmp_path, epochs=1, settings={"lr": 2})
+
+
+LAUNCHED = """
+import functools, sys, common, tiny_run
+common.train_or_load = functools.partial(common.train_or_load, num_processes=2)
+loss = tiny_run.cross_entropy if sys.argv[3] == "good" else lambda model, batch: tiny_run.cross_entropy(model, batch) * float("nan")
+tiny_run.run(sys.argv[1], sys.argv[2], epochs=3, batch_size=2, loss_fn=loss)
+"""
+
+
+def run_in_two(command, cwd=SCRIPT.parent):
+    paths = os.pathsep.join((str(SCRIPT.parent), str(SCRIPT.parent.parent)))
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize("launcher", ["notebook", "torchrun"])
+def test_two_processes_leave_one_run_whose_scores_are_those_of_its_weights(toy, tmp_path, launcher):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, SCRIPT, toy, tmp_path]
+    done = run_in_two(torchrun if launcher == "torchrun" else ["-c", LAUNCHED, toy, tmp_path, "good"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "tiny" / "toy-course" / "tiny_seed3"
+    summary = json.loads((folder / "summary.json").read_text())
+    net = common.load_weights(folder / "last.safetensors", tiny_run.tiny_network())
+    metrics, _ = common.evaluate(net, common.StreetScenes(common.list_frames(toy, "val"), (64, 128)))
+    assert summary["metrics"] == metrics and summary["epochs"] == (4 if launcher == "torchrun" else 3)
+    assert pd.read_csv(folder / "history.csv")["miou"].iloc[-1] == metrics["miou"]
+    if launcher == "torchrun":
+        again = run_in_two(torchrun)
+        assert again.returncode == 0 and again.stdout.count("-p rerun yes repeats it") == 1, again.stderr
+
+
+def test_an_error_in_one_of_two_processes_ends_with_a_sentence_and_leaves_no_result(toy, tmp_path):
+    done = run_in_two(["-c", LAUNCHED, toy, tmp_path, "bad"])
+    assert done.returncode != 0 and "The loss is nan" in done.stdout + done.stderr
+    assert done.stderr.strip().splitlines()[-1].endswith("ended with the error printed above: mend it and run again.")
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_looking_at_the_gpus_does_not_initialise_cuda_which_forked_processes_could_then_not_use(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'Tesla T4, 15360, 7.5'\necho 'Tesla T4, 15360, 7.5'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA was initialised"))
+    assert common.device_line().startswith("device: 2 x Tesla T4, 15 GiB each, fp16; torch")
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert common.device_line().startswith("device: 2 x GPU; torch")
+
+
+def test_half_precision_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StreetsError, match="fp16 needs an NVIDIA GPU: use auto, bf16 or fp32"):
+        common.make_accelerator("fp16")
+
+
+def test_a_run_is_recorded_where_git_is_not_installed(toy, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    recorded = common.run_config({"NOTEBOOK": "tiny"}, "tiny", {}, toy, {})["recorded"]
+    assert recorded["commit"] is None and recorded["versions"]["torch"]
