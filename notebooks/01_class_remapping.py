@@ -125,15 +125,13 @@ print("photo", photo.shape, photo.dtype, "| label", ids.shape, ids.dtype)  # (H,
 
 # %%
 import matplotlib.pyplot as plt
-from IPython.display import display
 
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.1), layout="constrained")
 axes[0].imshow(photo)
 shown = axes[1].imshow(ids, cmap="gray", vmin=0, vmax=33, interpolation="nearest")
 fig.colorbar(shown, ax=axes, label="label id", pad=0.01)
 [axis.set_axis_off() for axis in axes]
-display(fig)
-plt.close(fig)
+common.show(fig)
 
 # %% [markdown]
 # Left the photo, right its label as it lies on disk. The grey values are *label ids*. What they mean is written in the
@@ -212,8 +210,7 @@ def draw_label(axis, label, scheme, title):
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.7), layout="constrained")
 draw_label(axes[0], label, cityscapes19, "train ids, read as train ids")
 draw_label(axes[1], misread, cityscapes19, "label ids, read as train ids")
-display(fig)
-plt.close(fig)
+common.show(fig)
 
 # %% [markdown]
 # Both pictures hold the same regions. On the right they have other classes' names, or none (black).
@@ -324,8 +321,7 @@ axes[0, 0].set_title("label ids, as on disk", fontsize=10)
 axes[0, 0].set_axis_off()
 for axis, (name, scheme) in zip(axes.flat[1:], common.SCHEMES.items()):
     draw_label(axis, scheme.table[ids], scheme, name)
-display(fig)
-plt.close(fig)
+common.show(fig)
 
 # %% [markdown]
 # Colours are the official ones of Cityscapes. Black is void in `cityscapes19` and background, a class like any other,
@@ -425,8 +421,7 @@ print(f"{lost.sum()} of {lost.size} pixels ({lost.mean():.1%}) lose their class"
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.7), layout="constrained")
 draw_label(axes[0], label, cityscapes19, "table[ids]")
 draw_label(axes[1], broken, cityscapes19, "in place, void last")
-display(fig)
-plt.close(fig)
+common.show(fig)
 
 # %% [markdown]
 # A network can be trained on the right picture, and no program will object. Visiting the classes in falling order,
@@ -528,8 +523,7 @@ axis.barh([cityscapes19.classes[c] for c in order], share[order], color=cityscap
 for y, c in enumerate(order):
     axis.text(share[c], y, f" {share[c]:.2%}", va="center", fontsize=8)
 axis.set(xlabel="share of the pixels that have a class (logarithmic)", xlim=(None, 1.8))
-display(fig)
-plt.close(fig)
+common.show(fig)
 
 # %%
 largest = np.sort(share)[::-1]
@@ -626,8 +620,7 @@ for (name, w), color, marker in zip(weights.items(), common.CURVES, "osD"):
 axis.set(xlabel="share of the loss, if all pixels lose alike (logarithmic)", xscale="log")
 axis.grid(alpha=0.3)
 fig.legend(loc="outside right upper", frameon=False)
-display(fig)
-plt.close(fig)
+common.show(fig)
 
 # %%
 for name, w in weights.items():
@@ -760,8 +753,7 @@ axis.set_yticks(range(len(by_width)), by_width)
 for edge in (1 / 32, 1 / 8):
     axis.axvline(edge, color="black", linewidth=0.8, linestyle="--")
 axis.set(xlabel="width of objects / height of the image (logarithmic); dashed: 1/32 and 1/8", xscale="log")
-display(fig)
-plt.close(fig)
+common.show(fig)
 
 # %% [markdown]
 # The dot is the median and the bar holds the middle half of the pixels. A long bar belongs to a class that comes in all
@@ -833,8 +825,7 @@ for axis, (title, panel) in zip(axes.flat, panels.items()):
     axis.set_title(title, fontsize=10)
     axis.set_axis_off()
 common.class_legend(fig, cityscapes19, [c for c in np.unique([nearest[window], bilinear[window]]) if c < 19], columns=5)
-display(fig)
-plt.close(fig)
+common.show(fig)
 
 # %% [markdown]
 # Below on the left the contours have seams of classes that are not there, which a network would be trained to draw. So:
@@ -874,8 +865,7 @@ for (group, members), color, marker in zip(groups.items(), common.CURVES, "osD")
 axis.set(xlabel="size of the labels learnt", ylabel="IoU, mean over the group", ylim=(0, 1))
 axis.grid(alpha=0.3)
 fig.legend(loc="outside right upper", frameon=False)
-display(fig)
-plt.close(fig)
+common.show(fig)
 
 # %%
 iou.loc[by_width].round(3)
@@ -931,8 +921,7 @@ fig, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
 axis.imshow(np.where(background[..., None], official_colors[ids], np.uint8(235)), interpolation="nearest")
 axis.set_axis_off()
 axis.legend(handles=handles, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 0), frameon=False, fontsize=8)
-display(fig)
-plt.close(fig)
+common.show(fig)
 
 # %% [markdown]
 # All that is not light grey is one class for that network; the colours are those of the classes that it cannot tell
