@@ -626,10 +626,12 @@ def pick_precision(precision: str = "auto") -> str:
 
 
 def make_accelerator(precision: str = "auto", **options) -> Accelerator:
-    """Accelerator for the GPUs, or for CPU processes where there is none; forgets the precision of an earlier one."""
+    """Accelerator for CUDA GPUs, else for the CPU; forgets the precision of an earlier one.
+
+    Apple's GPU is left alone: the pooling of UPerNet failed there in releases of torch that we support.
+    """
     AcceleratorState._reset_state(reset_partial_state=False)
-    on_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    return Accelerator(mixed_precision=pick_precision(precision), cpu=on_cpu, **options)
+    return Accelerator(mixed_precision=pick_precision(precision), cpu=not torch.cuda.is_available(), **options)
 
 
 def device_line() -> str:
@@ -1260,15 +1262,16 @@ def show_confusion(confusion: np.ndarray, classes: Sequence[str]):
 
 
 def comparison_table(summaries: dict[str, dict], published: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
-    """Our score and the published one per method, in per cent, with the majority class's for scale."""
+    """Our score and the published one per method, in per cent, with the majority class's where it is known."""
     claims = headline(published, metric)
     theirs = dict(zip(claims["method"], claims["value"].astype(float), strict=True))
     rows = {}
     for method, run in summaries.items():
-        rows[method] = {"ours": 100 * run["metrics"][metric], "published": theirs.get(method),
-                        "data": f"{run['dataset']}, {run['mode']}", "weights": run["weights"],
-                        "majority class": 100 * run["majority_baseline"]["miou"]}
-    return pd.DataFrame(rows).T
+        constant = run["majority_baseline"].get(metric)
+        rows[method] = {"ours": round(100 * run["metrics"][metric], 2), "published": theirs.get(method),
+                        "majority class": None if constant is None else round(100 * constant, 2),
+                        "data": f"{run['dataset']}, {run['mode']}", "weights": run["weights"]}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def main() -> None:

@@ -28,12 +28,13 @@
 # the subject of notebook 02) and *the thin-structure project* (a course project at UCLA, SegFormer-B0 on six classes
 # and background, the subject of notebook 04).
 #
-# **You need** NumPy indexing and the words *pixel* and *class*. Nothing is trained here.
+# **You need** NumPy indexing, and to have heard of a network's outputs (*logits*) and of cross-entropy. Nothing is
+# trained here.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
 # | `quick` | toy streets, made on the spot | any CPU | about 20 s on 2 cores (November 2026) | all of it, from up to 60 images |
-# | `course` | CamVid, 367 images of 480x360 | any CPU | about 30 s on 2 cores (November 2026) | the same for a whole split |
+# | `course` | CamVid, 367 images of 360x480 | any CPU | about 30 s on 2 cores (November 2026) | the same for a whole split |
 # | `paper` | Cityscapes, 2975 images of 1024x2048 | any CPU | not yet measured | a comparison with published counts |
 
 # %% [markdown]
@@ -43,7 +44,7 @@
 # `papermill notebooks/01_class_remapping.ipynb out.ipynb -p data_dir data/camvid`.
 
 # %% tags=["parameters"]
-mode: str = "quick"  # quick (60 images), course and paper (all of them)
+mode: str = "quick"  # quick (up to 60 images), course and paper (all of them)
 split: str = "train"  # which images are counted: train or val
 images: int = 0  # number of images to count; 0 takes the mode's
 seed: int = 42
@@ -59,6 +60,7 @@ max_hours: float = 0.0  # as in the other notebooks; nothing here takes an hour
 # %%
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,21 +71,30 @@ NEEDS = {"accelerate": "accelerate", "cv2": "opencv-python-headless"}
 
 script = Path(globals().get("__file__", "notebook")).parent
 places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", script / "..", "street-segmentation")]
-places += sorted(p.parent for p in Path("/kaggle/input").glob("*/**/data_prep.py"))
+places += [p.parent for depth in ("*", "*/*", "*/*/*") for p in sorted(Path("/kaggle/input").glob(f"{depth}/data_prep.py"))]
 home = next((p for p in places if (p / "common.py").exists() and (p / "data_prep.py").exists()), None)
 if home is None:
     home = Path("street-segmentation")
-    if subprocess.run(["git", "clone", "--depth", "1", os.environ.get("STREETS_REPO", REPO), home]).returncode:
+    clone = ["git", "clone", "--depth", "1", os.environ.get("STREETS_REPO", REPO), home]
+    if shutil.which("git") is None or subprocess.run(clone).returncode:
         raise RuntimeError("The helpers cannot be cloned: connect, or set STREETS_HOME to a folder that holds common.py.")
+
+# %%
 missing = [wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None]
 if missing:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+    importlib.invalidate_caches()
 sys.path.insert(0, str(home.resolve()))
 
 import common
 
 common.check_parameters(globals(), {"mode": ("quick", "course", "paper"), "split": ("train", "val")})
 print(common.device_line())
+
+# %% [markdown]
+# ### What a mode stands for
+#
+# A mode is a name for how many images are looked at; a number that you set above goes before it.
 
 # %%
 MODES = {
@@ -130,7 +141,8 @@ fig, axes = plt.subplots(1, 2, figsize=(8, 2.1), layout="constrained")
 axes[0].imshow(photo)
 shown = axes[1].imshow(ids, cmap="gray", vmin=0, vmax=33, interpolation="nearest")
 fig.colorbar(shown, ax=axes, label="label id", pad=0.01)
-[axis.set_axis_off() for axis in axes]
+for axis in axes:
+    axis.set_axis_off()
 common.show(fig)
 
 # %% [markdown]
@@ -213,7 +225,7 @@ draw_label(axes[1], misread, cityscapes19, "label ids, read as train ids")
 common.show(fig)
 
 # %% [markdown]
-# Both pictures hold the same regions. On the right they have other classes' names, or none (black).
+# On the right each region has another class's name; ids from 19 on, whatever they were, are black.
 #
 # ## A look-up table
 #
@@ -264,6 +276,17 @@ require_known_ids(ids, table, frame.label)
 print("all numbers of this label are ids")
 
 # %% [markdown]
+# Does it notice? We damage one pixel of a copy:
+
+# %%
+damaged = ids.copy()
+damaged[0, 0] = 100
+try:
+    require_known_ids(damaged, table, "the damaged copy")
+except common.StreetsError as error:
+    print("StreetsError:", error)
+
+# %% [markdown]
 # ### Seven classes for a U-Net
 #
 # The U-Net report wants seven classes and no void: what is not named is class 0, *background*. The lists of names say
@@ -278,8 +301,9 @@ U_NET_REPORT = {
 THIN_STRUCTURES = {1: ["fence"], 2: ["car"], 3: ["vegetation"], 4: ["pole"], 5: ["traffic sign"], 6: ["traffic light"]}
 
 # %% [markdown]
-# The thin-structure project wants six classes, most of them narrow, and calls everything else class 0 as well. One
-# function serves both:
+# The thin-structure project wants six classes, most of them narrow, and calls everything else class 0 as well. Its code
+# names the classes; which label ids stand behind them is our reading: the strict ids, all else 0. One function serves
+# both:
 
 # %%
 def table_from_names(groups, rest=0):
@@ -355,6 +379,10 @@ def remap_by_class(ids, table):
     return out
 
 
+# %% [markdown]
+# The other two are look-ups, by NumPy and by OpenCV. The label `big` that we time them on is our label, enlarged to the
+# full size where it is smaller:
+
 # %%
 import timeit
 
@@ -372,7 +400,8 @@ for name, best in seconds.items():
 
 # %% [markdown]
 # All four give the same label. The look-up reads each pixel once, the loop over classes 35 times, and the loop over
-# pixels pays for the interpreter at each step. From here on, a look-up is what we use.
+# pixels pays for the interpreter at each step. `cv2.LUT` is the fastest: the same look-up, for 8-bit numbers only. We
+# keep `table[ids]`, which takes any integers and reads like what it does.
 #
 # ## Why not exchange the numbers in place?
 #
@@ -397,6 +426,7 @@ class_steps = [(c.id, c.train_id) for c in on_disk if not c.ignore_in_eval]
 for name, steps in {"void first": void_steps + class_steps, "void last": class_steps + void_steps}.items():
     result = remap_in_place(np.arange(34, dtype=np.uint8), steps)
     print(f"{name:10s} {(result == table[:34]).sum()} of 34 ids come out right")
+print("every train id is smaller than its label id:", all(c.train_id < c.id for c in evaluated))
 
 # %% [markdown]
 # The array `[0, 1, ..., 33]` tests all ids at once. *Void first* works, and only because every train id is smaller than
@@ -424,8 +454,8 @@ draw_label(axes[1], broken, cityscapes19, "in place, void last")
 common.show(fig)
 
 # %% [markdown]
-# A network can be trained on the right picture, and no program will object. Visiting the classes in falling order,
-# after void, hides better still, because no class becomes void:
+# A network can be trained on the right-hand, broken one, and no program will object. Visiting the classes in falling
+# order, after void, hides better still, because no class becomes void:
 
 # %%
 falling = remap_in_place(np.arange(34, dtype=np.uint8), void_steps + class_steps[::-1])
@@ -452,8 +482,13 @@ except IndexError as error:
 
 # %% [markdown]
 # That error has two popular cures that do harm. One sets void to 0, which is *road*. The other makes it a class of its
-# own. To see the harm in a score we need a network that is never wrong. It must answer everywhere, also on void, so let
-# it continue the nearest region there:
+# own. To see the harm we need scores, and a network that is never wrong.
+#
+# The scores first. *Accuracy* is the share of pixels that are right. The *intersection over union* of a class, IoU, is
+# the number of pixels that truth and prediction agree on, divided by the number that either of them names. *Mean IoU*
+# is the mean over the classes that occur in the truth.
+#
+# And the network: it must answer everywhere, also on void, so let it continue the nearest region there:
 
 # %%
 from scipy import ndimage
@@ -465,20 +500,25 @@ def fill_void(label):
     return label[tuple(nearest)]
 
 
+# %% [markdown]
+# Or let it draw vegetation on void, which is no worse an answer where no answer is wanted:
+
 # %%
-answer = fill_void(label)
+answers = {"nearest region": fill_void(label), "vegetation": np.where(label == 255, 8, label)}
 truths = {"void ignored": label, "void counted as road": np.where(label == 255, 0, label),
           "void counted as a class": np.where(label == 255, 19, label)}
 for name, truth in truths.items():
-    cm = common.confusion_matrix(answer, truth, 20)
-    print(f"{name:24s} accuracy {common.accuracy(cm):.3f}   mean IoU {common.miou(cm):.3f}")
+    for drawn, answer in answers.items():
+        cm = common.confusion_matrix(answer, truth, 20)
+        print(f"{name:24s} {drawn:15s} accuracy {common.accuracy(cm):.3f}   mean IoU {common.miou(cm):.3f}")
 
 # %% [markdown]
-# The same answer, right at every pixel that has a class, and three scores. Only the first is deserved. (The
-# *intersection over union* of a class, IoU, is the number of pixels that truth and prediction agree on, divided by the
-# number that either of them names; the mean is over the classes that occur in the truth.)
+# Both answers are right at every pixel that has a class, and only the first two lines say so. In accuracy, counting void
+# as road looks nearly harmless where most void borders on road, as the bonnet does: the nearest region *is* road there.
+# A network that draws something else on the bonnet, and is as right, loses accuracy. The mean IoU falls for both,
+# because every other class that is named on void is charged for it.
 #
-# ## How many pixels has a class?
+# ## How many pixels does each class have?
 #
 # A table is built once, and so is a count: pixels per label id for each image, from which the shares in any scheme
 # follow.
@@ -519,10 +559,12 @@ print("void:", f"{1 - total.sum() / pixels.sum():.1%} of all pixels", "| absent 
 # %%
 order = [c for c in np.argsort(share) if total[c]]
 fig, axis = plt.subplots(figsize=(8, 1 + 0.24 * len(order)), layout="constrained")
-axis.barh([cityscapes19.classes[c] for c in order], share[order], color=cityscapes19.colors[order] / 255, log=True)
+names = [cityscapes19.classes[c] for c in order]
+axis.scatter(share[order], names, color=cityscapes19.colors[order] / 255, edgecolors="black", zorder=2)
 for y, c in enumerate(order):
-    axis.text(share[c], y, f" {share[c]:.2%}", va="center", fontsize=8)
-axis.set(xlabel="share of the pixels that have a class (logarithmic)", xlim=(None, 1.8))
+    axis.annotate(f"{share[c]:.2%}", (share[c], y), (7, 0), textcoords="offset points", va="center", fontsize=8)
+axis.set(xlabel="share of the pixels that have a class (logarithmic)", xscale="log", xlim=(None, 1.8))
+axis.grid(alpha=0.3)
 common.show(fig)
 
 # %%
@@ -531,7 +573,7 @@ print(f"the three largest classes hold {largest[:3].sum():.0%} of the pixels")
 print(f"the largest is {share[order[-1]] / share[order[0]]:.0f} times the smallest ({cityscapes19.classes[order[0]]})")
 
 # %% [markdown]
-# The axis is logarithmic because on a linear one most bars could not be seen. These shares decide what a metric
+# The axis is logarithmic because on a linear one most dots would lie on its left end. These shares decide what a metric
 # rewards.
 #
 # ### The laziest network
@@ -546,7 +588,8 @@ for name, scheme in common.SCHEMES.items():
     n = per_class(pixels, scheme).sum(0)
     rows[name] = {"always answers": scheme.classes[n.argmax()], "classes that occur": int((n > 0).sum())}
     rows[name] |= common.majority_baseline(np.diag(n))
-pd.DataFrame(rows).T[["always answers", "classes that occur", "accuracy", "miou"]]
+baseline = pd.DataFrame.from_dict(rows, orient="index").rename(columns={"miou": "mean IoU"})
+baseline[["always answers", "classes that occur", "accuracy", "mean IoU"]].round(3)
 
 # %% [markdown]
 # Side by side: an accuracy that looks like the start of something, and a mean IoU that does not. The more one class
@@ -606,7 +649,8 @@ def median_frequency_weights(pixels):
 by_image = per_class(pixels, cityscapes19)  # (N, C)
 weights = {"no weights": (total > 0) * 1.0, "1 / sqrt(f)": inverse_sqrt_weights(by_image),
            "median frequency": median_frequency_weights(by_image)}
-pd.DataFrame({"share": share, **weights}, index=cityscapes19.classes).iloc[order[::-1]].round(4)
+weight_table = pd.DataFrame({"share": share, **weights}, index=cityscapes19.classes)
+weight_table.iloc[order[::-1]].round({"share": 4} | dict.fromkeys(weights, 3))
 
 # %% [markdown]
 # What do such weights do? If all pixels had the same loss, class $c$ would pay the share $w_c f_c / \sum_k w_k f_k$ of
@@ -631,31 +675,40 @@ for name, w in weights.items():
           f"half of the loss is from {half_of_loss:.1%} of the pixels")
 
 # %% [markdown]
-# Without weights the points are the shares of the bar chart. The square root halves all distances on the logarithmic
-# axis. With the median frequency a class pays in proportion to the images that contain it. The price stands on the
-# right of the printed lines: the loss comes to rest on few pixels.
+# Without weights the points are the shares from above. The square root halves all distances on the logarithmic
+# axis. With the median frequency a class pays in proportion to the images that contain it. The price is the last number
+# of each line: half of the loss comes from fewer pixels.
 #
 # The report prints its seven shares and weights. We recompute the weights, from the printed shares and from its pixel
 # counts:
 
 # %%
 PRINTED_SHARES = [0.21, 0.33, 0.20, 0.07, 0.01, 0.14, 0.04]
+PRINTED_SHARES_LATER = [0.21, 0.33, 0.20, 0.06, 0.02, 0.14, 0.04]
 PRINTED_WEIGHTS = [2.18, 1.74, 2.24, 3.78, 10, 2.67, 5]
 PRINTED_PIXELS = {
     "train": [1306362141, 2036416525, 1260636120, 459059194, 74789586, 879783988, 221979646],
     "val": [224209172, 345264442, 201005428, 74574583, 13889020, 158868008, 30765347],
 }
+
+# %% [markdown]
+# The formula, once for either set of shares, then for the counts and for this data:
+
+# %%
 streets7 = common.SCHEMES["streets7"]
-published = pd.DataFrame({"share, printed": PRINTED_SHARES, "weight, printed": PRINTED_WEIGHTS}, index=streets7.classes)
-published["1 / sqrt(share)"] = 1 / np.sqrt(PRINTED_SHARES)
-published["from its pixel counts"] = inverse_sqrt_weights(np.array([PRINTED_PIXELS["train"]]))
-published["on this data"] = inverse_sqrt_weights(per_class(pixels, streets7))
+printed = {"share": PRINTED_SHARES, "weight": PRINTED_WEIGHTS, "share, later": PRINTED_SHARES_LATER}
+published = pd.DataFrame(printed, index=streets7.classes)
+published["1/sqrt(share)"] = 1 / np.sqrt(PRINTED_SHARES)
+published["1/sqrt(later)"] = 1 / np.sqrt(PRINTED_SHARES_LATER)
+published["from counts"] = inverse_sqrt_weights(np.array([PRINTED_PIXELS["train"]]))
+published["this data"] = inverse_sqrt_weights(per_class(pixels, streets7))
 published.round(2)
 
 # %% [markdown]
 # The printed weights are those of the printed shares, and two digits are too few for a rare class: rounding moved the
-# weight of *person* from 9.13 to 10. The last column is for the images that you loaded. Weights belong to a data set,
-# and should be computed, not copied.
+# weight of *person* from 9.13 (from the counts) to 10. The later stages of the report print other shares for the same
+# images, by which *person* would weigh 7.07. The last column is for the images that you loaded. Weights belong to a
+# data set, and should be computed, not copied.
 #
 # ## Which classes are thin?
 #
@@ -682,8 +735,8 @@ def object_width(mask):
 
 
 # %% [markdown]
-# Three shapes of which you know the answer: a bar of 4 x 20 pixels, a disc of diameter 11, and a staircase of single
-# pixels. (The rim of a disc made of pixels is ragged, which costs it about one.)
+# Three shapes of which you know the answer: a bar 20 pixels high and 4 wide, a staircase of single pixels, and a disc
+# of diameter 11. (The rim of a disc made of pixels is ragged, which costs it about one.)
 
 # %%
 shapes = np.zeros((24, 60), np.uint8)
@@ -760,9 +813,11 @@ common.show(fig)
 # sizes, near and far. Now look for a class that is rare and not thin:
 
 # %%
-sizes = pd.DataFrame({n: {"share": share[cityscapes19.classes.index(n)], "width": quartiles[n][1],
-                          "group": size_group(quartiles[n][1])} for n in by_width}).T
-sizes[sizes["share"] < 0.02].sort_values("share", ascending=False)
+sizes = pd.DataFrame({"share": weight_table["share"][by_width], "width": [quartiles[n][1] for n in by_width],
+                      "group": [size_group(quartiles[n][1]) for n in by_width]}, index=by_width)
+few = sizes[sizes["share"] < 0.02].sort_values("share", ascending=False)
+print("rare and not thin:", ", ".join(few.index[few["group"] != "thin"]) or "no class")
+few.round(4)
 
 # %% [markdown]
 # A weight can make a rare class count. It cannot bring back pixels that are no longer there, which is the next point.
@@ -802,21 +857,34 @@ print(f"invented by bilinear: {ghosts.sum()} pixels, {ghosts.mean():.1%} of all,
 print(f"no class at all: {(ghosts & no_class).sum()} pixels")
 
 # %% [markdown]
-# The window with the most of them, enlarged:
+# To look at some of them, we search for the window that holds the most:
 
 # %%
+def densest_window(mask, height, width):
+    """(row, column) of the upper left corner of the window, inside a mask (H, W), that holds the most True pixels."""
+    density = cv2.boxFilter(mask.astype(np.float32), -1, (width, height), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
+    inside = density[: mask.shape[0] - height + 1, : mask.shape[1] - width + 1]
+    return np.unravel_index(inside.argmax(), inside.shape)
+
+
 h, w = min(32, half[1]), min(48, half[0])
-density = cv2.boxFilter(ghosts.astype(np.float32), -1, (w, h), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
-density = density[: half[1] - h + 1, : half[0] - w + 1]  # windows that lie inside
-row, column = np.unravel_index(density.argmax(), density.shape)
+row, column = densest_window(ghosts, h, w)
 window = np.s_[row : row + h, column : column + w]
+window_before = np.s_[2 * row : 2 * (row + h), 2 * column : 2 * (column + w)]
+print(f"{ghosts[window].sum()} of the {h * w} pixels in the window are invented")
+
+# %% [markdown]
+# Four views of it. Numbers that are no class have no colour either, so we paint them white:
 
 # %%
-original = label[2 * row : 2 * (row + h), 2 * column : 2 * (column + w)]
-zoomed = np.where(no_class[..., None], np.uint8(255), common.as_colors(bilinear, cityscapes19))
-panels = {"original": common.as_colors(original, cityscapes19),
-          "nearest": common.as_colors(nearest, cityscapes19)[window], "bilinear (white: no class)": zoomed[window],
+painted = np.where(no_class[..., None], np.uint8(255), common.as_colors(bilinear, cityscapes19))
+bilinear_title = "bilinear (white: no class)" if no_class[window].any() else "bilinear"
+panels = {"original": common.as_colors(label, cityscapes19)[window_before],
+          "nearest": common.as_colors(nearest, cityscapes19)[window], bilinear_title: painted[window],
           "invented": np.where(ghosts[..., None], np.uint8([213, 94, 0]), np.uint8(235))[window]}
+
+# %% [markdown]
+# In the last of them orange marks what bilinear resizing invents:
 
 # %%
 fig, axes = plt.subplots(2, 2, figsize=(8, 5.6), layout="constrained")
@@ -845,6 +913,9 @@ def shrink_and_enlarge(label, factor):
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
+# %% [markdown]
+# One confusion matrix per factor, added up over the measured images:
+
 # %%
 FACTORS = (2, 4, 8, 16)
 matrices = dict.fromkeys(FACTORS, 0)
@@ -855,6 +926,9 @@ for f in some_frames:
         answer = np.where(answer == 255, truth, answer)  # void that grew over its rim is no class's mistake
         matrices[factor] += common.confusion_matrix(answer, truth, 19)
 
+# %% [markdown]
+# From each matrix the IoU of every class, first as a mean over each size group:
+
 # %%
 iou = pd.DataFrame({f"1/{k}": common.iou_per_class(cm) for k, cm in matrices.items()}, index=cityscapes19.classes)
 fig, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
@@ -862,10 +936,14 @@ for (group, members), color, marker in zip(groups.items(), common.CURVES, "osD")
     if members:
         name = f"{group} ({len(members)})"
         axis.plot(iou.columns, iou.loc[members].mean(), marker, linestyle="-", color=color, label=name)
-axis.set(xlabel="size of the labels learnt", ylabel="IoU, mean over the group", ylim=(0, 1))
+axis.set(xlabel="height and width of the labels learnt, as a part of the original's")
+axis.set(ylabel="IoU, mean over the group", ylim=(0, 1))
 axis.grid(alpha=0.3)
 fig.legend(loc="outside right upper", frameon=False)
 common.show(fig)
+
+# %% [markdown]
+# And class by class:
 
 # %%
 iou.loc[by_width].round(3)
@@ -883,6 +961,9 @@ def objects_left(mask, factor):
     return n - 1, len(np.unique(small[small > 0]))
 
 
+# %% [markdown]
+# We count the poles, and the objects of the two narrowest other classes:
+
 # %%
 for name in ["pole"] * ("pole" in quartiles) + [n for n in by_width if n != "pole"][:2]:
     masks = [cityscapes19.table[common.read_label(f.label)] == cityscapes19.classes.index(name) for f in some_frames]
@@ -890,6 +971,8 @@ for name in ["pole"] * ("pole" in quartiles) + [n for n in by_width if n != "pol
     print(f"{name}: of {left[2][0]} objects, " + ", ".join(f"{left[k][1]} are left at 1/{k}" for k in FACTORS))
 
 # %% [markdown]
+# Nothing can learn what is not in the label: an object without a pixel is neither trained on nor missed.
+#
 # ## Where the sources are wrong
 #
 # ### The U-Net report
@@ -965,9 +1048,9 @@ else:
 # %% [markdown]
 # ### The thin-structure project
 #
-# **Its background is not ignored.** The text says that class 0 is ignored. In the code it is a class: its table never
-# says 255, and the loss is told to ignore nothing else. How much of the gradient of the cross-entropy comes from class
-# 0?
+# **Its background is not ignored.** The text says that class 0 is ignored. In its losses 0 is a class like the others,
+# and the value that would be ignored, 255, never occurs. How much of the gradient of the cross-entropy comes from class
+# 0? (Its code names the classes; the label ids behind them are our reading, here as above.)
 
 # %%
 thin7 = common.SCHEMES["thin7"]
@@ -994,8 +1077,9 @@ print(f"pole {n[17]:,} pixels, polegroup {n[18]:,}")
 print(f"polegroup becomes {thin7.table[18]} in thin7 and {table[18]} in cityscapes19")
 
 # %% [markdown]
-# **Are its classes thin?** The four that it calls so, by the measure from above, and how long the objects are: the area
-# divided by the squared width is about 1 for a sign as high as it is wide, and 10 for a post ten times as high.
+# **Are its classes thin?** Car and vegetation are not meant to be. The other four, by the measure from above, and how
+# long the objects are: the area divided by the squared width is about 1 for a sign as high as it is wide, and 10 for a
+# post ten times as high.
 
 # %%
 for name in ("fence", "pole", "traffic sign", "traffic light"):
@@ -1018,8 +1102,9 @@ kept = pd.DataFrame({"pixels": total, "share": share, **weights}, index=cityscap
 kept["width"] = pd.Series({name: quartiles[name][1] for name in by_width})
 kept["group"] = kept["width"].map(size_group, na_action="ignore")
 folder = common.run_folder(out_dir, NOTEBOOK, common.dataset_name(root), mode, f"classes_{split}", seed)
-common.write_atomic(folder / "classes.csv", kept.to_csv(index_label="class").encode())
-print(os.path.relpath(folder / "classes.csv"))
+path = folder / "classes.csv"
+common.write_atomic(path, kept.to_csv(index_label="class").encode())
+print(path.relative_to(common.HERE) if path.is_relative_to(common.HERE) else path)
 
 # %% [markdown]
 # ## What we learnt
@@ -1042,7 +1127,8 @@ print(os.path.relpath(folder / "classes.csv"))
 # %%
 prediction = "?"
 back = remap_in_place(np.arange(19, dtype=np.uint8), [(c.train_id, c.id) for c in evaluated])
-print(f"you say {prediction}; it becomes {official[back[0]].name}: 0 -> 7 -> {back[0]}")
+answer = f"you say {prediction}; it becomes {official[int(back[0])].name}: 0 -> 7 -> {back[0]}"
+print("put your answer in place of ?" if prediction == "?" else answer)
 
 # %% [markdown]
 # **2.** A data set has four classes with shares 0.7, 0.1, 0.1 and 0.1. What are accuracy and mean IoU of the majority
@@ -1050,7 +1136,8 @@ print(f"you say {prediction}; it becomes {official[back[0]].name}: 0 -> 7 -> {ba
 
 # %%
 prediction = "?"
-print("you say", prediction, "; they are", common.majority_baseline(np.diag([70, 10, 10, 10])))
+answer = f"you say {prediction}; they are {common.majority_baseline(np.diag([70, 10, 10, 10]))}"
+print("put your answer in place of ?" if prediction == "?" else answer)
 
 # %% [markdown]
 # **3.** A pole 3 pixels wide carries a lamp, a square of 9 pixels, and both are labelled *pole*. What is the object's
@@ -1060,12 +1147,11 @@ print("you say", prediction, "; they are", common.majority_baseline(np.diag([70,
 prediction = "?"
 lamp = np.zeros((40, 20), bool)
 lamp[2:11, 5:14], lamp[11:38, 8:11] = True, True
-print("you say", prediction, "; object_width says", object_width(lamp)[1])
+answer = (f"you say {prediction}; object_width says {object_width(lamp)[1][0]:.0f}, since the widest part decides.\n"
+          "A pole with a lamp counts as wider than it mostly is: along the shaft alone, poles would be thinner still.")
+print("put your answer in place of ?" if prediction == "?" else answer)
 
 # %% [markdown]
-# The widest part decides. So the measure calls a pole with a lamp wider than it mostly is; measured along the shaft
-# alone, poles would be thinner still.
-#
 # ## References
 #
 # - M. Cordts et al., *The Cityscapes Dataset for Semantic Urban Scene Understanding*, CVPR 2016. Its class table is

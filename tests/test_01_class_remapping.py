@@ -317,6 +317,15 @@ def test_invented_pixels_equal_a_loop_over_blocks_also_for_odd_sizes(nb, rng):
     assert nb.invented(small, label).tolist() == expected
 
 
+@pytest.mark.parametrize("height, width", [(1, 1), (3, 5), (9, 13)])
+def test_the_densest_window_lies_inside_and_holds_the_most_pixels_of_all_windows(nb, rng, height, width):
+    mask = rng.random((9, 13)) < 0.3
+    held = {
+        (r, c): mask[r : r + height, c : c + width].sum() for r in range(10 - height) for c in range(14 - width)
+    }
+    assert held[tuple(map(int, nb.densest_window(mask, height, width)))] == max(held.values())
+
+
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
 def test_shrinking_reads_one_pixel_per_cell_and_enlarging_repeats_it(nb, rng, factor):
     label = rng.integers(0, 19, (32, 48)).astype(np.uint8)

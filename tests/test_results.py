@@ -140,7 +140,7 @@ def test_colors_are_the_official_ones():
 def test_a_comparison_table_sets_ours_beside_the_published(tmp_path):
     summary = {"metrics": {"miou": 0.5}, "dataset": "toy", "mode": "quick", "weights": "none", "majority_baseline": {"miou": 0.02}}
     table = common.comparison_table({"D": summary, "new": summary}, common.read_published(NOTEBOOK))
-    assert table.loc["D", "published"] == 81.69 and table.loc["D", "ours"] == 50 and table.loc["new", "published"] is None
+    assert table.loc["D", "published"] == 81.69 and table.loc["D", "ours"] == 50 and pd.isna(table.loc["new", "published"])
 
 
 def test_published_numbers_are_complete_rows():
