@@ -18,6 +18,7 @@ import os
 import platform
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -716,11 +717,12 @@ def flat(tree: dict, prefix: str = "") -> dict:
     return rows
 
 
-def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "no",
-                  num_processes: int = 1) -> dict | None:
+def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "no", num_processes: int = 1,
+                  parent: bool = False) -> dict | None:
     """Summary of the run in `folder`: read if it is finished, else made by `train(folder)`, which calls `fit`.
 
-    An unfinished run resumes. A finished one is trained again in quick mode or with rerun = "yes". Returns None for a
+    An unfinished run resumes. A finished one is trained again in quick mode or with rerun = "yes"; not so the `parent`
+    of a run that is wanted, where its weights are there and its configuration is the same. Returns None for a
     run that max_hours stopped early. Raises StreetsError if the folder holds a run of another configuration or
     another process is writing there. Under `accelerate launch` or torchrun every process comes here; the first one
     locks and clears the folder for all.
@@ -728,7 +730,7 @@ def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "
     first = int(os.environ.get("RANK", 0)) == 0
     with lock_folder(folder) if first else nullcontext():
         if first:
-            prepare_folder(folder, json.loads(json.dumps(config)), rerun)
+            prepare_folder(folder, json.loads(json.dumps(config)), rerun, parent)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             make_accelerator().wait_for_everyone()
         if summary := read_json(folder / "summary.json"):
@@ -757,10 +759,20 @@ def lock_folder(folder: Path):
         raise StreetsError(f"Cannot write to {folder} ({error.strerror}): choose another out_dir.") from None
 
 
-def prepare_folder(folder: Path, config: dict, rerun: str) -> None:
+def differing_keys(config: dict, old: dict) -> list[str]:
+    """Names of what changes a run's numbers and is not the same in two configurations."""
+    ours, theirs = ({k: v for k, v in flat(c).items() if not k.startswith("recorded_")} for c in (config, old))
+    return [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+
+
+def prepare_folder(folder: Path, config: dict, rerun: str, parent: bool = False) -> None:
     """Make `folder` ready for a run of `config`: clear a finished one that is to be repeated, refuse another's."""
     summary, old = read_json(folder / "summary.json"), read_json(folder / "config.json")
-    if rerun == "yes" or (summary and config["parameters"]["mode"] == "quick"):
+    again = rerun == "yes" or (summary and config["parameters"]["mode"] == "quick")
+    if parent and summary:
+        complete = (folder / "best.safetensors").exists()
+        again = not complete or (again and differing_keys(config, old))
+    if again:
         # in this order, so that what a kill leaves is an unfinished run of the old configuration, and never a mixture
         for path in sorted(folder.iterdir(), key=lambda p: (p.name != "summary.json", p.name == "config.json")):
             if path.name != ".lock":
@@ -769,9 +781,7 @@ def prepare_folder(folder: Path, config: dict, rerun: str) -> None:
     if not old:
         write_json(folder / "config.json", config)
         return
-    ours, theirs = ({k: v for k, v in flat(c).items() if not k.startswith("recorded_")} for c in (config, old))
-    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-    if differing:
+    if differing := differing_keys(config, old):
         raise StreetsError(f"{folder} holds a run that differs in {', '.join(differing)}: "
                            "choose another out_dir, or train over it with rerun = \"yes\".")
     if summary:
@@ -834,13 +844,14 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict | None:
 
 @torch.no_grad()  # not inference_mode: it would mark the buffers, and DDP could not synchronise them afterwards
 def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerator | None = None, *, batch_size: int = 1,
-             contours: bool = False, num_workers: int = -1) -> tuple[dict, dict]:
+             contours: bool = False, loss: Callable | None = None, num_workers: int = -1) -> tuple[dict, dict]:
     """Score a network that, in eval mode, turns images (B, 3, H, W) into logits (B, C, h, w), resized if need be.
 
     Returns (metrics, per_image). metrics: accuracy, miou, iou (a dict by class name, None for a class that the labels
-    do not hold) and, with `contours`, boundary_f1 and trimap_iou (means over images). per_image: arrays with a row per
-    image, "confusion" (N, C, C) and the contour scores (N, C). With several processes each takes every k-th image and
-    all return the same.
+    do not hold) and means over images: with `contours`, boundary_f1 and trimap_iou; with `loss(logits, label)`, called
+    with one image's (1, C, H, W) float32 and (1, H, W), eval_loss. per_image: arrays with a row per image, "confusion"
+    (N, C, C), the contour scores (N, C) and the loss (N,). With several processes each takes every k-th image and all
+    return the same.
     """
     accelerator = accelerator or make_accelerator()
     n, rank, world = len(data.scheme.classes), accelerator.process_index, accelerator.num_processes
@@ -855,10 +866,12 @@ def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerato
         if logits.shape[-2:] != label.shape[-2:]:
             logits = F.interpolate(logits.float(), label.shape[-2:], mode="bilinear", align_corners=False)
         predictions = logits.argmax(1).to("cpu", torch.uint8)
-        for index, pred, truth in zip(batch["index"].tolist(), predictions.numpy(), label.numpy(), strict=True):
+        for i, (index, pred, truth) in enumerate(zip(batch["index"].tolist(), predictions.numpy(), label.numpy())):
             row = {"confusion": confusion_matrix(pred, truth, n)}
             if contours:
                 row |= {"boundary_f1": boundary_f1(pred, truth, n), "trimap_iou": trimap_iou(pred, truth, n)}
+            if loss:
+                row |= {"loss": loss(logits[i : i + 1].float(), label[i : i + 1].to(logits.device)).item()}
             rows.append((index, row))
     ordered = [row for _, row in sorted(gather_object(rows), key=lambda pair: pair[0])]
     per_image = {name: np.stack([row[name] for row in ordered]) for name in ordered[0]}
@@ -874,6 +887,8 @@ def metrics_of(per_image: dict[str, np.ndarray], classes: Sequence[str]) -> dict
         if name in per_image:
             scores = per_image[name][~np.isnan(per_image[name]).all(1)]
             metrics[name] = float(np.nanmean(scores, axis=1).mean()) if len(scores) else None
+    if "loss" in per_image:
+        metrics["eval_loss"] = float(per_image["loss"].mean())
     return metrics | {"iou": {c: None if math.isnan(v) else float(v) for c, v in zip(classes, iou, strict=True)}}
 
 
@@ -915,14 +930,17 @@ def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, 
 def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: StreetScenes, val_data: StreetScenes, *,
         epochs: int, batch_size: int, optimizer: torch.optim.Optimizer, scheduler=None, schedule: str = "epoch",
         accumulation: int = 1, clip_norm: float = 0.0, precision: str = "auto", num_workers: int = -1,
-        evaluate: Callable = evaluate, eval_every: int = 1, select: str = "last", test_data: StreetScenes | None = None,
-        weights: str = "none", max_hours: float = 0.0) -> None:
+        evaluate: Callable = evaluate, eval_every: int = 1, select: str = "last", best_by: str = "miou",
+        test_data: StreetScenes | None = None, final_scores: Callable | None = None, weights: str = "none",
+        max_hours: float = 0.0) -> None:
     """Train `model` on `loss_fn(model, batch)` and leave a run in `folder`, resuming what is there.
 
     `scheduler` steps once per epoch, per optimiser step (schedule = "step") or, with the validation mIoU, per
     evaluation ("plateau"). `evaluate(model, data, accelerator)` returns (metrics, per_image); it runs every
-    `eval_every` epochs and after the last. `select` says whether the summary describes the "last" epoch or the "best"
-    by validation mIoU; `test_data` is scored once, at the end. Stops cleanly, without a summary, when the next epoch
+    `eval_every` epochs and after the last. `select` says whether the summary describes the "last" epoch or the "best":
+    the one with the highest `best_by`, a column of the history, or the lowest where that name ends in "loss".
+    `test_data` is scored once, at the end, and whatever else `final_scores(folder, model, accelerator)` returns goes to
+    the summary as "final"; it is called with the selected weights in place and both weight files on disk. Stops cleanly, without a summary, when the next epoch
     would not end within `max_hours` of the start of the program. The state is saved at the ends of epochs, and all
     randomness of an epoch derives from its number and the seed in config.json: a resumed run equals an unbroken one.
     """
@@ -935,7 +953,7 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     loader = make_loader(train_data, batch_size, sampler=sampler, num_workers=num_workers)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     scheduler = accelerator.prepare(scheduler) if scheduler else None
-    progress = load_checkpoint(accelerator, folder) or {"epoch": 0, "best": -1.0, "seconds": 0.0, "history": []}
+    progress = load_checkpoint(accelerator, folder) or {"epoch": 0, "best": None, "seconds": 0.0, "history": []}
     if progress["epoch"]:
         accelerator.print(f"{folder.name}: resuming after epoch {progress['epoch']} of {epochs}")
     images, saved = images * len(loader), -math.inf
@@ -958,7 +976,7 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
                 if scheduler and schedule == "plateau":
                     scheduler.step(metrics["miou"])
                 row = {"epoch": epoch, "train_loss": loss, "lr": lr, "seconds": round(seconds, 3)} | flat(metrics)
-                keep_scores(accelerator, folder, model, progress, row)
+                keep_scores(accelerator, folder, model, progress, row, best_by)
             now = time.monotonic()
             stop = max_hours and epoch < epochs and now - STARTED + 1.2 * (now - started) > max_hours * 3600
             save = stop or epoch == epochs or now - saved > SAVE_SECONDS
@@ -971,14 +989,17 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
                                   "run again to resume")
                 return
         splits = {"val": val_data} | ({"test": test_data} if test_data else {})
-        finish_run(accelerator, folder, model, progress, evaluate, splits, select, weights)
+        finish_run(accelerator, folder, model, progress, evaluate, splits, select, final_scores,
+                   {"weights": weights, "selected": select} | ({"best_by": best_by} if select == "best" else {}))
 
 
-def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, row: dict) -> None:
+def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, row: dict,
+                best_by: str) -> None:
     """Add a row to the history and keep the weights if they are the best so far; the checkpoint comes after both."""
     progress["history"].append(row)
-    better = row["miou"] > progress["best"]
-    progress["best"] = max(progress["best"], row["miou"])
+    score = -row[best_by] if best_by.endswith("loss") else row[best_by]
+    better = progress["best"] is None or score > progress["best"]
+    progress["best"] = score if better else progress["best"]
     if accelerator.is_main_process:
         if better:
             save_weights(folder / "best.safetensors", accelerator.unwrap_model(model))
@@ -986,7 +1007,7 @@ def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, 
 
 
 def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, evaluate: Callable,
-               splits: dict[str, StreetScenes], select: str, weights: str) -> None:
+               splits: dict[str, StreetScenes], select: str, final_scores: Callable | None, facts: dict) -> None:
     """Score the chosen weights on validation and test images and write what marks the run as finished."""
     net = accelerator.unwrap_model(model)
     if accelerator.is_main_process:
@@ -994,11 +1015,12 @@ def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, p
     accelerator.wait_for_everyone()
     load_weights(folder / f"{select}.safetensors", net)
     scores = {split: evaluate(net, data, accelerator) for split, data in splits.items()}
+    final = {"final": final_scores(folder, net, accelerator)} if final_scores else {}
     if accelerator.is_main_process:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **scores["val"][1])
         write_atomic(folder / "val_per_image.npz", buffer.getvalue())
-        write_json(folder / "summary.json", summarize(folder, progress, scores, weights) | {"selected": select})
+        write_json(folder / "summary.json", summarize(folder, progress, scores) | facts | final)
         remove(folder / "checkpoint")
     accelerator.wait_for_everyone()
     accelerator.free_memory()
@@ -1022,8 +1044,9 @@ def with_weights(build: Callable, weights: str = "auto", name: str = "imagenet")
     if weights == "none":
         return build(False), "none"
     hub = huggingface_hub.constants
-    offline = hub.HF_HUB_OFFLINE
+    offline, timeout = hub.HF_HUB_OFFLINE, socket.getdefaulttimeout()
     hub.HF_HUB_OFFLINE = offline or not hub_reachable()  # the hub's client would try again for 40 seconds
+    socket.setdefaulttimeout(10)  # torch's own downloads (torchvision's weights) would wait for ever
     try:
         return build(True), name
     except OSError:
@@ -1032,11 +1055,12 @@ def with_weights(build: Callable, weights: str = "auto", name: str = "imagenet")
                                "or use weights = \"auto\".") from None
     finally:
         hub.HF_HUB_OFFLINE = offline
+        socket.setdefaulttimeout(timeout)
     print(f"weights: {name} cannot be fetched from here, so the network starts from random initialisation")
     return build(False), "none"
 
 
-def summarize(folder: Path, progress: dict, scores: dict[str, tuple[dict, dict]], weights: str) -> dict:
+def summarize(folder: Path, progress: dict, scores: dict[str, tuple[dict, dict]]) -> dict:
     """Content of summary.json for a finished run; `scores` holds what `evaluate` returned for "val" and "test"."""
     config, (metrics, per_image) = read_json(folder / "config.json"), scores["val"]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
@@ -1051,7 +1075,6 @@ def summarize(folder: Path, progress: dict, scores: dict[str, tuple[dict, dict]]
         "n_val": config["images"]["val"],
         "epochs": progress["epoch"],
         "seed": config["parameters"]["seed"],
-        "weights": weights,
         "metrics": metrics,
         "test": scores["test"][0] if "test" in scores else None,
         "majority_baseline": majority_baseline(per_image["confusion"].sum(0)),
@@ -1104,8 +1127,8 @@ def read_published(notebook: str = "") -> pd.DataFrame:
 
 
 def headline(published: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows that state a metric's final value: over all classes and seeds, after the last epoch."""
-    return published.query("metric == @metric and `class` == '' and seed == '' and epoch == 'last'")
+    """The rows that state a metric's final value: over all classes and seeds, of the epoch that the source reports."""
+    return published.query("metric == @metric and `class` == '' and seed == '' and epoch in ('last', 'best')")
 
 
 def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
@@ -1143,11 +1166,13 @@ def report(out_dir: str = "", quick: bool = False) -> str:
         page += "class | a test of the claim? | command |\n|---|---|---|---|---|---|---|---|---|---|\n"
         for (data, mode, method, epochs), group in of_notebook.groupby(["dataset", "mode", "method", "epochs"]):
             claim = headline(published[published["notebook"] == notebook], "miou")
-            page += report_row(data, mode, method, epochs, group, claim[claim["method"] == method])
+            recipe, _, changes = method.partition("-")
+            page += report_row(data, mode, method, epochs, group, claim[claim["method"] == recipe], changes)
     return page
 
 
-def report_row(data: str, mode: str, method: str, epochs: int, group: pd.DataFrame, claim: pd.DataFrame) -> str:
+def report_row(data: str, mode: str, method: str, epochs: int, group: pd.DataFrame, claim: pd.DataFrame,
+               changes: str = "") -> str:
     mean, half = student_interval(100 * group["miou"])
     ours = f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
     theirs, difference, verdict = "", "", "nothing published"
@@ -1156,6 +1181,7 @@ def report_row(data: str, mode: str, method: str, epochs: int, group: pd.DataFra
         pretrained = claim["weights"].iloc[0]
         started = "/".join(sorted(set(group["weights"])))
         reasons = [f"data {data}"] * (data != "cityscapes") + [f"mode {mode}"] * (mode != "paper")
+        reasons += [f"recipe changed: {changes}"] * bool(changes)
         reasons += [f"weights {started}, not {pretrained}"] * (started == "none" and pretrained != "none")
         verdict = "no: " + "; ".join(reasons) if reasons else "yes" if len(group) > 1 else "one seed, no interval"
         difference = f"{mean - float(theirs):+.2f}" if not reasons else "not comparable"
