@@ -1,0 +1,418 @@
+"""Notebook 02: the network, losses and occlusion against oracles and naive loops, and its stages in every way people run them."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import cv2
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+import torch
+from conftest import ROOT, notebook_definitions
+from tiny_run import kill_before
+from torch.nn import functional as F
+
+import common
+import data_prep
+
+NAME = "02_unet_from_scratch"
+TINY = {"epochs": 2, "stage_epochs": 1, "images": 8, "size": 32, "width": 4}
+TAG = "-width4-size32-images8-epochs2-stage_epochs1"
+
+
+@pytest.fixture(scope="module")
+def nb(notebook):
+    return notebook(NAME)
+
+
+def random_case(seed=0, classes=7, absent=(), dtype=torch.float64):
+    rng = torch.Generator().manual_seed(seed)
+    present = torch.tensor([c for c in range(classes) if c not in absent])
+    label = present[torch.randint(0, len(present), (2, 6, 7), generator=rng)]
+    return torch.randn(2, classes, 6, 7, generator=rng, dtype=dtype), label
+
+
+# the network
+
+
+def test_the_network_has_the_published_number_of_parameters_and_gives_a_score_per_pixel(nb):
+    with torch.device("meta"):
+        net, image = nb.UNet(), torch.empty(2, 3, 64, 96)
+    assert sum(p.numel() for p in net.parameters()) == 7_703_367
+    assert net(image).shape == (2, 7, 64, 96)
+
+
+def test_three_poolings_with_channels_64_to_512_and_skips_of_the_same_size(nb):
+    shapes = nb.layer_shapes(nb.UNet(), torch.rand(1, 3, 64, 64))
+    assert [shapes[f"down.{i}"][1:] for i in range(3)] == [(64, 64, 64), (128, 32, 32), (256, 16, 16)]
+    assert shapes["bottleneck"][1:] == (512, 8, 8)
+    assert [shapes[f"up.{i}"][1:] for i in range(3)] == [(256, 16, 16), (128, 32, 32), (64, 64, 64)]
+    assert [shapes[f"merge.{i}"][1:] for i in range(3)] == [(256, 16, 16), (128, 32, 32), (64, 64, 64)]
+    assert shapes["head"][1:] == (7, 64, 64)
+
+
+def test_the_upsampled_map_comes_before_the_skip(nb):
+    net = nb.UNet(width=4).eval()
+    seen = {}
+    net.up[-1].register_forward_hook(lambda m, i, out: seen.update(up=out))
+    net.merge[-1].register_forward_hook(lambda m, i, out: seen.update(merged=i[0]))
+    with torch.no_grad():
+        net(torch.rand(1, 3, 16, 16))
+    torch.testing.assert_close(seen["merged"][:, :4], seen["up"])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("pixel", [63, 64])
+def test_the_receptive_field_is_where_the_gradient_is(nb, depth, pixel):
+    torch.manual_seed(0)
+    side = 256 if depth == 4 else 128
+    low, high = nb.receptive_field(pixel + (side - 128) // 2, depth)
+    assert nb.gradient_extent(nb.UNet(width=8, depth=depth), pixel + (side - 128) // 2, side) == (max(low, 0), min(high, side - 1))
+
+
+def test_a_fourth_pooling_quadruples_the_parameters(nb):
+    assert nb.cost(3)["parameters"] == "7,703,367" and nb.cost(4)["parameters"] == "31,043,911"
+    assert nb.cost(4)["receptive field"] > 1.9 * nb.cost(3)["receptive field"]
+    assert 1.1 < nb.cost(4)["giga multiply-adds"] / nb.cost(3)["giga multiply-adds"] < 1.4
+
+
+# the losses
+
+
+@pytest.mark.parametrize("absent", [(), (4,), (0, 4, 6)])
+def test_weighted_cross_entropy_divides_by_the_sum_of_weights(nb, absent):
+    logits, label = random_case(absent=absent, dtype=torch.float32)
+    weights = nb.inverse_root_weights(nb.FREQUENCIES["1a"])
+    log_probs, total, norm = logits.log_softmax(1), 0.0, 0.0
+    for b, y, x in np.ndindex(*label.shape):
+        c = int(label[b, y, x])
+        total, norm = total - weights[c] * log_probs[b, c, y, x], norm + weights[c]
+    torch.testing.assert_close(nb.cross_entropy(logits, label, weights), total / norm)
+
+
+def test_the_weights_are_those_of_the_source(nb):
+    published = [2.18, 1.74, 2.24, 3.78, 10, 2.67, 5]
+    np.testing.assert_allclose(nb.inverse_root_weights(nb.FREQUENCIES["1a"]), published, atol=0.005)
+    later = nb.inverse_root_weights(nb.FREQUENCIES["1b"])
+    np.testing.assert_allclose(later * 7 / later.sum(), [0.611, 0.488, 0.627, 1.144, 1.981, 0.749, 1.401], atol=0.001)
+    assert sum(nb.PIXELS) == 2975 * 1024 * 2048
+    assert torch.isfinite(nb.inverse_root_weights([1.0, 0.0])).all()
+
+
+@pytest.mark.parametrize("absent", [(), (4,)])
+@pytest.mark.parametrize("seed", range(3))
+def test_dice_is_the_formula_pixel_by_pixel(nb, seed, absent):
+    logits, label = random_case(seed, absent=absent)
+    probs = logits.softmax(1)
+    for c, ours in enumerate(nb.dice_per_class(probs, label)):
+        hits = sum(probs[b, c, y, x] for b, y, x in np.ndindex(*label.shape) if label[b, y, x] == c)
+        torch.testing.assert_close(ours, (2 * hits + 1e-6) / (probs[:, c].sum() + (label == c).sum() + 1e-6))
+
+
+def test_dice_is_smps_where_every_class_occurs(nb):
+    import segmentation_models_pytorch as smp
+
+    logits, label = random_case(dtype=torch.float32)
+    ours = nb.weighted_dice_loss(logits.softmax(1), label, torch.ones(7))
+    torch.testing.assert_close(ours, smp.losses.DiceLoss("multiclass", smooth=0.0)(logits, label), atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_of_stage_2_mixes_both_terms_3_to_7(nb):
+    logits, label = random_case(dtype=torch.float32)
+    weights = nb.inverse_root_weights(nb.FREQUENCIES["1b"])
+    mixed = 0.3 * F.cross_entropy(logits, label, weight=weights) + 0.7 * nb.weighted_dice_loss(logits.softmax(1), label, weights)
+    torch.testing.assert_close(nb.stage_loss(lambda image: image, {"image": logits, "label": label}, "dice", weights), mixed)
+
+
+def test_gradients_of_the_dice_loss_are_those_of_finite_differences(nb):
+    logits, label = random_case(absent=(4,))
+    weights = nb.inverse_root_weights(nb.FREQUENCIES["1b"]).double()
+    logits, label = logits[:, :, :2, :2].requires_grad_(), label[:, :2, :2]
+    assert torch.autograd.gradcheck(lambda z: nb.weighted_dice_loss(z.softmax(1), label, weights), logits)
+
+
+def perfect(label, classes=7):
+    return F.one_hot(label, classes).movedim(-1, 1).double()
+
+
+def test_a_class_term_of_weighted_dice_goes_negative_but_the_mean_cannot(nb):
+    weights = nb.inverse_root_weights(nb.FREQUENCIES["1b"]).double()
+    scaled = weights * 7 / weights.sum()
+    assert 1 - 0.999 * scaled[4] == pytest.approx(-0.979, abs=5e-4)
+    label = torch.arange(7).repeat(7, 1)[None]
+    assert nb.weighted_dice_loss(perfect(label), label, weights).item() == pytest.approx(0.001, abs=1e-9)
+    for seed in range(20):
+        logits, label = random_case(seed)
+        assert nb.weighted_dice_loss((5 * logits).softmax(1), label, weights) >= 0.001 - 1e-12
+
+
+def test_the_clamp_cuts_the_gradient_of_a_class_that_is_done(nb):
+    label = torch.zeros(1, 4, 4, dtype=torch.long)
+    probs = perfect(label).requires_grad_()
+    nb.weighted_dice_loss(probs, label, torch.ones(7).double()).backward()
+    assert (probs.grad[:, 0] == 0).all()
+    probs = (0.9 * perfect(label) + 0.1 / 7).requires_grad_()
+    nb.weighted_dice_loss(probs, label, torch.ones(7).double()).backward()
+    assert (probs.grad[:, 0] != 0).all()
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0, 10.0])
+def test_an_absent_class_adds_nearly_1_whatever_its_weight_with_next_to_no_gradient(nb, weight):
+    logits, label = random_case(absent=(4,))
+    weights = torch.ones(7, dtype=torch.float64)
+    weights[4] = weight
+    probs = logits.softmax(1).requires_grad_()
+    dice = nb.dice_per_class(probs, label)
+    assert 1 - weight * dice[4].item() == pytest.approx(1, abs=1e-4)
+    nb.weighted_dice_loss(probs, label, weights).backward()
+    assert probs.grad[:, 4].abs().max() < 1e-5 * probs.grad[:, 0].abs().max()
+
+
+# occlusion
+
+
+def people(boxes, shape=(40, 60)):
+    label = np.zeros(shape, np.uint8)
+    for top, left, height, width in boxes:
+        label[top : top + height, left : left + width] = 4
+    return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8), label
+
+
+CROWD = [(2, 3, 12, 8), (5, 20, 20, 10), (8, 40, 10, 10), (28, 10, 8, 6)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_occlusion_changes_at_most_two_people_inside_their_boxes_and_nothing_else(nb, seed):
+    image, label = people(CROWD)
+    before, before_label = image.copy(), label.copy()
+    out, out_label = nb.occlude(image, label, np.random.default_rng(seed), hide=1.0)
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(label, before_label)
+    np.testing.assert_array_equal(out_label, before_label)
+    changed = (out != image).any(-1)
+    assert not changed[label != 4].any() and out.dtype == np.uint8
+    touched = [box for box in CROWD if changed[box[0] : box[0] + box[2], box[1] : box[1] + box[3]].any()]
+    assert touched == CROWD[:2], "with certainty, the first two in scan order"
+    for top, left, height, width in touched:
+        rows, columns = (np.flatnonzero(changed[top : top + height, left : left + width].any(axis)) for axis in (1, 0))
+        assert 0.3 * height - 1 <= np.ptp(rows) + 1 <= 0.7 * height and 0.3 * width - 1 <= np.ptp(columns) + 1 <= 0.7 * width
+
+
+def test_occlusion_does_nothing_without_people_or_without_probability(nb):
+    image, label = people([])
+    np.testing.assert_array_equal(nb.occlude(image, label, np.random.default_rng(0), hide=1.0)[0], image)
+    image, label = people(CROWD)
+    np.testing.assert_array_equal(nb.occlude(image, label, np.random.default_rng(0), hide=0.0)[0], image)
+
+
+def test_occlusion_hides_each_person_with_its_probability(nb):
+    image, label = people(CROWD[:1])
+    hidden = sum((nb.occlude(image, label, np.random.default_rng(k), hide=0.6)[0] != image).any() for k in range(500))
+    assert abs(hidden / 500 - 0.6) < 0.07
+
+
+def test_a_person_too_thin_for_a_box_does_not_use_up_one_of_the_two(nb):
+    image, label = people([(1, 1, 2, 1), (1, 5, 1, 2), *((10, x, 20, 10) for x in (5, 20, 40))])
+    out, _ = nb.occlude(image, label, np.random.default_rng(0), hide=1.0)
+    changed = (out != image).any(-1)
+    assert [changed[10:30, x : x + 10].any() for x in (5, 20, 40)] == [True, True, False]
+
+
+def test_occlusion_is_black_grey_or_uniform(nb):
+    image, label = people([(5, 5, 30, 50)])
+    for options, check in (({"fill": "black"}, lambda v: (v == 0).all()),
+                           ({"grey": 1.0}, lambda v: abs(v.mean() - 127.5) < 5 and abs(v.std() - 25.5) < 4),
+                           ({"grey": 0.0}, lambda v: abs(v.mean() - 127.5) < 8 and abs(v.std() - 73.6) < 6)):
+        out, _ = nb.occlude(image, label, np.random.default_rng(3), hide=1.0, **options)
+        assert check(out[(out != image).any(-1)].astype(float))
+
+
+def test_occlusion_depends_on_seed_epoch_and_index_only(nb, toy):
+    frames = common.list_frames(toy, "train")
+    data = common.StreetScenes(frames, (64, 64), "streets7", seed=5, augment=partial(nb.occlude, hide=1.0))
+    again = common.StreetScenes(frames, (64, 64), "streets7", seed=5, augment=partial(nb.occlude, hide=1.0))
+    keys = [(epoch, index) for epoch in (1, 2) for index in range(len(frames))]
+    first, second = [data[k]["image"] for k in keys], [again[k]["image"] for k in reversed(keys)][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    with_people = [i for i in range(len(frames)) if nb.find_people(data.read(i)[1])]
+    assert any(not torch.equal(data[1, i]["image"], data[2, i]["image"]) for i in with_people)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_people_are_the_8_connected_groups_in_scan_order(nb, seed):
+    label = np.where(np.random.default_rng(seed).random((25, 30)) < 0.25, 4, 1).astype(np.uint8)
+    boxes = nb.find_people(label)
+    _, groups, stats, _ = cv2.connectedComponentsWithStats((label == 4).astype(np.uint8), connectivity=8)
+    expected = {tuple(int(v) for v in row[:4]) for row in stats[1:]}
+    assert sorted((b[1].start, b[0].start, b[1].stop - b[1].start, b[0].stop - b[0].start) for b in boxes) == \
+        sorted(tuple(int(v) for v in row[:4]) for row in stats[1:]) and expected
+    first_rows = [box[0].start for box in boxes]
+    assert first_rows == sorted(first_rows)
+
+
+# splits and scores
+
+
+@pytest.mark.parametrize("n", [2, 5, 12, 77, 101, 500])
+def test_the_halves_are_scikit_learns_with_its_first_return_as_test(nb, n):
+    sklearn = pytest.importorskip("sklearn.model_selection")
+    test, val = nb.halve(list(range(n)))
+    first, second = sklearn.train_test_split(np.arange(n), test_size=0.5, random_state=42)
+    assert test == first.tolist() and val == second.tolist()
+    assert sorted(test + val) == list(range(n))
+
+
+def test_the_biased_mean_scores_absent_classes_of_a_batch_zero(nb):
+    rng = np.random.default_rng(0)
+    confusion = rng.integers(0, 50, (5, 7, 7))
+    confusion[:2, 4], confusion[:2, :, 4] = 0, 0
+    means = []
+    for batch in (confusion[:2].sum(0), confusion[2:4].sum(0), confusion[4]):
+        scores = []
+        for c in range(7):
+            union = batch[c].sum() + batch[:, c].sum() - batch[c, c]
+            scores.append(batch[c, c] / union if union else 0.0)
+        means.append(sum(scores) / 7)
+    assert nb.batch_miou(confusion, 2) == pytest.approx(np.mean(means))
+
+
+def test_the_validation_loss_is_the_mean_over_images(nb, toy):
+    torch.manual_seed(0)
+    net = nb.UNet(width=4)
+    data = nb.make_datasets([common.list_frames(toy, "val")], 32, 0)[0]
+    metrics, _ = nb.evaluate(net, data)
+    items = [data[i] for i in range(len(data))]
+    with torch.no_grad():
+        losses = [F.cross_entropy(net.eval()(item["image"][None]), item["label"][None]).item() for item in items]
+    assert metrics["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert items[0]["image"].min() >= 0 and items[0]["image"].max() <= 1, "pixels are divided by 255 and nothing else"
+    assert (items[0]["label"] < 7).all(), "void is background, trained and scored"
+
+
+def test_paper_mode_is_the_recipe_of_the_code():
+    paper = notebook_definitions(NAME).MODES["paper"]
+    assert paper == {"width": 64, "depth": 3, "size": 256, "images": 0, "epochs": 100, "batch_size": 8, "lr": 1e-4,
+                     "stage_epochs": 30, "stage_lr": 1e-5, "dice_batch_size": 4}
+
+
+def test_the_published_means_are_those_of_the_published_classes():
+    published = common.read_published(NAME)
+    for method, mean in common.headline(published, "miou").set_index("method")["value"].items():
+        classes = published.query("metric == 'iou' and method == @method")["value"].astype(float)
+        assert len(classes) == 7 and classes.mean() == pytest.approx(float(mean), abs=0.006)
+
+
+@pytest.mark.parametrize(("kind", "parents"), [("scratch", ["scratch"]), ("weighted_occlusion", ["scratch", "weighted", "weighted_occlusion"]),
+                                               ("dice_occlusion", ["scratch", "dice_occlusion"])])
+def test_parents_come_first(nb, kind, parents):
+    assert nb.with_ancestors([kind], nb.STAGES) == parents
+
+
+# the whole notebook
+
+
+def run_notebook(out, **parameters):
+    """(summaries by folder name, all that the notebook printed) of a papermill run."""
+    parameters = TINY | {"out_dir": str(out / "results")} | parameters
+    papermill.execute_notebook(str(ROOT / "notebooks" / f"{NAME}.ipynb"), str(out / "out.ipynb"), parameters=parameters,
+                               cwd=str(ROOT), progress_bar=False)
+    cells = json.loads((out / "out.ipynb").read_text())["cells"]
+    printed = "".join("".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", []))
+    return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}, printed
+
+
+def test_all_stages_run_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
+    summaries, _ = run_notebook(tmp_path, data_dir=str(toy))
+    assert set(summaries) == {f"{stage}{TAG}_seed42" for stage in nb.STAGES}
+    for name, summary in summaries.items():
+        assert {"accuracy", "miou", "eval_loss", "batch_miou", "iou"} <= set(summary["metrics"])
+        assert summary["test"]["miou"] >= 0 and summary["final"]["test_split"]["miou"] >= 0
+        assert summary["best_by"] == ("eval_loss" if name.startswith("scratch") else "miou") and summary["selected"] == "best"
+        config = json.loads((tmp_path / "results" / NAME / "toy-quick" / name / "config.json").read_text())
+        assert bool(config["parent"]) == (not name.startswith("scratch"))
+    text = common.report(str(tmp_path / "results"), quick=True)
+    assert "| dice_occlusion-width4" in text and "| 78.10 |" in text and "recipe changed: width4" in text
+
+
+def test_a_stage_alone_trains_its_missing_parent_and_reuses_it_afterwards(toy, tmp_path):
+    summaries, printed = run_notebook(tmp_path, data_dir=str(toy), stage="dice_occlusion")
+    assert set(summaries) == {f"{stage}{TAG}_seed42" for stage in ("scratch", "dice_occlusion")}
+    assert "scratch is where dice_occlusion starts from and is not trained yet: it comes first" in printed
+    parent = tmp_path / "results" / NAME / "toy-quick" / f"scratch{TAG}_seed42"
+    before = (parent / "summary.json").read_text()
+    again, printed = run_notebook(tmp_path, data_dir=str(toy), stage="dice_occlusion", select="corrected")
+    assert (parent / "summary.json").read_text() == before and "comes first" not in printed
+    assert again[f"dice_occlusion{TAG}_seed42"]["metrics"] == summaries[f"dice_occlusion{TAG}_seed42"]["metrics"]
+
+
+def test_the_reports_learning_rate_and_the_other_readings_run(toy, tmp_path):
+    summaries, _ = run_notebook(tmp_path, data_dir=str(toy), stage="weighted", lr=1e-3, frequency="measured", select="as_published",
+                                fill="black")
+    weighted = next(s for name, s in summaries.items() if name.startswith("weighted"))
+    assert weighted["best_by"] == "batch_miou"
+    assert "-lr0.001-" in weighted["method"] and "frequencymeasured" in weighted["method"] and "fillblack" in weighted["method"]
+    scratch = next((tmp_path / "results").rglob("scratch*/history.csv"))
+    assert set(pd.read_csv(scratch)["lr"]) == {1e-3}
+
+
+@pytest.mark.parametrize(("parameters", "sentence"), [
+    ({"stage": "dice"}, "stage does not know 'dice': use scratch"), ({"size": 30}, "size must be a multiple of 8 with depth 3."),
+    ({"fill": "white"}, "fill does not know 'white': use noise or black.")])
+def test_a_wrong_parameter_stops_with_one_sentence(toy, tmp_path, parameters, sentence):
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        run_notebook(tmp_path, data_dir=str(toy), **parameters)
+    assert caught.value.ename == "StreetsError" and caught.value.evalue.startswith(sentence)
+
+
+def train_tiny(root, out, stage):
+    """One stage and its parent as the notebook trains them; returns the folder of the stage."""
+    common.SAVE_SECONDS = 0.0  # a state after every epoch
+    nb = notebook_definitions(NAME)
+    test, val = nb.halve(common.list_frames(root, "val"))
+    splits = [common.list_frames(root, "train"), val, test, common.list_frames(root, "test")]
+    settings = nb.MODES["course"] | {"width": 4, "size": 32, "epochs": 1, "stage_epochs": 4}
+    for name in nb.with_ancestors([stage], nb.STAGES):
+        folder, parent = out / name, nb.STAGES[name]["parent"]
+        config = {"method": name, "parameters": {"seed": 1, "mode": "course"}, "dataset": "toy", "images": {"train": 8, "val": 2},
+                  "recorded": {"versions": {}, "command": "", "definitions": "", "started": "2026"}}
+        train = partial(nb.train_stage, recipe=nb.STAGES[name], parent=out / parent if parent else None, settings=settings, splits=splits,
+                        frequency="published", fill="noise", select="corrected", seed=1)
+        common.train_or_load(folder, config, train, parent=name != stage)
+    return folder
+
+
+def test_a_killed_stage_resumes_and_ends_in_the_same_numbers(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "SAVE_SECONDS", 0.0)
+    script = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n" \
+             "import torch, pathlib, test_02_unet_from_scratch as t\ntorch.set_num_threads(1)\n" \
+             f"t.kill_before('progress.json', 3)\nt.train_tiny(pathlib.Path({str(toy)!r}), pathlib.Path({str(tmp_path / 'killed')!r}), 'dice_occlusion')"
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (tmp_path / "killed" / "scratch" / "summary.json").exists() and not (tmp_path / "killed" / "dice_occlusion" / "summary.json").exists()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folders = [train_tiny(toy, tmp_path / name, "dice_occlusion") for name in ("killed", "unbroken")]
+    torch.set_num_threads(threads)
+    resumed, unbroken = (pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in folders)
+    pd.testing.assert_frame_equal(resumed, unbroken, check_exact=True)
+    assert len(unbroken) == 4 and len({*map(tuple, unbroken.values)}) == 4
+
+
+@pytest.mark.parametrize("form", ["camvid11", "camvid32"])
+def test_the_notebook_runs_on_real_streets(real_data, tmp_path, form):
+    source = real_data / form
+    if form == "camvid32":  # every eighth frame will do
+        source = tmp_path / "source"
+        for name in ("images", "labels"):
+            (source / name).mkdir(parents=True)
+            for path in sorted((real_data / form / name).iterdir())[::8]:
+                (source / name / path.name).symlink_to(path)
+    data_prep.convert_camvid(source, tmp_path / "camvid")
+    summaries, _ = run_notebook(tmp_path, data_dir=str(tmp_path / "camvid"), stage="dice_occlusion", epochs=1, images=16)
+    last = next(s for name, s in summaries.items() if name.startswith("dice"))
+    assert last["dataset"] == form and last["metrics"]["accuracy"] > 0 and math.isfinite(last["final"]["test_split"]["miou"])
