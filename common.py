@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import huggingface_hub
+import huggingface_hub.constants
 import IPython.display
 import matplotlib.pyplot as plt
 import numpy as np
@@ -940,9 +940,10 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     `eval_every` epochs and after the last. `select` says whether the summary describes the "last" epoch or the "best":
     the one with the highest `best_by`, a column of the history, or the lowest where that name ends in "loss".
     `test_data` is scored once, at the end, and whatever else `final_scores(folder, model, accelerator)` returns goes to
-    the summary as "final"; it is called with the selected weights in place and both weight files on disk. Stops cleanly, without a summary, when the next epoch
-    would not end within `max_hours` of the start of the program. The state is saved at the ends of epochs, and all
-    randomness of an epoch derives from its number and the seed in config.json: a resumed run equals an unbroken one.
+    the summary as "final"; it is called with the selected weights in place and both weight files on disk. Stops
+    cleanly, without a summary, when the next epoch would not end within `max_hours` of the start of the program. The
+    state is saved at the ends of epochs, and all randomness of an epoch derives from its number and the seed in
+    config.json: a resumed run equals an unbroken one.
     """
     accelerator = make_accelerator(precision, gradient_accumulation_steps=accumulation,
                                    step_scheduler_with_optimizer=False)

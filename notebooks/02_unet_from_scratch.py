@@ -83,7 +83,7 @@ NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "accelera
 
 script = Path(globals().get("__file__", "notebook")).parent
 places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", script / "..", "street-segmentation")]
-places += [p.parent for depth_ in ("*", "*/*", "*/*/*") for p in sorted(Path("/kaggle/input").glob(f"{depth_}/data_prep.py"))]
+places += [p.parent for depth in ("*", "*/*", "*/*/*") for p in sorted(Path("/kaggle/input").glob(f"{depth}/data_prep.py"))]
 home = next((p for p in places if (p / "common.py").exists() and (p / "data_prep.py").exists()), None)
 if home is None:
     home = Path("street-segmentation")
@@ -320,7 +320,7 @@ shapes
 # channels.
 
 # %%
-def place(names, shapes, gap=0.9):
+def place(names, shapes, gap=1.15):
     """{name: (x, y, width, height)} of boxes that go down to the bottleneck and up again, one column each."""
     boxes, x, top = {}, 0.0, max(shape[2] for shape in shapes.values())
     for name in names:
@@ -341,7 +341,8 @@ def draw_network(shapes):
         _, channels, h, w = shapes[name]
         axis.text(x + width / 2, y - 0.25, f"{name}\n{channels} x {h} x {w}", ha="center", va="top", fontsize=8)
     draw_arrows(axis, boxes)
-    axis.set(xlim=(-0.8, max(x + w for x, _, w, _ in boxes.values()) + 0.8), ylim=(min(y for _, y, _, _ in boxes.values()) - 1.6, 3.6))
+    right, bottom = max(x + w for x, _, w, _ in boxes.values()), min(y for _, y, _, _ in boxes.values())
+    axis.set(xlim=(-0.8, right + 0.8), ylim=(bottom - 1.6, 3.6))
     axis.set_axis_off()
     return fig
 
@@ -449,8 +450,8 @@ def cost(depth, side=256):
 pd.DataFrame({f"{depth} poolings": cost(depth) for depth in (2, 3, 4, 5)}).T
 
 # %% [markdown]
-# A fourth pooling has four times the parameters and sees twice as far, for about a quarter more arithmetic: deep maps are
-# small, and so they are cheap in time and dear in memory. Whether it pays in IoU is an experiment, and one line:
+# A fourth pooling has four times the parameters and sees twice as far, for about a third more arithmetic: deep maps are
+# small, so that their layers are cheap in time and dear in parameters. Whether it pays in IoU is an experiment, and one line:
 # `-p depth 4`.
 #
 # ## Three losses
@@ -547,15 +548,15 @@ print(f"person at a Dice of 1: {terms[PERSON, -1]:+.3f}; mean of all: {terms.mea
 # In other words: this is 1 minus a weighted mean of Dice. Two details of it are worth a look, in the gradient.
 
 # %%
-few = torch.zeros(1, 4, 4, dtype=torch.long)  # a picture of 16 pixels, all background: six classes are absent
-logits = torch.zeros(1, 7, 4, 4)
-for name, sure in {"unsure": 0.0, "nearly sure": 5.0, "sure": 12.0}.items():
+nobody = torch.zeros(1, 128, 128, dtype=torch.long)  # a picture of background only: six classes are absent
+logits = torch.zeros(1, 7, 128, 128)
+for name, sure in {"unsure": 0.0, "nearly sure": 5.0, "sure": 9.0}.items():
     logits[:, 0] = sure
     probs = logits.softmax(1).requires_grad_()
-    weighted_dice_loss(probs, few, weights["1b"]).backward()
-    d = dice_per_class(probs, few).detach()
-    print(f"{name:11s} Dice of background {d[0]:.4f}, gradient {probs.grad[0, 0].abs().mean():.0e};  "
-          f"person (absent): term {1 - scaled[PERSON] * d[PERSON]:.4f}, gradient {probs.grad[0, PERSON].abs().mean():.0e}")
+    weighted_dice_loss(probs, nobody, weights["1b"]).backward()
+    d, slope = dice_per_class(probs, nobody).detach(), probs.grad[0].abs().mean((1, 2))
+    print(f"{name:11s} background: Dice {d[0]:.4f}, gradient {slope[0]:.0e};   "
+          f"person (absent): term {1 - scaled[PERSON] * d[PERSON]:.4f}, gradient {slope[PERSON]:.0e}")
 
 # %% [markdown]
 # Above a Dice of .999 the clamp cuts the gradient: the class is done. And a class that the batch does not hold adds a
@@ -622,17 +623,17 @@ views = {"before": example}
 views |= {f"noise, draw {k}": occlude(example, label, np.random.default_rng(k), hide=1.0)[0] for k in (1, 2, 6)}
 views["black"] = occlude(example, label, np.random.default_rng(1), hide=1.0, fill="black")[0]
 rows, columns = max(find_people(label), key=lambda box: (box[0].stop - box[0].start) * (box[1].stop - box[1].start))
-side = 2 * max(rows.stop - rows.start, columns.stop - columns.start)
-corner = [max(0, (s.start + s.stop - side) // 2) for s in (rows, columns)]
-fig, axes = plt.subplots(1, len(views), figsize=(9, 2.3), layout="constrained")
+height = rows.stop - rows.start
+around = np.s_[max(0, rows.start - 4) : rows.stop + 4, max(0, columns.start - height // 3) : columns.stop + height // 3]
+fig, axes = plt.subplots(1, len(views), figsize=(8.5, 2.6), layout="constrained")
 for axis, (name, view) in zip(axes, views.items()):
-    axis.imshow(view[corner[0] : corner[0] + side, corner[1] : corner[1] + side])
+    axis.imshow(view[around], interpolation="nearest")
     axis.set_title(name, fontsize=9)
     axis.set_axis_off()
 common.show(fig)
 
 # %% [markdown]
-# The largest person of the picture above, and what the network gets to see of it. The report calls the boxes black; its
+# People of the picture above, and what the network gets to see of them. The report calls the boxes black; its
 # code makes grey or uniform noise, and on people only. `-p fill black` does as the report says. One difference to the
 # code: there, a person one to three pixels wide can get an empty box that uses up one of the two; here it does not count.
 # The draw depends on (seed, epoch, index) alone, so that a resumed run hides the same.
@@ -799,30 +800,39 @@ common.show(common.show_history(later or histories, ("eval_loss", "miou", "accur
 
 # %%
 history = histories["scratch"]
-fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.8), layout="constrained")
+per_image = {n: np.load(folders[n] / "val_per_image.npz")["confusion"] for n in summaries
+             if (folders[n] / "val_per_image.npz").exists()}  # (N, C, C) of the epoch kept
+if not per_image:
+    raise common.StreetsError("These runs have scores but no weights: train them again with rerun = \"yes\".")
+best = "dice_occlusion" if "dice_occlusion" in per_image else list(per_image)[-1]
+sizes = [1, 2, 4, 8, 16]
+fig, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
 axes[0].plot(history["epoch"], history["train_loss"], color=common.CURVES[0], label="training")
 axes[0].plot(history["epoch"], history["eval_loss"], color=common.CURVES[1], label="validation")
 axes[0].set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, 1.1 * history["train_loss"].max()))
 axes[1].plot(history["epoch"], history["miou"], color=common.CURVES[0], label="of the data set")
-axes[1].plot(history["epoch"], history["batch_miou"], color=common.CURVES[1], label="mean of batches")
+axes[1].plot(history["epoch"], history["batch_miou"], "--", color=common.CURVES[1], label=f"mean of batches of {settings['batch_size']}")
 axes[1].set(xlabel="epoch", ylabel="validation mIoU", ylim=(0, 1))
+axes[2].axhline(common.miou(per_image[best].sum(0)), color=common.CURVES[0], label="of the data set")
+axes[2].plot(sizes, [batch_miou(per_image[best], k) for k in sizes], "--o", color=common.CURVES[1], label="mean of batches")
+axes[2].set(xlabel="images per batch", ylabel="validation mIoU", xscale="log", xticks=sizes, xticklabels=sizes, title=best)
 for axis in axes:
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, fontsize=8)
 common.show(fig)
 
 # %%
 published = common.read_published(NOTEBOOK)
 print(published.query("metric.str.endswith('loss')")[["metric", "epoch", "value"]].to_string(index=False))
-gap = histories["scratch"]["miou"] - histories["scratch"]["batch_miou"]
 picks = {name: [int(h.loc[h[by].idxmax(), "epoch"]) for by in ("miou", "batch_miou")] for name, h in histories.items()}
-print(f"ours: the two mIoUs are {gap.min():+.3f} to {gap.max():+.3f} apart; epochs they would keep: {picks}")
+print(f"the epochs that the two mIoUs would keep: {picks}")
 
 # %% [markdown]
 # Left: once the validation loss turns upwards while the training loss falls, the network learns its images by heart. The
 # source's did so from epoch 20 on (its three losses are printed above), which is why the epoch of the lowest validation
-# loss is kept. Right: the score of the confusion matrix and the source's score; where batches lack a class, the latter is
-# lower, and with few images it may keep another epoch.
+# loss is kept. Middle and right: the mIoU of the data set and the source's mean over batches. Batches that lack a class
+# pull the latter down, the more the smaller they are, while the predictions stay the same; and where two scores differ,
+# they can keep different epochs.
 #
 # ### The table
 #
@@ -830,7 +840,7 @@ print(f"ours: the two mIoUs are {gap.min():+.3f} to {gap.max():+.3f} apart; epoc
 # majority class is what naming the most frequent class everywhere would score.
 
 # %%
-claims = {metric: common.headline(published, metric).set_index("method")["value"].astype(float) for metric in ("miou", "accuracy")}
+claims = {m: common.headline(published, m).set_index("method")["value"].astype(float) for m in ("miou", "accuracy")}
 people = published.query("metric == 'iou' and `class` == 'person'").set_index("method")["value"].astype(float)
 
 
@@ -846,8 +856,8 @@ def table_row(summary, name, claims, people):
 
 # %%
 table = pd.DataFrame({name: table_row(summary, name, claims, people) for name, summary in summaries.items()}).T
-majority = summaries["scratch"]["majority_baseline"] if "scratch" in summaries else next(iter(summaries.values()))["majority_baseline"]
-print(f"mIoU in per cent; the majority class scores {100 * majority['miou']:.1f} on val (accuracy {100 * majority['accuracy']:.1f})")
+majority = summaries["scratch"]["majority_baseline"]
+print(f"in per cent; the majority class scores {100 * majority['miou']:.1f} on val (accuracy {100 * majority['accuracy']:.1f})")
 table.round(1)
 
 # %%
@@ -871,7 +881,7 @@ runs = runs[(runs["notebook"] == NOTEBOOK) & (runs["dataset"] == common.dataset_
 for name in summaries:
     same = runs[runs["method"] == name + tag]
     mean, half = common.student_interval([100 * (t["iou"]["person"] or 0) for t in same["test"]])
-    print(f"{name:20s} person IoU on test {mean:5.1f}" + ("" if np.isnan(half) else f" ± {half:.1f}") + f"  ({len(same)} seeds)")
+    print(f"{name:20s} person IoU on test {mean:5.1f}" + ("" if np.isnan(half) else f" ± {half:.1f}") + f"  ({len(same)} seed{"s" * (len(same) > 1)})")
 
 # %% [markdown]
 # ### A measured case: CamVid
@@ -895,22 +905,12 @@ rows = {(run.method.split("-")[0], run.seed): {
 # Rows are true classes and sum to 100 %.
 
 # %%
-best = "dice_occlusion" if "dice_occlusion" in summaries else list(summaries)[-1]
-if not (folders[best] / "val_per_image.npz").exists():
-    raise common.StreetsError(f"{folders[best]} has scores but no weights: train {best} again with rerun = \"yes\".")
-per_image = np.load(folders[best] / "val_per_image.npz")["confusion"]  # (N, C, C)
-common.show(common.show_confusion(per_image.sum(0), scheme.classes))
+common.show(common.show_confusion(per_image[best].sum(0), scheme.classes))
 
 # %%
-def person_row(folder):
-    """What true person pixels are predicted as on the validation half: shares (C,); nan where there is nobody."""
-    row = np.load(folder / "val_per_image.npz")["confusion"].sum(0)[PERSON]
-    return row / row.sum() if row.sum() else np.full(len(row), np.nan)
-
-
-rows = pd.DataFrame({n: person_row(folders[n]) for n in summaries if (folders[n] / "val_per_image.npz").exists()}, index=scheme.classes)
+rows = {name: confusion.sum(0)[PERSON] / max(1, confusion.sum(0)[PERSON].sum()) for name, confusion in per_image.items()}
 fig, axis = plt.subplots(figsize=(8, 3), layout="constrained")
-(100 * rows).plot.bar(ax=axis, color=common.CURVES, width=0.8, legend=False, rot=0)
+(100 * pd.DataFrame(rows, index=scheme.classes)).plot.bar(ax=axis, color=common.CURVES, width=0.8, legend=False, rot=0)
 axis.set(xlabel="predicted class", ylabel="share of person pixels (%)")
 fig.legend(loc="outside right upper", frameon=False)
 common.show(fig)
@@ -920,14 +920,15 @@ common.show(fig)
 # background, building and vehicle to person; what it costs stands in the other direction, as false alarms, which this
 # chart does not show and the IoU does.
 #
-# ## The five worst and the five best
+# ## The worst and the best five
 #
 # Scores of a data set hide its images. These are the extremes of the validation half, by the mean IoU of the classes in
 # the picture.
 
 # %%
-per_image_miou = np.array([common.miou(confusion) for confusion in per_image])
-order = np.argsort(per_image_miou)
+scores = np.array([common.miou(confusion) for confusion in per_image[best]])
+order = np.argsort(scores)
+few = min(5, len(order) // 2)
 model = UNet(width=settings["width"], depth=settings["depth"])
 common.load_weights(folders[best] / "best.safetensors", model).eval()
 val_data = make_datasets([val_frames], settings["size"], seed)[0]
@@ -950,14 +951,13 @@ def show_extremes(model, data, indices, scores, size):
     return common.show_predictions(photos, labels, predictions, data.scheme, [f"(mIoU {scores[i]:.2f})" for i in indices])
 
 
-common.show(show_extremes(model, val_data, order[:5], per_image_miou, settings["size"]))
+common.show(show_extremes(model, val_data, order[:few], scores, settings["size"]))
 
 # %%
-common.show(show_extremes(model, val_data, order[-5:][::-1], per_image_miou, settings["size"]))
+common.show(show_extremes(model, val_data, order[::-1][:few], scores, settings["size"]))
 
 # %% [markdown]
-# Above the worst five, below the best (a small validation set shows the same images in both). Red is wrong. An image's
-# mean IoU falls steeply when a class of a few pixels is missed: look whether the worst images are hard, or merely have a
+# Above the worst, below the best (quick mode has too few images for five of each). Red is wrong. An image's mean IoU falls steeply when a class of a few pixels is missed: look whether the worst images are hard, or merely have a
 # rare class.
 #
 # ## Where the source is wrong

@@ -14,7 +14,6 @@ import papermill
 import pytest
 import torch
 from conftest import ROOT, notebook_definitions
-from tiny_run import kill_before
 from torch.nn import functional as F
 
 import common
@@ -303,7 +302,7 @@ def test_paper_mode_is_the_recipe_of_the_code():
 def test_the_published_means_are_those_of_the_published_classes():
     published = common.read_published(NAME)
     for method, mean in common.headline(published, "miou").set_index("method")["value"].items():
-        classes = published.query("metric == 'iou' and method == @method")["value"].astype(float)
+        classes = published[(published["metric"] == "iou") & (published["method"] == method)]["value"].astype(float)
         assert len(classes) == 7 and classes.mean() == pytest.approx(float(mean), abs=0.006)
 
 
@@ -389,8 +388,8 @@ def train_tiny(root, out, stage):
 def test_a_killed_stage_resumes_and_ends_in_the_same_numbers(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "SAVE_SECONDS", 0.0)
     script = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n" \
-             "import torch, pathlib, test_02_unet_from_scratch as t\ntorch.set_num_threads(1)\n" \
-             f"t.kill_before('progress.json', 3)\nt.train_tiny(pathlib.Path({str(toy)!r}), pathlib.Path({str(tmp_path / 'killed')!r}), 'dice_occlusion')"
+             "import torch, pathlib, tiny_run, test_02_unet_from_scratch as t\ntorch.set_num_threads(1)\n" \
+             f"tiny_run.kill_before('progress.json', 3)\nt.train_tiny(pathlib.Path({str(toy)!r}), pathlib.Path({str(tmp_path / 'killed')!r}), 'dice_occlusion')"
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (tmp_path / "killed" / "scratch" / "summary.json").exists() and not (tmp_path / "killed" / "dice_occlusion" / "summary.json").exists()

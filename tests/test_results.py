@@ -147,3 +147,10 @@ def test_published_numbers_are_complete_rows():
     table = pd.read_csv(common.HERE / "results" / "published.csv", dtype=str, keep_default_na=False)
     assert list(table.columns) == ["notebook", "method", "metric", "class", "seed", "epoch", "value", "half_width", "std", "weights", "note"]
     assert table["value"].map(lambda v: bool(re.fullmatch(r"\d+\.\d+", v))).all() and not table.duplicated().any()
+
+
+def test_a_changed_recipe_stands_beside_the_published_value_but_does_not_test_it(tmp_path):
+    for seed in (1, 2):
+        put_run(tmp_path, method="D-height512-epochs80", seed=seed)
+    row = row_of(common.report(tmp_path), "D-height512-epochs80")
+    assert "81.69" in row and "no: recipe changed: height512-epochs80" in row and "not comparable" in row

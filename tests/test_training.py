@@ -5,9 +5,11 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -367,3 +369,75 @@ def test_a_run_is_recorded_where_git_is_not_installed(toy, monkeypatch):
     monkeypatch.setenv("PATH", "")
     recorded = common.run_config({"NOTEBOOK": "tiny"}, "tiny", {}, toy, {})["recorded"]
     assert recorded["commit"] is None and recorded["versions"]["torch"]
+
+
+def mean_loss(logits, label):
+    return torch.nn.functional.cross_entropy(logits, label, ignore_index=255)
+
+
+def test_the_best_epoch_is_the_lowest_of_a_column_named_loss_and_the_highest_of_any_other(toy, tmp_path):
+    for best_by, pick in (("eval_loss", "idxmin"), ("accuracy", "idxmax")):
+        folder, summary = tiny_run.run(toy, tmp_path / best_by, epochs=5, select="best", best_by=best_by,
+                                       evaluate=partial(common.evaluate, loss=mean_loss))
+        history = pd.read_csv(folder / "history.csv")
+        assert summary["metrics"][best_by] == pytest.approx(history.loc[getattr(history[best_by], pick)(), best_by], abs=1e-9)
+        assert summary["selected"] == "best" and summary["best_by"] == best_by
+
+
+def test_the_loss_of_an_evaluation_is_the_mean_of_the_images_losses(toy):
+    data = common.StreetScenes(common.list_frames(toy, "val"), (64, 128))
+    model = tiny_run.tiny_network().eval()
+    metrics, per_image = common.evaluate(model, data, batch_size=2, loss=mean_loss)
+    with torch.no_grad():
+        expected = [mean_loss(model(data[i]["image"][None]), data[i]["label"][None]).item() for i in range(len(data))]
+    np.testing.assert_allclose(per_image["loss"], expected, rtol=1e-5)
+    assert metrics["eval_loss"] == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_final_scores_see_the_selected_weights_and_both_files_and_land_in_the_summary(toy, tmp_path):
+    def final_scores(folder, model, accelerator):
+        best = common.load_weights(folder / "best.safetensors", tiny_run.tiny_network()).state_dict()
+        same = all(torch.equal(v, best[k]) for k, v in accelerator.unwrap_model(model).state_dict().items())
+        return {"selected_in_place": same, "last_exists": (folder / "last.safetensors").exists()}
+
+    _, summary = tiny_run.run(toy, tmp_path, select="best", final_scores=final_scores)
+    assert summary["final"] == {"selected_in_place": True, "last_exists": True}
+
+
+def test_a_parent_is_reused_in_quick_mode_unless_its_recipe_or_its_weights_are_missing(tmp_path):
+    config = {"method": "m", "parameters": {"mode": "quick", "seed": 1}, "settings": {"epochs": 1},
+              "recorded": {"started": "2026-01-01", "definitions": ""}}
+    trained = []
+
+    def train(folder):
+        trained.append(1)
+        common.write_atomic(folder / "best.safetensors", b"")
+        common.write_json(folder / "summary.json", {"epochs": 1})
+
+    for _ in range(2):
+        assert common.train_or_load(tmp_path, config, train, parent=True) == {"epochs": 1}
+    assert len(trained) == 1, "the second time it is there"
+    common.train_or_load(tmp_path, config | {"settings": {"epochs": 2}}, train, parent=True)
+    assert len(trained) == 2, "another recipe"
+    (tmp_path / "best.safetensors").unlink()
+    common.train_or_load(tmp_path, config | {"settings": {"epochs": 2}}, train, parent=True)
+    assert len(trained) == 3, "its weights were gone"
+    common.train_or_load(tmp_path, config | {"settings": {"epochs": 2}}, train)
+    assert len(trained) == 4, "asked for itself, a quick run is trained again"
+
+
+def test_weights_of_torchvision_that_cannot_be_fetched_do_not_stop_the_run(tmp_path, monkeypatch, capsys):
+    import torchvision
+
+    def build(pretrained):
+        return torchvision.models.resnet18(weights="IMAGENET1K_V1" if pretrained else None)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr("torch.hub.urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    before = socket.getdefaulttimeout()
+    model, used = common.with_weights(build, "auto")
+    assert used == "none" and model.fc.out_features == 1000 and "random initialisation" in capsys.readouterr().out
+    assert socket.getdefaulttimeout() == before
+    with pytest.raises(common.StreetsError, match="cannot be fetched"):
+        common.with_weights(build, "imagenet")
