@@ -892,6 +892,15 @@ def metrics_of(per_image: dict[str, np.ndarray], classes: Sequence[str]) -> dict
     return metrics | {"iou": {c: None if math.isnan(v) else float(v) for c, v in zip(classes, iou, strict=True)}}
 
 
+@torch.no_grad()
+def predict(model: torch.nn.Module, image: np.ndarray, size: tuple[int, int], mean=IMAGENET_MEAN, std=IMAGENET_STD) -> np.ndarray:
+    """Class of every pixel, (H, W) uint8, at the size of a photo (H, W, 3), from a network in eval mode fed at `size`."""
+    small, _ = resize_pair(image, image[..., 0], size)
+    logits = model(to_tensor(small, mean, std)[None].to(next(model.parameters()).device))
+    logits = F.interpolate(logits.float(), image.shape[:2], mode="bilinear", align_corners=False)
+    return logits.argmax(1)[0].to("cpu", torch.uint8).numpy()
+
+
 def majority_baseline(confusion: np.ndarray) -> dict:
     """Accuracy and mIoU of naming the most frequent class everywhere, on the truth behind a confusion matrix (n, n)."""
     truth = confusion.sum(1)
@@ -1218,6 +1227,17 @@ def class_legend(fig, scheme: Scheme, present: Iterable[int], columns: int = 7) 
     """Legend of the given classes in their official colours, below the pictures."""
     handles = [Patch(color=scheme.colors[i] / 255, label=scheme.classes[i]) for i in present]
     fig.legend(handles=handles, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
+
+
+def show_pair(photo: np.ndarray, label: np.ndarray, scheme: Scheme):
+    """Figure of a photo (H, W, 3) and a label or prediction (H, W) side by side, with a legend; returns the figure."""
+    height, width = label.shape
+    fig, axes = plt.subplots(1, 2, figsize=(8.5, min(4.2, 4.2 * height / width + 0.2)), layout="constrained")
+    for axis, panel in zip(axes, (photo, as_colors(label, scheme)), strict=True):
+        axis.imshow(panel, interpolation="nearest")
+        axis.set_axis_off()
+    class_legend(fig, scheme, np.unique(label[label < 255]))
+    return fig
 
 
 def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, scheme: Scheme,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import papermill
 import pytest
 import torch
 from conftest import ROOT, notebook_definitions
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import common
@@ -21,6 +23,7 @@ import data_prep
 
 NAME = "02_unet_from_scratch"
 TINY = {"epochs": 2, "stage_epochs": 1, "images": 8, "size": 32, "width": 4}
+SCRATCH = "scratch-width4-size32-images8-epochs2"
 TAG = "-width4-size32-images8-epochs2-stage_epochs1"
 
 
@@ -66,7 +69,7 @@ def test_the_upsampled_map_comes_before_the_skip(nb):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-@pytest.mark.parametrize("pixel", [63, 64])
+@pytest.mark.parametrize("pixel", [63, 64, 66])
 def test_the_receptive_field_is_where_the_gradient_is(nb, depth, pixel):
     torch.manual_seed(0)
     side = 256 if depth == 4 else 128
@@ -86,7 +89,7 @@ def test_a_fourth_pooling_quadruples_the_parameters(nb):
 @pytest.mark.parametrize("absent", [(), (4,), (0, 4, 6)])
 def test_weighted_cross_entropy_divides_by_the_sum_of_weights(nb, absent):
     logits, label = random_case(absent=absent, dtype=torch.float32)
-    weights = nb.inverse_root_weights(nb.FREQUENCIES["1a"])
+    weights = nb.inverse_sqrt_weights(nb.FREQUENCIES["1a"])
     log_probs, total, norm = logits.log_softmax(1), 0.0, 0.0
     for b, y, x in np.ndindex(*label.shape):
         c = int(label[b, y, x])
@@ -96,11 +99,11 @@ def test_weighted_cross_entropy_divides_by_the_sum_of_weights(nb, absent):
 
 def test_the_weights_are_those_of_the_source(nb):
     published = [2.18, 1.74, 2.24, 3.78, 10, 2.67, 5]
-    np.testing.assert_allclose(nb.inverse_root_weights(nb.FREQUENCIES["1a"]), published, atol=0.005)
-    later = nb.inverse_root_weights(nb.FREQUENCIES["1b"])
+    np.testing.assert_allclose(nb.inverse_sqrt_weights(nb.FREQUENCIES["1a"]), published, atol=0.005)
+    later = nb.inverse_sqrt_weights(nb.FREQUENCIES["1b"])
     np.testing.assert_allclose(later * 7 / later.sum(), [0.611, 0.488, 0.627, 1.144, 1.981, 0.749, 1.401], atol=0.001)
     assert sum(nb.PIXELS) == 2975 * 1024 * 2048
-    assert torch.isfinite(nb.inverse_root_weights([1.0, 0.0])).all()
+    assert torch.isfinite(nb.inverse_sqrt_weights([1.0, 0.0])).all()
 
 
 @pytest.mark.parametrize("absent", [(), (4,)])
@@ -121,16 +124,25 @@ def test_dice_is_smps_where_every_class_occurs(nb):
     torch.testing.assert_close(ours, smp.losses.DiceLoss("multiclass", smooth=0.0)(logits, label), atol=1e-5, rtol=1e-5)
 
 
+def test_each_stage_pays_the_loss_of_its_kind(nb):
+    logits, label = random_case(dtype=torch.float32)
+    batch, weights = {"image": logits, "label": label}, nb.inverse_sqrt_weights(nb.FREQUENCIES["1a"])
+    plain, weighted = F.cross_entropy(logits, label), F.cross_entropy(logits, label, weight=weights)
+    assert abs(plain - weighted) > 1e-3
+    torch.testing.assert_close(nb.stage_loss(lambda image: image, batch, "cross_entropy", None), plain)
+    torch.testing.assert_close(nb.stage_loss(lambda image: image, batch, "weighted", weights), weighted)
+
+
 def test_the_loss_of_stage_2_mixes_both_terms_3_to_7(nb):
     logits, label = random_case(dtype=torch.float32)
-    weights = nb.inverse_root_weights(nb.FREQUENCIES["1b"])
+    weights = nb.inverse_sqrt_weights(nb.FREQUENCIES["1b"])
     mixed = 0.3 * F.cross_entropy(logits, label, weight=weights) + 0.7 * nb.weighted_dice_loss(logits.softmax(1), label, weights)
     torch.testing.assert_close(nb.stage_loss(lambda image: image, {"image": logits, "label": label}, "dice", weights), mixed)
 
 
 def test_gradients_of_the_dice_loss_are_those_of_finite_differences(nb):
     logits, label = random_case(absent=(4,))
-    weights = nb.inverse_root_weights(nb.FREQUENCIES["1b"]).double()
+    weights = nb.inverse_sqrt_weights(nb.FREQUENCIES["1b"]).double()
     logits, label = logits[:, :, :2, :2].requires_grad_(), label[:, :2, :2]
     assert torch.autograd.gradcheck(lambda z: nb.weighted_dice_loss(z.softmax(1), label, weights), logits)
 
@@ -140,7 +152,7 @@ def perfect(label, classes=7):
 
 
 def test_a_class_term_of_weighted_dice_goes_negative_but_the_mean_cannot(nb):
-    weights = nb.inverse_root_weights(nb.FREQUENCIES["1b"]).double()
+    weights = nb.inverse_sqrt_weights(nb.FREQUENCIES["1b"]).double()
     scaled = weights * 7 / weights.sum()
     assert 1 - 0.999 * scaled[4] == pytest.approx(-0.979, abs=5e-4)
     label = torch.arange(7).repeat(7, 1)[None]
@@ -222,13 +234,23 @@ def test_a_person_too_thin_for_a_box_does_not_use_up_one_of_the_two(nb):
     assert [changed[10:30, x : x + 10].any() for x in (5, 20, 40)] == [True, True, False]
 
 
-def test_occlusion_is_black_grey_or_uniform(nb):
+def test_a_box_has_30_to_70_per_cent_of_each_side_anywhere_in_the_bounding_box(nb):
+    rng = np.random.default_rng(0)
+    sides = [side for _ in range(500) for side in nb.box_within((slice(10, 110), slice(10, 110)), rng)]
+    lengths, starts = [s.stop - s.start for s in sides], [s.start for s in sides]
+    assert 30 <= min(lengths) < 33 and 66 < max(lengths) <= 70
+    assert min(starts) == 10 and max(starts) > 70 and max(s.stop for s in sides) == 110
+
+
+def test_occlusion_is_black_or_grey_noise_or_uniform_noise(nb):
     image, label = people([(5, 5, 30, 50)])
-    for options, check in (({"fill": "black"}, lambda v: (v == 0).all()),
-                           ({"grey": 1.0}, lambda v: abs(v.mean() - 127.5) < 5 and abs(v.std() - 25.5) < 4),
-                           ({"grey": 0.0}, lambda v: abs(v.mean() - 127.5) < 8 and abs(v.std() - 73.6) < 6)):
-        out, _ = nb.occlude(image, label, np.random.default_rng(3), hide=1.0, **options)
-        assert check(out[(out != image).any(-1)].astype(float))
+    out, _ = nb.occlude(image, label, np.random.default_rng(3), hide=1.0, fill="black")
+    assert (out[(out != image).any(-1)] == 0).all()
+    grey, uniform = (nb.noise((200, 200, 3), np.random.default_rng(0), share).astype(float) for share in (1.0, 0.0))
+    assert abs(grey.mean() - 127.5) < 0.5 and abs(grey.std() - 25.5) < 0.3
+    assert abs(uniform.mean() - 127.5) < 1 and abs(uniform.std() - 73.6) < 0.6 and uniform.min() == 0 and uniform.max() == 255
+    rng = np.random.default_rng(0)
+    assert abs(np.mean([nb.noise((20, 20, 3), rng, 0.7).std() < 50 for _ in range(500)]) - 0.7) < 0.07
 
 
 def test_occlusion_depends_on_seed_epoch_and_index_only(nb, toy):
@@ -238,6 +260,8 @@ def test_occlusion_depends_on_seed_epoch_and_index_only(nb, toy):
     keys = [(epoch, index) for epoch in (1, 2) for index in range(len(frames))]
     first, second = [data[k]["image"] for k in keys], [again[k]["image"] for k in reversed(keys)][::-1]
     assert all(torch.equal(a, b) for a, b in zip(first, second))
+    other = common.StreetScenes(frames, (64, 64), "streets7", seed=6, augment=partial(nb.occlude, hide=1.0))
+    assert any(not torch.equal(data[k]["image"], other[k]["image"]) for k in keys)
     with_people = [i for i in range(len(frames)) if nb.find_people(data.read(i)[1])]
     assert any(not torch.equal(data[1, i]["image"], data[2, i]["image"]) for i in with_people)
 
@@ -246,10 +270,9 @@ def test_occlusion_depends_on_seed_epoch_and_index_only(nb, toy):
 def test_people_are_the_8_connected_groups_in_scan_order(nb, seed):
     label = np.where(np.random.default_rng(seed).random((25, 30)) < 0.25, 4, 1).astype(np.uint8)
     boxes = nb.find_people(label)
-    _, groups, stats, _ = cv2.connectedComponentsWithStats((label == 4).astype(np.uint8), connectivity=8)
-    expected = {tuple(int(v) for v in row[:4]) for row in stats[1:]}
+    _, _, stats, _ = cv2.connectedComponentsWithStats((label == 4).astype(np.uint8), connectivity=8)
     assert sorted((b[1].start, b[0].start, b[1].stop - b[1].start, b[0].stop - b[0].start) for b in boxes) == \
-        sorted(tuple(int(v) for v in row[:4]) for row in stats[1:]) and expected
+        sorted(tuple(int(v) for v in row[:4]) for row in stats[1:])
     first_rows = [box[0].start for box in boxes]
     assert first_rows == sorted(first_rows)
 
@@ -299,6 +322,34 @@ def test_paper_mode_is_the_recipe_of_the_code():
                      "stage_epochs": 30, "stage_lr": 1e-5, "dice_batch_size": 4}
 
 
+def test_the_stages_are_those_of_the_source_and_a_control(nb):
+    assert nb.STAGES == {
+        "scratch": {"parent": "", "loss": "cross_entropy"},
+        "continued": {"parent": "scratch", "loss": "cross_entropy"},
+        "weighted": {"parent": "scratch", "loss": "weighted", "frequency": "1a"},
+        "weighted_occlusion": {"parent": "weighted", "loss": "weighted", "frequency": "1b", "hide": 0.6, "grey": 0.7},
+        "dice_occlusion": {"parent": "scratch", "loss": "dice", "frequency": "1b", "hide": 0.8, "grey": 0.9},
+    }
+    assert nb.FREQUENCIES == {"1a": (0.21, 0.33, 0.20, 0.07, 0.01, 0.14, 0.04), "1b": (0.21, 0.33, 0.20, 0.06, 0.02, 0.14, 0.04)}
+
+
+def test_measured_shares_are_pixel_counts(nb, toy):
+    data = nb.make_datasets([common.list_frames(toy, "train")], 32, 0)[0]
+    labels = np.stack([data.read(i)[1] for i in range(len(data))])
+    np.testing.assert_allclose(nb.measured_shares(data), [(labels == c).mean() for c in range(7)])
+
+
+def test_the_published_pixel_counts_are_those_of_notebook_01(nb):
+    assert nb.PIXELS == tuple(notebook_definitions("01_class_remapping").PRINTED_PIXELS["train"])
+
+
+def test_a_stage_is_named_after_what_it_reads(nb):
+    assert set(nb.unread("scratch", nb.STAGES)) == {"fill", "frequency", "select", "stage_epochs"}
+    assert set(nb.unread("continued", nb.STAGES)) == {"fill", "frequency"}
+    assert nb.unread("weighted", nb.STAGES) == ["fill"]
+    assert nb.unread("weighted_occlusion", nb.STAGES) == nb.unread("dice_occlusion", nb.STAGES) == []
+
+
 def test_the_published_means_are_those_of_the_published_classes():
     published = common.read_published(NAME)
     for method, mean in common.headline(published, "miou").set_index("method")["value"].items():
@@ -327,7 +378,7 @@ def run_notebook(out, **parameters):
 
 def test_all_stages_run_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
     summaries, _ = run_notebook(tmp_path, data_dir=str(toy))
-    assert set(summaries) == {f"{stage}{TAG}_seed42" for stage in nb.STAGES}
+    assert set(summaries) == {f"{SCRATCH}_seed42"} | {f"{stage}{TAG}_seed42" for stage in nb.STAGES if stage != "scratch"}
     for name, summary in summaries.items():
         assert {"accuracy", "miou", "eval_loss", "batch_miou", "iou"} <= set(summary["metrics"])
         assert summary["test"]["miou"] >= 0 and summary["final"]["test_split"]["miou"] >= 0
@@ -338,15 +389,31 @@ def test_all_stages_run_under_papermill_and_leave_complete_results(nb, toy, tmp_
     assert "| dice_occlusion-width4" in text and "| 78.10 |" in text and "recipe changed: width4" in text
 
 
-def test_a_stage_alone_trains_its_missing_parent_and_reuses_it_afterwards(toy, tmp_path):
-    summaries, printed = run_notebook(tmp_path, data_dir=str(toy), stage="dice_occlusion")
-    assert set(summaries) == {f"{stage}{TAG}_seed42" for stage in ("scratch", "dice_occlusion")}
-    assert "scratch is where dice_occlusion starts from and is not trained yet: it comes first" in printed
-    parent = tmp_path / "results" / NAME / "toy-quick" / f"scratch{TAG}_seed42"
-    before = (parent / "summary.json").read_text()
-    again, printed = run_notebook(tmp_path, data_dir=str(toy), stage="dice_occlusion", select="corrected")
-    assert (parent / "summary.json").read_text() == before and "comes first" not in printed
-    assert again[f"dice_occlusion{TAG}_seed42"]["metrics"] == summaries[f"dice_occlusion{TAG}_seed42"]["metrics"]
+@pytest.mark.parametrize(("stage", "parents"), [("continued", []), ("weighted_occlusion", ["weighted"]), ("dice_occlusion", [])])
+def test_a_stage_alone_trains_its_missing_parents_and_says_so(toy, tmp_path, stage, parents):
+    summaries, printed = run_notebook(tmp_path, data_dir=str(toy), stage=stage)
+    assert set(summaries) == {f"{SCRATCH}_seed42"} | {f"{name}{TAG}_seed42" for name in (stage, *parents)}
+    for parent in ("scratch", *parents):
+        assert f"{parent} is where {stage} starts from and is not trained yet: it comes first" in printed
+
+
+def test_a_parent_is_reused_and_another_recipe_of_a_child_leaves_it_alone(toy, tmp_path):
+    first, _ = run_notebook(tmp_path, data_dir=str(toy), stage="dice_occlusion")
+    parent = tmp_path / "results" / NAME / "toy-quick" / f"{SCRATCH}_seed42" / "summary.json"
+    before = parent.read_text()
+    again, printed = run_notebook(tmp_path, data_dir=str(toy), stage="dice_occlusion", fill="black")
+    assert parent.read_text() == before and "comes first" not in printed
+    assert set(again) == set(first) | {f"dice_occlusion{TAG}-fillblack_seed42"}
+
+
+def test_official_cityscapes_is_never_scored_on_its_dummy_test_labels(toy, tmp_path):
+    root = tmp_path / "official"
+    shutil.copytree(toy, root)
+    (root / "dataset.json").unlink()
+    summaries, _ = run_notebook(tmp_path, data_dir=str(root), stage="scratch")
+    summary = summaries[f"{SCRATCH}_seed42"]
+    config = next((tmp_path / "results").rglob("config.json"))
+    assert summary["dataset"] == "cityscapes" and summary["final"] == {} and json.loads(config.read_text())["images"]["test_split"] == 0
 
 
 def test_the_reports_learning_rate_and_the_other_readings_run(toy, tmp_path):
@@ -368,13 +435,13 @@ def test_a_wrong_parameter_stops_with_one_sentence(toy, tmp_path, parameters, se
     assert caught.value.ename == "StreetsError" and caught.value.evalue.startswith(sentence)
 
 
-def train_tiny(root, out, stage):
+def train_tiny(root, out, stage, **changes):
     """One stage and its parent as the notebook trains them; returns the folder of the stage."""
     common.SAVE_SECONDS = 0.0  # a state after every epoch
     nb = notebook_definitions(NAME)
     test, val = nb.halve(common.list_frames(root, "val"))
     splits = [common.list_frames(root, "train"), val, test, common.list_frames(root, "test")]
-    settings = nb.MODES["course"] | {"width": 4, "size": 32, "epochs": 1, "stage_epochs": 4}
+    settings = nb.MODES["course"] | {"width": 4, "size": 32, "epochs": 1, "stage_epochs": 4} | changes
     for name in nb.with_ancestors([stage], nb.STAGES):
         folder, parent = out / name, nb.STAGES[name]["parent"]
         config = {"method": name, "parameters": {"seed": 1, "mode": "course"}, "dataset": "toy", "images": {"train": 8, "val": 2},
@@ -383,6 +450,13 @@ def train_tiny(root, out, stage):
                         frequency="published", fill="noise", select="corrected", seed=1)
         common.train_or_load(folder, config, train, parent=name != stage)
     return folder
+
+
+def test_a_stage_starts_from_the_best_weights_of_its_parent(toy, tmp_path):
+    folder = train_tiny(toy, tmp_path, "dice_occlusion", stage_lr=0.0, stage_epochs=1)
+    parent, child = (load_file(tmp_path / name / "best.safetensors") for name in ("scratch", folder.name))
+    learnt = [key for key in parent if "running" not in key and "num_batches" not in key]
+    assert learnt and all(torch.equal(parent[key], child[key]) for key in learnt)
 
 
 def test_a_killed_stage_resumes_and_ends_in_the_same_numbers(toy, tmp_path, monkeypatch):
