@@ -46,6 +46,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
 from matplotlib.patches import Patch
+from PIL import Image
 from safetensors import SafetensorError
 from scipy import stats
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -279,6 +280,17 @@ def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> 
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
         label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return image, label
+
+
+def network_size(frame: Frame, height: int) -> tuple[int, int]:
+    """(height, width) for a network that halves its input five times: the photo's shape, both multiples of 32.
+
+    Raises StreetsError where height is none; the width is rounded to one.
+    """
+    if height % 32:
+        raise StreetsError(f"height must be a multiple of 32, not {height}.")
+    h, w = read_label(frame.label).shape
+    return height, round(w * height / h / 32) * 32
 
 
 def to_tensor(image: np.ndarray, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> torch.Tensor:
@@ -966,10 +978,10 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     progress = load_checkpoint(accelerator, folder) or {"epoch": 0, "best": None, "seconds": 0.0, "history": []}
     if progress["epoch"]:
         accelerator.print(f"{folder.name}: resuming after epoch {progress['epoch']} of {epochs}")
-    images, saved = images * len(loader), -math.inf
+    images, saved, shape = images * len(loader), -math.inf, train_data[0]["image"].shape
     bar = tqdm(total=epochs * images, initial=progress["epoch"] * images, desc=folder.name, unit="img", mininterval=2,
                disable=not accelerator.is_main_process, file=sys.stdout)
-    with bar, plain_errors(f"batch_size {batch_size} at {train_data.size[0]}x{train_data.size[1]}"):
+    with bar, plain_errors(f"batch_size {batch_size} at {shape[1]}x{shape[2]}"):
         for epoch in range(progress["epoch"] + 1, epochs + 1):
             started, lr = time.monotonic(), optimizer.param_groups[0]["lr"]
             sampler.epoch = epoch
@@ -1066,7 +1078,7 @@ def with_weights(build: Callable, weights: str = "auto", name: str = "imagenet")
     finally:
         hub.HF_HUB_OFFLINE = offline
         socket.setdefaulttimeout(timeout)
-    print(f"weights: {name} cannot be fetched from here, so the network starts from random initialisation")
+    say_once(f"weights: {name} cannot be fetched from here, so the network starts from random initialisation")
     return build(False), "none"
 
 
@@ -1206,13 +1218,14 @@ CURVES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 
 def show(fig) -> None:
-    """Show a figure below the cell, once: as JPEG where that is much smaller (photos), else as PNG."""
-    files = {}
-    for kind, options in {"png": {}, "jpeg": {"pil_kwargs": {"quality": 88}}}.items():
-        files[kind] = io.BytesIO()
-        fig.savefig(files[kind], format=kind, dpi=90, bbox_inches="tight", **options)
+    """Show a figure below the cell, once: as PNG of 256 colours or as JPEG (many photos), whichever is smaller."""
+    full = io.BytesIO()
+    fig.savefig(full, format="png", dpi=90, bbox_inches="tight")
     plt.close(fig)
-    kind = "jpeg" if 2 * files["jpeg"].tell() < files["png"].tell() else "png"
+    picture, files = Image.open(full).convert("RGB"), {"png": io.BytesIO(), "jpeg": io.BytesIO()}
+    picture.quantize(256, dither=Image.Dither.NONE).save(files["png"], "png", optimize=True)
+    picture.save(files["jpeg"], "jpeg", quality=88)
+    kind = min(files, key=lambda name: files[name].tell())
     IPython.display.display(IPython.display.Image(files[kind].getvalue(), format=kind))
 
 

@@ -132,7 +132,7 @@ print(common.device_line())
 # %%
 MODES = {
     "quick": {"width": 16, "depth": 3, "size": 128, "images": 40, "epochs": 40, "batch_size": 4, "lr": 2e-3,
-              "stage_epochs": 10, "stage_lr": 1e-3, "dice_batch_size": 2},
+              "stage_epochs": 10, "stage_lr": 5e-4, "dice_batch_size": 2},
     "course": {"width": 64, "depth": 3, "size": 256, "images": 0, "epochs": 40, "batch_size": 8, "lr": 1e-3,
                "stage_epochs": 12, "stage_lr": 1e-4, "dice_batch_size": 4},
     "paper": {"width": 64, "depth": 3, "size": 256, "images": 0, "epochs": 100, "batch_size": 8, "lr": 1e-4,
@@ -884,7 +884,7 @@ for axis, (name, (x, whole, batches, title)) in zip(axes, curves.items()):
     axis.set(xlabel=name, ylabel="validation mIoU", title=title)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)
-axes[1].set(xscale="log", xticks=sizes, xticklabels=sizes, ylim=(0, 1))
+axes[1].set(xscale="log", xticks=sizes, xticklabels=sizes)
 common.show(fig)
 
 # %%

@@ -144,15 +144,7 @@ test_frames = common.evenly(test_frames, settings["images"] // 4)
 # the photos, because squeezing them would make thin things thinner.
 
 # %%
-def network_size(frame, height):
-    """(height, width) for the network: the photo's shape, with the width rounded to a multiple of 32."""
-    if height % 32:
-        raise common.StreetsError(f"height must be a multiple of 32, not {height}.")
-    h, w = common.read_label(frame.label).shape
-    return height, round(w * height / h / 32) * 32
-
-
-size = network_size(train_frames[0], settings["height"])
+size = common.network_size(train_frames[0], settings["height"])
 print(f"the network sees {size[0]} x {size[1]} pixels; {len(train_frames)} images to learn from, {len(val_frames)} to judge by")
 
 # %%
@@ -166,17 +158,7 @@ example, label = scenes.read(first)  # the first picture with a pole
 print("photo", example.shape, "label", label.shape)
 
 # %%
-def show_pair(photo, label, scheme):
-    """Figure of a photo (H, W, 3) and a label (H, W) side by side, with a legend."""
-    fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.4), layout="constrained")
-    for axis, panel in zip(axes, (photo, common.as_colors(label, scheme))):
-        axis.imshow(panel, interpolation="nearest")
-        axis.set_axis_off()
-    common.class_legend(fig, scheme, np.unique(label[label < 255]))
-    return fig
-
-
-common.show(show_pair(example, label, scheme))
+common.show(common.show_pair(example, label, scheme))
 
 # %% [markdown]
 # Left the photo, right its label. Every pixel has one of 19 classes, or none (black: *void*, stored as 255, never
@@ -575,23 +557,13 @@ common.show(fig)
 # class missing here does not occur in the validation labels and does not count in the mean.
 
 # %%
-def predict(model, image, size):
-    """Class of every pixel, (H, W) uint8, at the size of the photo (H, W, 3), from a network fed at `size`."""
-    small, _ = common.resize_pair(image, image[..., 0], size)
-    with torch.inference_mode():
-        logits = model(common.to_tensor(small)[None].to(next(model.parameters()).device))
-        logits = F.interpolate(logits, image.shape[:2], mode="bilinear", align_corners=False)
-    return logits.argmax(1)[0].to("cpu", torch.uint8).numpy()
-
-
-# %%
 best = max(summaries, key=lambda k: summaries[k]["metrics"]["miou"])
 model = UPerNetWithAux(settings["encoder"], settings["decoder_width"])
 common.load_weights(folders[best] / "last.safetensors", model).eval()
 model.to("cuda" if torch.cuda.is_available() else "cpu")
 scenes = common.StreetScenes(common.evenly(val_frames, 3), size)
 photos, labels = zip(*(scenes.read(i) for i in range(len(scenes))))
-predictions = [predict(model, p, size) for p in photos]
+predictions = [common.predict(model, p, size) for p in photos]
 fig = common.show_predictions(photos, labels, predictions, scheme, [f"(variant {best})"] * 3)
 common.show(fig)
 
@@ -656,8 +628,8 @@ for estimator in ("as_published", "per_class"):
 # %%
 own = common.read_image(Path(photo) if photo else (test_frames or val_frames)[0].image)
 h, w = own.shape[:2]
-classes = predict(model, own, (size[0], max(32, round(w * size[0] / h / 32) * 32)))
-common.show(show_pair(own, classes, scheme))
+classes = common.predict(model, own, (size[0], max(32, round(w * size[0] / h / 32) * 32)))
+common.show(common.show_pair(own, classes, scheme))
 
 # %% [markdown]
 # ## For the official evaluation
@@ -678,7 +650,7 @@ def export_predictions(model, frames, folder, size):
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for frame in frames:
-        ids = np.array(ID_OF_CLASS, np.uint8)[predict(model, common.read_image(frame.image), size)]
+        ids = np.array(ID_OF_CLASS, np.uint8)[common.predict(model, common.read_image(frame.image), size)]
         paths.append(folder / frame.image.name.replace("leftImg8bit", "predictions"))
         common.write_atomic(paths[-1], cv2.imencode(".png", ids)[1].tobytes())
     return paths

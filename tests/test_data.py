@@ -160,3 +160,20 @@ def test_evenly_spreads_over_the_whole_list():
 def test_official_cityscapes_has_no_test_labels_to_score(toy, tmp_path):
     assert common.has_test_labels(toy) and not common.has_test_labels(tmp_path)
     assert common.dataset_name(toy) == "toy" and common.dataset_name(tmp_path) == "cityscapes"
+
+
+def test_a_height_that_an_encoder_cannot_halve_five_times_is_refused(toy):
+    frame = common.list_frames(toy, "val")[0]
+    assert common.network_size(frame, 64) == (64, 128)
+    with pytest.raises(common.StreetsError, match="height must be a multiple of 32, not 40"):
+        common.network_size(frame, 40)
+
+
+def test_a_prediction_has_the_size_of_the_photo_and_the_classes_of_the_enlarged_logits():
+    torch.manual_seed(0)
+    net = torch.nn.Conv2d(3, 5, 8, stride=8).eval()
+    photo = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
+    with torch.no_grad():
+        logits = net(common.to_tensor(common.resize_pair(photo, photo[..., 0], (32, 64))[0])[None])
+    expected = torch.nn.functional.interpolate(logits, (48, 96), mode="bilinear", align_corners=False).argmax(1)[0]
+    assert np.array_equal(common.predict(net, photo, (32, 64)), expected.numpy())

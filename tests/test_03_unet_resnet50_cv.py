@@ -1,0 +1,376 @@
+"""Notebook 03: its network, folds and augmentation against counts and oracles, the grid of scores, and whole runs."""
+
+import json
+import socket
+
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+import torch
+import torchvision
+from conftest import ROOT
+from torch import nn
+
+import common
+import data_prep
+
+NAME = "03_unet_resnet50_cv"
+TINY = {"epochs": 1, "images": 8, "height": 32, "weights": "none"}
+TRAIN_CITIES = {"aachen": 174, "bochum": 96, "bremen": 316, "cologne": 154, "darmstadt": 85, "dusseldorf": 221, "erfurt": 109,
+                "hamburg": 248, "hanover": 196, "jena": 119, "krefeld": 99, "monchengladbach": 94, "strasbourg": 365,
+                "stuttgart": 196, "tubingen": 144, "ulm": 95, "weimar": 142, "zurich": 122}
+
+
+@pytest.fixture(scope="module")
+def nb(notebook):
+    return notebook(NAME)
+
+
+@pytest.fixture(scope="module")
+def full(nb):
+    """The published network, without numbers."""
+    with torch.device("meta"):
+        return nb.ResNetUNet()
+
+
+def frames_of(cities):
+    return [data_prep.Frame(f"{city}_{i}", city, None, None) for city, count in cities.items() for i in range(count)]
+
+
+# the network
+
+
+def test_the_published_network_has_147_million_parameters_half_of_them_in_the_bottleneck(nb, full):
+    assert nb.count_parameters(full) == 147_376_915
+    assert nb.count_parameters(full.bottleneck) == 75_505_664
+    with torch.device("meta"):
+        assert nb.count_parameters(full) + nb.count_parameters(nb.ConvBlock(2048, 2048)) == 222_882_579
+        assert nb.count_parameters(full) + nb.count_parameters(torchvision.models.resnet50().fc) == 149_425_915
+    assert not any("fc" in name for name, _ in full.named_parameters())
+
+
+def test_every_tap_and_step_has_the_published_shape(full):
+    shapes = []
+    for part in (*full.steps, full.head):
+        part.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[1:])))
+    image = torch.zeros(2, 3, 512, 1024, device="meta")
+    taps = [tuple(tap.shape[1:]) for tap in full.encoder(image)]
+    assert taps == [(64, 256, 512), (256, 128, 256), (512, 64, 128), (1024, 32, 64), (2048, 16, 32)]
+    assert full(image).shape == (2, 19, 512, 1024)
+    assert shapes == [(1024, 32, 64), (512, 64, 128), (256, 128, 256), (64, 256, 512), (19, 512, 1024)]
+
+
+def test_the_last_step_goes_from_256_to_64_and_merges_128_channels(full):
+    up, block = full.steps[-1].up, full.steps[-1].block
+    assert (up.in_channels, up.out_channels, block[0].in_channels, block[0].out_channels) == (256, 64, 128, 64)
+
+
+def test_there_is_one_dropout_and_convolutions_before_batch_norm_have_no_bias(full):
+    drops = [m for m in full.modules() if isinstance(m, nn.Dropout | nn.Dropout2d)]
+    assert len(drops) == 1 and drops[0].p == 0.3 and drops[0] is full.bottleneck[-1]
+    with_bias = [m for m in full.modules() if isinstance(m, nn.Conv2d) and m.bias is not None]
+    assert with_bias == [full.head[1]]
+
+
+def test_the_upsampled_map_comes_before_the_skip(nb):
+    step, seen = nb.UpStep(4, 3, 2), []
+    step.block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x, skip = torch.rand(2, 4, 2, 2), torch.rand(2, 3, 4, 4)
+    step(x, skip)
+    torch.testing.assert_close(seen[0][:, :2], step.up(x))
+    torch.testing.assert_close(seen[0][:, 2:], skip)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (50, 75), (33, 97)])
+def test_logits_have_the_size_of_the_image_also_where_it_is_odd(nb, size):
+    net = nb.ResNetUNet("resnet18").eval()
+    with torch.no_grad():
+        assert net(torch.rand(1, 3, *size)).shape == (1, 19, *size)
+
+
+def test_building_a_network_leaves_the_statistics_of_batch_norm_untouched(nb):
+    net = nb.ResNetUNet("resnet18")
+    assert net.training and net.encoder.training
+    assert all((b == 0).all() for name, b in net.named_buffers() if name.endswith(("running_mean", "tracked")))
+
+
+def test_paper_mode_is_the_published_recipe(nb):
+    paper = nb.MODES["paper"]
+    assert (paper["encoder"], paper["height"], paper["epochs"], paper["batch_size"]) == ("resnet50", 512, 65, 2)
+    assert (paper["lr"], paper["eval_every"], paper["precision"]) == (1e-4, 5, "fp32")
+
+
+# the folds
+
+
+def test_image_folds_of_cityscapes_are_disjoint_cover_all_and_repeat_with_their_seed(nb):
+    parts = nb.folds_by_image(range(2975), 42)
+    assert [len(part) for part in parts] == [992, 992, 991]
+    assert sorted(np.concatenate(parts)) == list(range(2975))
+    assert all((a == b).all() for a, b in zip(parts, nb.folds_by_image(range(2975), 42)))
+    assert (parts[0] != nb.folds_by_image(range(2975), 43)[0]).any()
+
+
+def test_city_folds_are_those_of_scikit_learn_and_never_split_a_city(nb):
+    selection = pytest.importorskip("sklearn.model_selection")
+    frames = frames_of(TRAIN_CITIES)
+    parts, cities = nb.folds_by_city(frames), np.array([frame.city for frame in frames])
+    assert len(frames) == 2975 and sorted(np.concatenate(parts)) == list(range(2975))
+    owners = [set(cities[part]) for part in parts]
+    for ours, part, (_, theirs) in zip(owners, parts, selection.GroupKFold(3).split(frames, groups=cities), strict=True):
+        assert len(part) == len(theirs)
+        # hanover and stuttgart have as many images, and releases of scikit-learn differ in which of them goes first
+        assert sorted(TRAIN_CITIES[c] for c in ours) == sorted(TRAIN_CITIES[c] for c in set(cities[theirs]))
+    assert sum(map(len, owners)) == 18 and set.union(*owners) == set(TRAIN_CITIES)
+    assert sorted(map(len, parts)) == [982, 988, 1005]
+
+
+def test_image_folds_leak_every_city(nb):
+    frames = frames_of(TRAIN_CITIES)
+    for part in nb.folds_by_image(frames, 42):
+        held = set(part.tolist())
+        assert {frames[i].city for i in held} <= {f.city for i, f in enumerate(frames) if i not in held}
+
+
+def test_too_few_cities_or_images_for_three_folds_are_refused_in_one_sentence(nb):
+    with pytest.raises(common.StreetsError, match=r"2 cities \(a, b\) cannot fill 3 folds: use folds = \"image\"\."):
+        nb.folds_by_city(frames_of({"a": 5, "b": 4}))
+    with pytest.raises(common.StreetsError, match="2 images cannot fill 3 folds"):
+        nb.folds_by_image(range(2), 42)
+
+
+# the augmentation
+
+
+@pytest.fixture
+def street():
+    """A photo and a label of 128x256 with one object, rows 48 to 80 and columns 96 to 160, near the middle."""
+    image, label = np.full((128, 256, 3), 90, np.uint8), np.zeros((128, 256), np.uint8)
+    image[48:80, 96:160], label[48:80, 96:160] = 200, 13
+    return image, label
+
+
+def area(nb, label):
+    left, top, right, bottom = nb.box_of(label == 13)
+    return (right - left) * (bottom - top)
+
+
+@pytest.mark.parametrize("factor", [0.8, 0.9, 1.1, 1.2])
+def test_intended_scaling_changes_the_size_of_things(nb, street, factor):
+    image, label = nb.scale_intended(*street, factor, np.random.default_rng(0))
+    assert image.shape == (128, 256, 3) and label.shape == (128, 256)
+    assert area(nb, label) == pytest.approx(factor**2 * 32 * 64, rel=0.07)
+    bright = image[..., 0] > 145
+    assert (bright != (label == 13)).mean() < 0.01, "image and label move together"
+
+
+def test_a_margin_is_black_in_the_image_and_void_in_the_label(nb, street):
+    image, label = nb.scale_intended(*street, 0.8, np.random.default_rng(0))
+    margin = np.ones((128, 256), bool)
+    margin[13:115, 25:230] = False  # 102 x 205 pixels are left of the photo
+    assert (image[margin] == 0).all() and (label[margin] == 255).all()
+    assert (image[~margin] > 0).all() and (label[~margin] < 255).all()
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.2])
+@pytest.mark.parametrize("size", [(64, 128), (128, 256)])
+def test_published_scaling_leaves_the_object_where_it_was(nb, street, factor, size):
+    _, label = common.resize_pair(*nb.scale_as_published(*street, factor), size)
+    _, unscaled = common.resize_pair(*street, size)
+    assert np.abs(np.subtract(nb.box_of(label == 13), nb.box_of(unscaled == 13))).max() <= 1
+    assert (label < 255).all()
+
+
+@pytest.mark.parametrize("version", ["intended", "as_published"])
+def test_a_view_has_the_network_size_depends_on_its_generator_only_and_spares_its_input(nb, street, version):
+    before = [array.copy() for array in street]
+    for seed in range(20):
+        image, label = nb.street_view(*street, np.random.default_rng(seed), (64, 128), version)
+        again = nb.street_view(*street, np.random.default_rng(seed), (64, 128), version)
+        assert image.shape == (64, 128, 3) and label.shape == (64, 128) and image.dtype == label.dtype == np.uint8
+        assert (image == again[0]).all() and (label == again[1]).all()
+    assert all((a == b).all() for a, b in zip(before, street))
+
+
+def test_one_view_in_four_is_scaled_and_half_are_flipped(nb, street):
+    boxes = [nb.box_of(nb.street_view(*street, np.random.default_rng(seed), (128, 256), "intended")[1] == 13) for seed in range(300)]
+    unscaled = [box for box in boxes if box == (96, 48, 160, 80)]  # flipped or not: the object is in the middle
+    assert 0.68 < len(unscaled) / 300 < 0.82
+    columns = np.tile(np.arange(256, dtype=np.uint8) // 2, (128, 1))
+    flips = [nb.street_view(street[0], columns, np.random.default_rng(s), (128, 256), "as_published")[1][64, 10] > 64 for s in range(300)]
+    assert 0.4 < np.mean(flips) < 0.6
+
+
+def test_colour_jitter_stays_within_its_limits(nb):
+    grey = np.full((8, 8, 3), 100, np.uint8)
+    values = [nb.jitter_colors(grey, np.random.default_rng(seed)).mean() for seed in range(100)]
+    assert 69 <= min(values) < 80 and 120 < max(values) <= 131, "brightness 0.7 to 1.3 on a flat grey"
+
+
+# training and scores
+
+
+def test_patience_counts_validations_not_epochs(nb):
+    class Spy(Exception):
+        pass
+
+    caught = {}
+
+    def fit(folder, model, loss, train, val, **options):
+        caught.update(options)
+        raise Spy
+
+    real, common.fit = common.fit, fit
+    try:
+        frame = data_prep.Frame("x", "y", None, None)
+        with pytest.raises(Spy):
+            nb.train_fold("f", {"train": [frame], "val": [frame], "official_val": [frame]}, nb.MODES["quick"], (32, 64),
+                          (64, 128), "intended", "published", "none", 0)
+    finally:
+        common.fit = real
+    scheduler, optimizer = caught["scheduler"], caught["optimizer"]
+    assert caught["schedule"] == "plateau" and (caught["select"], caught["best_by"]) == ("best", "miou")
+    assert type(optimizer) is torch.optim.Adam and optimizer.param_groups[0]["weight_decay"] == 0
+    rates = []
+    for score in (0.5, 0.4, 0.4, 0.4, 0.6):  # common.fit steps it once per validation
+        scheduler.step(score)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [1e-3, 1e-3, 1e-3, 5e-4, 5e-4]
+
+
+def test_the_grid_holds_the_scores_of_an_independent_computation(nb, toy, tmp_path):
+    metrics = pytest.importorskip("torchmetrics.classification")
+    size, native, frames = (32, 64), (64, 128), common.list_frames(toy, "val")
+    net = nb.ResNetUNet("resnet18")
+    for seed, checkpoint in enumerate(("best", "last")):
+        torch.manual_seed(seed)
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.05)
+        common.save_weights(tmp_path / f"{checkpoint}.safetensors", net)
+    data = {"held_out": nb.both_resolutions(frames[:2], size, native), "official_val": nb.both_resolutions(frames[2:], size, native)}
+    grid = nb.evaluation_grid(tmp_path, net, common.make_accelerator("fp32"), data)
+    table = common.SCHEMES["cityscapes19"].table
+    for checkpoint in ("best", "last"):
+        common.load_weights(tmp_path / f"{checkpoint}.safetensors", net).eval()
+        for images, chosen in (("held_out", frames[:2]), ("official_val", frames[2:])):
+            for resolution in ("low", "full"):
+                oracle, truths = metrics.MulticlassJaccardIndex(19, average="none", ignore_index=255), []
+                for frame in chosen:
+                    photo, label = common.read_image(frame.image), table[common.read_label(frame.label)]
+                    photo, low = common.resize_pair(photo, label, size)
+                    with torch.no_grad():
+                        logits = net(common.to_tensor(photo)[None])
+                    if resolution == "full":
+                        logits = nn.functional.interpolate(logits, native, mode="bilinear", align_corners=False)
+                    truths.append(torch.from_numpy((label if resolution == "full" else low).astype(np.int64))[None])
+                    oracle.update(logits.argmax(1), truths[-1])
+                present = torch.cat([t.flatten() for t in truths]).unique()
+                expected = oracle.compute()[present[present < 255]].mean().item()
+                assert grid[images][resolution][checkpoint] == pytest.approx(expected, abs=1e-6)
+    assert grid["held_out"]["low"]["best"] != grid["held_out"]["low"]["last"]
+
+
+def test_steps_add_up_to_the_whole_drop_in_every_order(nb):
+    values = iter(np.random.default_rng(0).random(8))
+    grid = {a: {b: {c: next(values) for c in ("best", "last")} for b in ("low", "full")} for a in ("held_out", "official_val")}
+    drop = grid["official_val"]["full"]["last"] - grid["held_out"]["low"]["best"]
+    for order in (("images", "resolution", "checkpoint"), ("checkpoint", "resolution", "images")):
+        effects = nb.step_effects(grid, order)
+        assert sum(effects.values()) == pytest.approx(drop) and list(effects) == list(order)
+    assert nb.step_effects(grid, ("images", "resolution", "checkpoint"))["images"] == pytest.approx(
+        grid["official_val"]["low"]["best"] - grid["held_out"]["low"]["best"])
+
+
+def test_the_published_spread_divides_by_n():
+    published = common.read_published(NAME)
+    for metric, tolerance in (("miou", 0.006), ("miou_full", 0.015)):
+        claims = common.headline(published, metric).set_index("method")
+        values = claims["value"].astype(float)
+        folds = values.drop("mean")
+        assert len(folds) == 3 and folds.mean() == pytest.approx(values["mean"], abs=tolerance)
+        assert folds.std(ddof=0) == pytest.approx(float(claims.loc["mean", "std"]), abs=tolerance)
+        assert folds.std(ddof=1) == pytest.approx(folds.std(ddof=0) * 1.5**0.5)
+
+
+def test_batch_norm_on_a_single_value_is_refused_in_words(nb, toy, tmp_path):
+    frames = common.list_frames(toy, "val")
+    settings = nb.MODES["quick"] | {"batch_size": 1, "epochs": 1, "precision": "fp32"}
+    splits = {"train": frames[:2], "val": frames[2:], "official_val": frames[2:]}
+    common.write_json(tmp_path / "config.json", {"parameters": {"seed": 0}})
+    with pytest.raises(common.StreetsError, match="use a batch_size of at least 2"):
+        nb.train_fold(tmp_path, splits, settings, (32, 32), (64, 128), "intended", "published", "none", 0)
+
+
+def test_pretrained_weights_come_from_torchs_cache_without_a_network(nb, tmp_path, monkeypatch):
+    torch.manual_seed(7)
+    source = torchvision.models.resnet18()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(source.state_dict(), tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(common, "hub_reachable", lambda: False)
+    net, used = nb.build_network(nb.MODES["quick"], "published", "imagenet")
+    assert used == "imagenet" and torch.equal(net.encoder.stem[0].weight, source.conv1.weight)
+    assert torch.equal(net.encoder.stages[3][1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+def test_without_weights_auto_starts_from_scratch_and_says_so_and_imagenet_stops(nb, tmp_path, monkeypatch, capsys):
+    def no_network(*_, **__):
+        raise OSError("no network in this test")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    monkeypatch.setattr(common, "hub_reachable", lambda: False)
+    assert nb.build_network(nb.MODES["quick"], "published", "auto")[1] == "none"
+    assert "random initialisation" in capsys.readouterr().out
+    with pytest.raises(common.StreetsError, match="cannot be fetched"):
+        nb.build_network(nb.MODES["quick"], "published", "imagenet")
+
+
+# the whole notebook
+
+
+def run_notebook(out, cwd=ROOT, **parameters):
+    parameters = TINY | {"out_dir": str(out / "results")} | parameters
+    path = ROOT / "notebooks" / f"{NAME}.ipynb"
+    papermill.execute_notebook(str(path), str(out / "out.ipynb"), parameters=parameters, cwd=str(cwd), progress_bar=False)
+    return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
+
+
+def test_one_fold_leaves_its_eight_scores_and_a_second_run_in_course_mode_loads_it(toy, tmp_path):
+    wanted = {"mode": "course", "fold": 2, "folds": "city", "network": "smp", "augment": "as_published", "epochs": 3}
+    summaries = run_notebook(tmp_path, data_dir=str(toy), **wanted)
+    name = "fold2-city-as_published-smp-height32-epochs3-images8_seed42"
+    assert list(summaries) == [name]
+    summary = summaries[name]
+    for images in ("held_out", "official_val"):
+        for resolution in ("low", "full"):
+            assert set(summary["final"][images][resolution]) == {"best", "last"}
+    assert summary["final"]["held_out"]["low"]["best"] == summary["metrics"]["miou"] and summary["selected"] == "best"
+    assert summary["n_train"] + summary["n_val"] == 8 and summary["weights"] == "none"
+    history = pd.read_csv(next((tmp_path / "results").rglob("history.csv")))
+    assert history["epoch"].tolist() == [2, 3], "a row per validation: every second epoch, and the last"
+    assert "| 66.96 |" in common.report(str(tmp_path / "results")), "the report finds the published fold 2"
+
+    assert run_notebook(tmp_path, ROOT / "notebooks", data_dir=str(toy), **wanted) == summaries
+    assert f"{name}: trained on" in (tmp_path / "out.ipynb").read_text()
+
+
+@pytest.mark.parametrize("form", ["camvid11", "camvid32"])
+def test_the_notebook_runs_on_real_photos(real_data, tmp_path, form):
+    data = tmp_path / form
+    copy_some(real_data / form, tmp_path / "source", form)
+    data_prep.convert_camvid(tmp_path / "source", data)
+    summaries = run_notebook(tmp_path, fold="3", data_dir=str(data), images=12, height=64)
+    summary = next(iter(summaries.values()))
+    assert summary["dataset"] == form and summary["n_train"] + summary["n_val"] == 12
+    assert 0 < summary["final"]["official_val"]["full"]["last"] < 1
+
+
+def copy_some(source, target, form):
+    """Links to every sixteenth photo of a CamVid folder with its label."""
+    names = ("images", "labels") if form == "camvid32" else [f"{s}{k}" for s in ("train", "val", "test") for k in ("", "annot")]
+    for name in names:
+        (target / name).mkdir(parents=True)
+        for path in sorted((source / name).iterdir())[::16]:
+            (target / name / path.name).symlink_to(path)
