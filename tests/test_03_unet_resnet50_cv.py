@@ -11,6 +11,7 @@ import torch
 import torchvision
 from conftest import ROOT
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import common
 import data_prep
@@ -47,7 +48,27 @@ def test_the_published_network_has_147_million_parameters_half_of_them_in_the_bo
     with torch.device("meta"):
         assert nb.count_parameters(full) + nb.count_parameters(nb.ConvBlock(2048, 2048)) == 222_882_579
         assert nb.count_parameters(full) + nb.count_parameters(torchvision.models.resnet50().fc) == 149_425_915
+        assert nb.count_parameters(nb.ResNetUNet(bottleneck=False)) == 147_376_915 - 75_505_664 == 71_871_251
     assert not any("fc" in name for name, _ in full.named_parameters())
+
+
+def test_the_encoder_gives_the_maps_of_torchvisions_network(nb):
+    net, encoder = torchvision.models.resnet18().eval(), nb.Encoder("resnet18", False).eval()
+    encoder.stem.load_state_dict(nn.Sequential(net.conv1, net.bn1, net.relu).state_dict())
+    for ours, theirs in zip(encoder.stages, (net.layer1, net.layer2, net.layer3, net.layer4), strict=True):
+        ours.load_state_dict(theirs.state_dict())
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        wanted = create_feature_extractor(net, ["relu", "layer1", "layer2", "layer3", "layer4"])(image)
+        assert all(torch.equal(a, b) for a, b in zip(encoder(image), wanted.values(), strict=True))
+
+
+def test_a_step_enlarges_to_an_odd_skip_map_without_aligned_corners(nb):
+    step, seen = nb.UpStep(4, 3, 2), []
+    step.block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x, skip = torch.rand(2, 4, 2, 3), torch.rand(2, 3, 5, 7)
+    step(x, skip)
+    torch.testing.assert_close(seen[0][:, :2], nn.functional.interpolate(step.up(x), (5, 7), mode="bilinear", align_corners=False))
 
 
 def test_every_tap_and_step_has_the_published_shape(full):
@@ -182,6 +203,38 @@ def test_published_scaling_leaves_the_object_where_it_was(nb, street, factor, si
     assert (label < 255).all()
 
 
+def test_published_scaling_multiplies_by_1_plus_the_factor_as_albumentations_does(nb, street, monkeypatch):
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version
+    assert nb.scale_as_published(*street, 0.8)[1].shape == (230, 461)
+    albumentations = pytest.importorskip("albumentations")
+    scaled = albumentations.RandomScale((0.8, 0.8), p=1)(image=np.zeros((100, 200, 3), np.uint8))["image"]
+    assert scaled.shape[:2] == (180, 360)
+
+
+def test_an_enlarged_street_is_cropped_at_random(nb, street):
+    boxes = {nb.box_of(nb.scale_intended(*street, 1.2, np.random.default_rng(seed))[1] == 13) for seed in range(10)}
+    assert len(boxes) > 5
+
+
+@pytest.mark.parametrize(("version", "function"), [("intended", "scale_intended"), ("as_published", "scale_as_published")])
+def test_factors_are_drawn_from_0_8_to_1_2(nb, street, monkeypatch, version, function):
+    factors = []
+    monkeypatch.setattr(nb, function, lambda image, label, factor, *_: factors.append(factor) or (image, label))
+    for seed in range(400):
+        nb.street_view(*street, np.random.default_rng(seed), (64, 128), version)
+    assert 0.8 <= min(factors) < 0.83 and 1.17 < max(factors) <= 1.2
+
+
+@pytest.mark.parametrize("version", ["intended", "as_published"])
+def test_image_and_label_are_flipped_together(nb, version, monkeypatch):
+    monkeypatch.setattr(nb, "jitter_colors", lambda image, rng: image)
+    image, label = np.full((128, 256, 3), 90, np.uint8), np.zeros((128, 256), np.uint8)
+    image[48:80, 10:70], label[48:80, 10:70] = 200, 13
+    for seed in range(40):
+        view, mask = nb.street_view(image, label, np.random.default_rng(seed), (128, 256), version)
+        assert ((view[..., 0] > 145) != (mask == 13)).mean() < 0.01
+
+
 @pytest.mark.parametrize("version", ["intended", "as_published"])
 def test_a_view_has_the_network_size_depends_on_its_generator_only_and_spares_its_input(nb, street, version):
     before = [array.copy() for array in street]
@@ -202,35 +255,60 @@ def test_one_view_in_four_is_scaled_and_half_are_flipped(nb, street):
     assert 0.4 < np.mean(flips) < 0.6
 
 
-def test_colour_jitter_stays_within_its_limits(nb):
-    grey = np.full((8, 8, 3), 100, np.uint8)
-    values = [nb.jitter_colors(grey, np.random.default_rng(seed)).mean() for seed in range(100)]
-    assert 69 <= min(values) < 80 and 120 < max(values) <= 131, "brightness 0.7 to 1.3 on a flat grey"
+def test_colour_jitter_makes_four_changes_within_their_limits(nb, monkeypatch):
+    amounts = {name: [] for name in ("brightness", "contrast", "saturation", "hue")}
+    for name, seen in amounts.items():
+        monkeypatch.setattr(nb.transforms, f"adjust_{name}", lambda pixels, amount, seen=seen: seen.append(amount) or pixels)
+    image = np.full((8, 8, 3), 100, np.uint8)
+    for seed in range(100):
+        nb.jitter_colors(image, np.random.default_rng(seed))
+    assert all(len(seen) == 100 for seen in amounts.values())
+    for name in ("brightness", "contrast", "saturation"):
+        assert 0.7 <= min(amounts[name]) < 0.75 and 1.25 < max(amounts[name]) <= 1.3
+    assert -0.1 <= min(amounts["hue"]) < -0.08 and 0.08 < max(amounts["hue"]) <= 0.1
+
+
+def test_half_of_the_views_are_jittered(nb, street, monkeypatch):
+    jittered = []
+    monkeypatch.setattr(nb, "jitter_colors", lambda image, rng: jittered.append(1) or image)
+    for seed in range(300):
+        nb.street_view(*street, np.random.default_rng(seed), (64, 128), "intended")
+    assert 120 < len(jittered) < 180
 
 
 # training and scores
 
 
-def test_patience_counts_validations_not_epochs(nb):
-    class Spy(Exception):
-        pass
+def test_a_fold_learns_from_the_other_two_parts(nb):
+    frames, parts = list("abcdefgh"), [np.array([1, 4]), np.array([0, 7, 2]), np.array([3, 5, 6])]
+    assert nb.split_of_fold(frames, parts, 2) == (["b", "d", "e", "f", "g"], ["a", "c", "h"])
 
-    caught = {}
 
-    def fit(folder, model, loss, train, val, **options):
-        caught.update(options)
-        raise Spy
+@pytest.fixture
+def fitted(nb, monkeypatch):
+    """What train_fold hands to common.fit, for three different lists of frames."""
+    seen = {}
+    monkeypatch.setattr(common, "fit", lambda folder, model, loss, train, val, **options: seen.update(options, train=train, val=val))
+    splits = {name: [data_prep.Frame(name, "city", None, None)] for name in ("train", "val", "official_val")}
+    nb.train_fold("f", splits, nb.MODES["quick"], (32, 64), (64, 128), "intended", "published", "none", 0)
+    return seen | {"splits": splits}
 
-    real, common.fit = common.fit, fit
-    try:
-        frame = data_prep.Frame("x", "y", None, None)
-        with pytest.raises(Spy):
-            nb.train_fold("f", {"train": [frame], "val": [frame], "official_val": [frame]}, nb.MODES["quick"], (32, 64),
-                          (64, 128), "intended", "published", "none", 0)
-    finally:
-        common.fit = real
-    scheduler, optimizer = caught["scheduler"], caught["optimizer"]
-    assert caught["schedule"] == "plateau" and (caught["select"], caught["best_by"]) == ("best", "miou")
+
+def test_a_fold_trains_on_its_training_images_augmented_and_is_scored_on_the_held_out_ones(nb, fitted):
+    train, val, splits = fitted["train"], fitted["val"], fitted["splits"]
+    assert train.frames == splits["train"] and val.frames == splits["val"]
+    assert train.size == (64, 128) and val.size == (32, 64) and val.augment is None
+    assert train.augment.func is nb.street_view and train.augment.keywords == {"size": (32, 64), "version": "intended"}
+    grid = fitted["final_scores"].keywords["data"]
+    assert all(data.frames == splits["val"] for data in grid["held_out"].values())
+    assert all(data.frames == splits["official_val"] for data in grid["official_val"].values())
+    settings = nb.MODES["quick"]
+    assert all(fitted[key] == settings[key] for key in ("epochs", "batch_size", "eval_every", "precision"))
+
+
+def test_the_rate_is_halved_at_the_third_validation_without_a_new_best(fitted):
+    scheduler, optimizer = fitted["scheduler"], fitted["optimizer"]
+    assert fitted["schedule"] == "plateau" and (fitted["select"], fitted["best_by"]) == ("best", "miou")
     assert type(optimizer) is torch.optim.Adam and optimizer.param_groups[0]["weight_decay"] == 0
     rates = []
     for score in (0.5, 0.4, 0.4, 0.4, 0.6):  # common.fit steps it once per validation
@@ -321,6 +399,7 @@ def test_without_weights_auto_starts_from_scratch_and_says_so_and_imagenet_stops
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(socket, "create_connection", no_network)
     monkeypatch.setattr(common, "hub_reachable", lambda: False)
+    common.say_once.cache_clear()
     assert nb.build_network(nb.MODES["quick"], "published", "auto")[1] == "none"
     assert "random initialisation" in capsys.readouterr().out
     with pytest.raises(common.StreetsError, match="cannot be fetched"):
@@ -340,7 +419,7 @@ def run_notebook(out, cwd=ROOT, **parameters):
 def test_one_fold_leaves_its_eight_scores_and_a_second_run_in_course_mode_loads_it(toy, tmp_path):
     wanted = {"mode": "course", "fold": 2, "folds": "city", "network": "smp", "augment": "as_published", "epochs": 3}
     summaries = run_notebook(tmp_path, data_dir=str(toy), **wanted)
-    name = "fold2-city-as_published-smp-height32-epochs3-images8_seed42"
+    name = "fold2-city-as_published-smp-weights_none-height32-epochs3-images8_seed42"
     assert list(summaries) == [name]
     summary = summaries[name]
     for images in ("held_out", "official_val"):
@@ -354,6 +433,19 @@ def test_one_fold_leaves_its_eight_scores_and_a_second_run_in_course_mode_loads_
 
     assert run_notebook(tmp_path, ROOT / "notebooks", data_dir=str(toy), **wanted) == summaries
     assert f"{name}: trained on" in (tmp_path / "out.ipynb").read_text()
+
+
+def test_all_three_folds_run_in_quick_mode_and_share_out_every_image(toy, tmp_path):
+    summaries = run_notebook(tmp_path, data_dir=str(toy))
+    assert set(summaries) == {f"fold{k}-weights_none-height32-epochs1-images8_seed42" for k in (1, 2, 3)}
+    assert sum(summary["n_val"] for summary in summaries.values()) == 8
+    assert "n = 3 of 3 folds" in (tmp_path / "out.ipynb").read_text()
+
+
+def test_one_fold_alone_claims_no_spread_and_runs_without_the_bottleneck(toy, tmp_path):
+    summaries = run_notebook(tmp_path, data_dir=str(toy), fold="1", network="no_bottleneck")
+    assert list(summaries) == ["fold1-no_bottleneck-weights_none-height32-epochs1-images8_seed42"]
+    assert "one fold has no mean and no spread" in (tmp_path / "out.ipynb").read_text()
 
 
 @pytest.mark.parametrize("form", ["camvid11", "camvid32"])

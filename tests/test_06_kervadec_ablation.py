@@ -344,6 +344,7 @@ def test_pretrained_weights_come_from_the_hubs_cache_without_a_network(nb, tmp_p
 
 def test_without_weights_auto_starts_from_scratch_and_says_so_and_imagenet_stops(nb, capsys, monkeypatch):
     monkeypatch.setattr(common, "hub_reachable", lambda: False)
+    common.say_once.cache_clear()
     _, used = nb.build_network(nb.MODES["quick"], "auto")
     assert used == "none" and "random initialisation" in capsys.readouterr().out
     with pytest.raises(common.StreetsError, match="cannot be fetched"):

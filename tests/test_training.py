@@ -436,6 +436,7 @@ def test_weights_of_torchvision_that_cannot_be_fetched_do_not_stop_the_run(tmp_p
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     monkeypatch.setattr("torch.hub.urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     before = socket.getdefaulttimeout()
+    common.say_once.cache_clear()
     model, used = common.with_weights(build, "auto")
     assert used == "none" and model.fc.out_features == 1000 and "random initialisation" in capsys.readouterr().out
     assert socket.getdefaulttimeout() == before
