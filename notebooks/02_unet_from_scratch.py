@@ -955,8 +955,9 @@ for name in summaries:
 # %% [markdown]
 # ### A measured case: CamVid
 #
-# The repository holds runs on real streets: CamVid with 11 classes, 367 training images at 256x256, half the channels of
-# the source. Each later stage had the same number of images.
+# Does Dice with occlusion raise the IoU of people, as the source says? The repository holds runs on real streets: CamVid
+# with 11 classes, 367 training images at 256x256, half the channels of the source, 24 epochs of stage 0 and 8 of each later
+# stage, on a CPU in bf16. All later stages had equally many images per epoch.
 
 # %%
 from IPython.display import display
@@ -964,12 +965,29 @@ from IPython.display import display
 committed = common.find_runs()
 if len(committed):
     committed = committed.query("notebook == @NOTEBOOK and dataset == 'camvid11' and mode == 'course'")
+    committed = committed[committed["method"].str.endswith("-width32-epochs24-stage_epochs8")]
 evidence = {(run.method.split("-")[0], run.seed): {
     "val half": run.metrics["miou"], "test half": run.test["miou"], "CamVid's test": run.final["test_split"]["miou"],
     "person, test half": run.test["iou"]["person"], "person, CamVid's test": run.final["test_split"]["iou"]["person"]}
     for run in committed.itertuples()}
+measured_runs = 100 * pd.DataFrame.from_dict(evidence, orient="index", dtype=float)
 if evidence:
-    display((100 * pd.DataFrame.from_dict(evidence, orient="index", dtype=float)).round(1))
+    display(measured_runs.round(1))
+
+# %%
+if evidence:
+    person = measured_runs.groupby(level=0).mean()[["person, test half", "person, CamVid's test"]]
+    others = ("scratch", "continued", "weighted")
+    gains = {f"dice_occlusion - {other}": person.loc["dice_occlusion"] - person.loc[other] for other in others}
+    display(pd.DataFrame(gains).T.round(1))
+
+# %% [markdown]
+# The first row is what the source compares. On the test half, more than half of that gain is the control's: the network had
+# simply not finished learning. What remains beyond the control is still a gain of people, and most of it is there with
+# class weights alone (last row), before any Dice or occlusion; what those two add is small, and stage 2 had twice the
+# steps. On CamVid's own test split, with other drives, training longer did not help people at all, and weights did. So in
+# this run the direction of the claim holds and its explanation does not. It is one seed: a single run has no interval,
+# and differences of a few points are not to be told from chance.
 
 # %% [markdown]
 # ## What is taken for what
