@@ -1017,7 +1017,7 @@ common.show(fig)
 # %%
 scores = np.array([common.miou(confusion) for confusion in per_image[best]])
 order = np.argsort(scores)
-few = min(5, len(order) // 2)
+few = min(5, max(1, len(order) // 2))
 model = UNet(width=settings["width"], depth=settings["depth"])
 common.load_weights(folders[best] / "best.safetensors", model).eval()
 val_data = make_datasets([val_frames], settings["size"], seed)[0]

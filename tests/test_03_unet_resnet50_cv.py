@@ -353,10 +353,10 @@ def test_steps_add_up_to_the_whole_drop_in_every_order(nb):
     values = iter(np.random.default_rng(0).random(8))
     grid = {a: {b: {c: next(values) for c in ("best", "last")} for b in ("low", "full")} for a in ("held_out", "official_val")}
     drop = grid["official_val"]["full"]["last"] - grid["held_out"]["low"]["best"]
-    for order in (("images", "resolution", "checkpoint"), ("checkpoint", "resolution", "images")):
+    for order in (("image_set", "resolution", "checkpoint"), ("checkpoint", "resolution", "image_set")):
         effects = nb.step_effects(grid, order)
         assert sum(effects.values()) == pytest.approx(drop) and list(effects) == list(order)
-    assert nb.step_effects(grid, ("images", "resolution", "checkpoint"))["images"] == pytest.approx(
+    assert nb.step_effects(grid, ("image_set", "resolution", "checkpoint"))["image_set"] == pytest.approx(
         grid["official_val"]["low"]["best"] - grid["held_out"]["low"]["best"])
 
 
