@@ -32,8 +32,8 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2.6 min in all (2 cores of an AMD EPYC, November 2026) | in three seeds, mIoU on val .71 to .72 after `scratch` and .73 after `dice_occlusion` (majority class .04), people on test .00 to .03 and .18 to .22: it works, and is no evidence |
-# | `course` | CamVid, or Cityscapes | one 16 GB GPU | not yet measured on one (half the channels and epochs on CamVid: 2.5 h on one CPU core, among other jobs) | five stages that one can compare |
+# | `quick` | toy streets, made on the spot | any CPU | 2.6 min in all, 1.1 GB of memory (2 cores of an AMD EPYC, November 2026) | in three seeds, mIoU on val .71 to .72 after `scratch` and .73 after `dice_occlusion` (majority class .04), people on test .00 to .03 and .18 to .22: it works, and is no evidence |
+# | `course` | CamVid, or Cityscapes | one 16 GB GPU | not yet measured on one (half the channels and epochs on CamVid: 2.5 h on one CPU core among other jobs, 2.0 GB) | five stages that one can compare |
 # | `paper` | Cityscapes, squeezed to 256x256 | one 16 GB GPU | not yet measured (the source: 2 h 16 min for the first stage on a P100) | the published table |
 
 # %% [markdown]

@@ -33,7 +33,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2.5 min in all (2 cores of an AMD EPYC, November 2026) | three folds of a small twin, low mIoU 16.9 to 18.7 % in three seeds (majority class 1.8 %): it works, and is no evidence |
+# | `quick` | toy streets, made on the spot | any CPU | 2.5 min in all, 1.4 GB of memory (2 cores of an AMD EPYC, November 2026) | three folds of a small twin, low mIoU 16.9 to 18.7 % in three seeds (majority class 1.8 %): it works, and is no evidence |
 # | `course` | CamVid, or 900 images of Cityscapes, at 512 rows | one 16 GB GPU | not yet measured | folds whose spread one can discuss |
 # | `paper` | Cityscapes, 512x1024 | one large GPU | not yet measured (the source does not tell) | the published table |
 
