@@ -46,7 +46,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
 from matplotlib.patches import Patch
-from PIL import Image
 from safetensors import SafetensorError
 from scipy import stats
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -1218,13 +1217,12 @@ CURVES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 
 def show(fig) -> None:
-    """Show a figure below the cell, once: as PNG of 256 colours or as JPEG (many photos), whichever is smaller."""
-    full = io.BytesIO()
-    fig.savefig(full, format="png", dpi=90, bbox_inches="tight")
+    """Show a figure below the cell, once: as PNG or as JPEG (many photos), whichever is smaller."""
+    files = {}
+    for kind, options in {"png": {}, "jpeg": {"pil_kwargs": {"quality": 88}}}.items():
+        files[kind] = io.BytesIO()
+        fig.savefig(files[kind], format=kind, dpi=75, bbox_inches="tight", **options)
     plt.close(fig)
-    picture, files = Image.open(full).convert("RGB"), {"png": io.BytesIO(), "jpeg": io.BytesIO()}
-    picture.quantize(256, dither=Image.Dither.NONE).save(files["png"], "png", optimize=True)
-    picture.save(files["jpeg"], "jpeg", quality=88)
     kind = min(files, key=lambda name: files[name].tell())
     IPython.display.display(IPython.display.Image(files[kind].getvalue(), format=kind))
 
