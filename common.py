@@ -547,6 +547,24 @@ def _numpy(array) -> np.ndarray:
     return array.astype(np.uint8) if fits else array
 
 
+def object_widths(mask) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the objects of a (H, W) bool mask: (components, areas, widths).
+
+    Objects are 8-connected. components: (H, W) integers, 0 outside and k for the k-th object; areas and widths: (K,) in
+    pixels. A width is the diameter of the largest disc inside, which is w for a bar w pixels wide; beyond the frame
+    lies nothing.
+    """
+    n, components, facts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    # enlarged twofold, a disc may be centred between pixels, and a bar of even width has a middle
+    double = np.pad(mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1), 1)
+    depth = cv2.distanceTransform(double, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    depth = np.maximum(depth[::2], depth[1::2])
+    depth = np.maximum(depth[:, ::2], depth[:, 1::2])  # (H, W) again
+    widths = np.zeros(n)
+    np.maximum.at(widths, components[mask], depth[mask])
+    return components, facts[1:, cv2.CC_STAT_AREA], widths[1:]
+
+
 def _is_as_published(estimator: str) -> bool:
     if estimator not in ("per_class", "as_published"):
         raise ValueError(f"estimator={estimator!r} is unknown; use 'per_class' or 'as_published'.")
@@ -855,14 +873,15 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict | None:
 
 @torch.no_grad()  # not inference_mode: it would mark the buffers, and DDP could not synchronise them afterwards
 def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerator | None = None, *, batch_size: int = 1,
-             contours: bool = False, loss: Callable | None = None, num_workers: int = -1) -> tuple[dict, dict]:
+             contours: bool = False, loss: Callable | None = None, score: Callable | None = None,
+             num_workers: int = -1) -> tuple[dict, dict]:
     """Score a network that, in eval mode, turns images (B, 3, H, W) into logits (B, C, h, w), resized if need be.
 
     Returns (metrics, per_image). metrics: accuracy, miou, iou (a dict by class name, None for a class that the labels
     do not hold) and means over images: with `contours`, boundary_f1 and trimap_iou; with `loss(logits, label)`, called
     with one image's (1, C, H, W) float32 and (1, H, W), eval_loss. per_image: arrays with a row per image, "confusion"
-    (N, C, C), the contour scores (N, C) and the loss (N,). With several processes each takes every k-th image and all
-    return the same.
+    (N, C, C), the contour scores (N, C), the loss (N,) and the arrays that `score(prediction, truth)` returns by name
+    for one image's class indices (H, W). With several processes each takes every k-th image and all return the same.
     """
     accelerator = accelerator or make_accelerator()
     n, rank, world = len(data.scheme.classes), accelerator.process_index, accelerator.num_processes
@@ -883,6 +902,8 @@ def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerato
                 row |= {"boundary_f1": boundary_f1(pred, truth, n), "trimap_iou": trimap_iou(pred, truth, n)}
             if loss:
                 row |= {"loss": loss(logits[i : i + 1].float(), label[i : i + 1].to(logits.device)).item()}
+            if score:
+                row |= score(pred, truth)
             rows.append((index, row))
     ordered = [row for _, row in sorted(gather_object(rows), key=lambda pair: pair[0])]
     per_image = {name: np.stack([row[name] for row in ordered]) for name in ordered[0]}
@@ -1164,9 +1185,10 @@ def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
 REPORT_HEAD = """# Results
 
 Written by `python common.py report` from the summary.json files below this folder and from published.csv; do not edit.
-mIoU in per cent on the validation images, mean over seeds ± 95 % Student-t interval (none for a single seed). A row is
-a test of the published claim only where data, recipe and initialisation are the published ones; the last column says
-what is different where they are not.
+mIoU in per cent on the validation images (*miou6*: the mean of six classes without background, where a source reports
+that), mean over seeds ± 95 % Student-t interval (none for a single seed). A row is a test of the published claim only
+where data, recipe and initialisation are the published ones; the last column but one says what is different where they
+are not.
 """
 
 
@@ -1183,18 +1205,20 @@ def report(out_dir: str = "", quick: bool = False) -> str:
     published = read_published()
     page = REPORT_HEAD
     for notebook, of_notebook in runs.groupby("notebook"):
-        page += f"\n## {notebook}\n\n| data, mode | method | seeds | epochs | mIoU | published | difference | majority "
-        page += "class | a test of the claim? | command |\n|---|---|---|---|---|---|---|---|---|---|\n"
+        claims = published[published["notebook"] == notebook]
+        metric = "miou6" if len(headline(claims, "miou6")) else "miou"
+        page += f"\n## {notebook}\n\n| data, mode | method | seeds | epochs | {metric.replace('miou', 'mIoU')} | published | "
+        page += "difference | majority class | a test of the claim? | command |\n|---|---|---|---|---|---|---|---|---|---|\n"
         for (data, mode, method, epochs), group in of_notebook.groupby(["dataset", "mode", "method", "epochs"]):
-            claim = headline(published[published["notebook"] == notebook], "miou")
             recipe, _, changes = method.partition("-")
-            page += report_row(data, mode, method, epochs, group, claim[claim["method"] == recipe], changes)
+            claim = headline(claims, metric)
+            page += report_row(data, mode, method, epochs, group, claim[claim["method"] == recipe], changes, metric)
     return page
 
 
 def report_row(data: str, mode: str, method: str, epochs: int, group: pd.DataFrame, claim: pd.DataFrame,
-               changes: str = "") -> str:
-    mean, half = student_interval(100 * group["miou"])
+               changes: str = "", metric: str = "miou") -> str:
+    mean, half = student_interval(100 * group[metric])
     ours = f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
     theirs, difference, verdict = "", "", "nothing published"
     if len(claim):
@@ -1206,8 +1230,9 @@ def report_row(data: str, mode: str, method: str, epochs: int, group: pd.DataFra
         reasons += [f"weights {started}, not {pretrained}"] * (started == "none" and pretrained != "none")
         verdict = "no: " + "; ".join(reasons) if reasons else "yes" if len(group) > 1 else "one seed, no interval"
         difference = f"{mean - float(theirs):+.2f}" if not reasons else "not comparable"
-    majority = 100 * np.mean([b["miou"] for b in group["majority_baseline"]])
-    cells = (f"{data}, {mode}", method, len(group), epochs, ours, theirs, difference, f"{majority:.2f}", verdict,
+    majority = [100 * b[metric] for b in group["majority_baseline"] if metric in b]
+    majority = f"{np.mean(majority):.2f}" if majority else ""
+    cells = (f"{data}, {mode}", method, len(group), epochs, ours, theirs, difference, majority, verdict,
              f"`{group['command'].iloc[0]}`")
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |\n"
 

@@ -714,25 +714,11 @@ published.round(2)
 #
 # A class can be rare because it occurs seldom, or because all of it is narrow. The second kind suffers when pictures
 # shrink. So we measure objects. An object is a *connected component*: pixels of one class that touch, also at corners.
-# (Two cars that overlap in the picture make one.) Its width is the diameter of the largest disc that fits into it:
-
-# %%
-def object_width(mask):
-    """Size of each connected component of a mask: (areas, widths) in pixels, both (K,).
-
-    mask: (H, W) bool. Components are 8-connected; the width is the diameter of the largest disc inside, which is w for
-    a bar w pixels wide. Beyond the frame lies nothing: what it cuts off does not count.
-    """
-    n, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    # Enlarged twofold, a disc may be centred between pixels, and a bar of even width has a middle.
-    double = np.pad(mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1), 1)
-    depth = cv2.distanceTransform(double, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    depth = np.maximum(depth[::2], depth[1::2])
-    depth = np.maximum(depth[:, ::2], depth[:, 1::2])  # (H, W) again
-    widths = np.zeros(n)
-    np.maximum.at(widths, components[mask], depth[mask])
-    return stats[1:, cv2.CC_STAT_AREA], widths[1:]
-
+# (Two cars that overlap in the picture make one.) Its width is the diameter of the largest disc that fits into it.
+# `common.object_widths` finds it: the distance of each pixel to the nearest one outside is the radius of the largest disc
+# centred there, and an object's width is twice the largest of its radii. (It enlarges the mask twofold first, so that a
+# disc may be centred between two pixels; else a bar of even width would have no middle.) Beyond the frame lies nothing:
+# what the frame cuts off does not count.
 
 # %% [markdown]
 # Three shapes of which you know the answer: a bar 20 pixels high and 4 wide, a staircase of single pixels, and a disc
@@ -743,7 +729,7 @@ shapes = np.zeros((24, 60), np.uint8)
 shapes[2:22, 2:6] = 1
 shapes[np.arange(4, 20), np.arange(40, 56)] = 1
 y, x = np.mgrid[:24, :60]
-areas, widths = object_width((shapes > 0) | (np.hypot(y - 11, x - 20) <= 5.5))
+_, areas, widths = common.object_widths((shapes > 0) | (np.hypot(y - 11, x - 20) <= 5.5))
 print("areas", areas, "widths", widths.round(1))
 
 # %% [markdown]
@@ -758,7 +744,7 @@ def measure_objects(frames, scheme):
         label = scheme.table[common.read_label(frame.label)]
         for c, box in enumerate(common.class_boxes(label, len(scheme.classes))):
             if box:
-                areas, widths = object_width(label[box] == c)
+                _, areas, widths = common.object_widths(label[box] == c)
                 height = label.shape[0]
                 found.setdefault(scheme.classes[c], []).append((areas / height**2, widths / height))
     return {name: tuple(np.concatenate(column) for column in zip(*parts)) for name, parts in found.items()}
@@ -1147,7 +1133,7 @@ print("put your answer in place of ?" if prediction == "?" else answer)
 prediction = "?"
 lamp = np.zeros((40, 20), bool)
 lamp[2:11, 5:14], lamp[11:38, 8:11] = True, True
-answer = (f"you say {prediction}; object_width says {object_width(lamp)[1][0]:.0f}, since the widest part decides.\n"
+answer = (f"you say {prediction}; object_widths says {common.object_widths(lamp)[2][0]:.0f}, since the widest part decides.\n"
           "A pole with a lamp counts as wider than it mostly is: along the shaft alone, poles would be thinner still.")
 print("put your answer in place of ?" if prediction == "?" else answer)
 
