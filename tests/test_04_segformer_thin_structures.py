@@ -1,0 +1,1270 @@
+"""Notebook 04: its losses, network, copy-paste and scores against oracles and naive loops, and whole runs."""
+
+import itertools
+import json
+import math
+import signal
+import subprocess
+import sys
+from functools import partial
+from itertools import pairwise
+
+import jupytext
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+import torch
+from conftest import ROOT, notebook_definitions
+from torch import nn
+from torch.nn import functional as F
+
+import common
+import data_prep
+
+NAME = "04_segformer_thin_structures"
+TINY = {"epochs": 1, "images": 10, "height": 32, "weights": "none"}
+THIN7 = common.SCHEMES["thin7"]
+
+
+@pytest.fixture(scope="module")
+def nb(notebook):
+    return notebook(NAME)
+
+
+def random_case(seed=0, classes=4, size=(13, 15), void=False, absent=(), dtype=torch.float64):
+    """Logits (2, C, H, W) and labels (2, H, W), a sixth of them void if so asked."""
+    rng = torch.Generator().manual_seed(seed)
+    present = torch.tensor([c for c in range(classes) if c not in absent])
+    label = present[torch.randint(0, len(present), (2, *size), generator=rng)]
+    if void:
+        label[torch.rand(label.shape, generator=rng) < 1 / 6] = 255
+    return 2 * torch.randn(2, classes, *size, generator=rng, dtype=dtype), label
+
+
+def assert_same(ours, theirs, logits, **tolerance):
+    """Two losses of the logits agree in value and gradient."""
+    a, b = (logits.clone().requires_grad_() for _ in range(2))
+    x, y = ours(a), theirs(b)
+    torch.testing.assert_close(x, y, **tolerance)
+    torch.testing.assert_close(*torch.autograd.grad(x, a), *torch.autograd.grad(y, b), **tolerance)
+
+
+# SSIM
+
+
+def naive_ssim(p, y):
+    """SSIM of two pictures (H, W), one mirrored 11x11 window at a time, variances from differences to the mean."""
+    bell = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    window = np.outer(bell, bell) / bell.sum() ** 2
+    padded, out = [np.pad(m, 5, mode="reflect") for m in (p, y)], np.empty(p.shape)
+    for at in np.ndindex(*p.shape):
+        a, b = (m[at[0] : at[0] + 11, at[1] : at[1] + 11] for m in padded)
+        mean_a, mean_b = (window * a).sum(), (window * b).sum()
+        var_a, var_b, both = ((window * (s - m) * (t - n)).sum()
+                              for s, t, m, n in ((a, a, mean_a, mean_a), (b, b, mean_b, mean_b), (a, b, mean_a, mean_b)))
+        out[at] = ((2 * mean_a * mean_b + 1e-4) * (2 * both + 9e-4)
+                   / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4)))
+    return out
+
+
+def maps_of(seed=0, **options):
+    logits, label = random_case(seed, **options)
+    return logits.softmax(1), F.one_hot(label, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+
+
+def test_the_ssim_map_is_the_formula_window_by_window(nb):
+    p, y = maps_of(classes=2)
+    ours = nb.ssim_map(p, y)
+    for b, c in np.ndindex(2, 2):
+        np.testing.assert_allclose(ours[b, c], naive_ssim(p[b, c].numpy(), y[b, c].numpy()), atol=1e-10)
+
+
+def test_ssim_is_that_of_torchmetrics_and_kornia_with_a_mirrored_frame(nb):
+    torchmetrics = pytest.importorskip("torchmetrics.functional.image")
+    kornia = pytest.importorskip("kornia.metrics")
+    p, y = maps_of(size=(24, 31))
+
+    def full_map(p):
+        options = {"sigma": 1.5, "kernel_size": 11, "data_range": 1.0, "return_full_image": True}
+        return torchmetrics.structural_similarity_index_measure(p, y, **options)[1]
+
+    torch.testing.assert_close(nb.ssim_map(p, y), full_map(p), atol=1e-9, rtol=0)
+    assert_same(lambda p: nb.ssim_map(p, y).mean(), lambda p: kornia.ssim(p, y, 11, padding="same").mean(), p, atol=1e-8, rtol=1e-6)
+
+
+def test_away_from_the_frame_ssim_is_that_of_pytorch_msssim_and_scikit_image(nb):
+    msssim, skimage = pytest.importorskip("pytorch_msssim"), pytest.importorskip("skimage.metrics")
+    p, y = maps_of(size=(24, 31))
+    assert_same(lambda p: nb.ssim_map(p, y)[..., 5:-5, 5:-5].mean(),
+                lambda p: msssim.ssim(p, y, data_range=1), p, atol=1e-6, rtol=1e-5)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1, "full": True}
+    _, theirs = skimage.structural_similarity(p[0, 1].numpy(), y[0, 1].numpy(), **options)
+    np.testing.assert_allclose(nb.ssim_map(p, y)[0, 1, 5:-5, 5:-5], theirs[5:-5, 5:-5], atol=1e-9)
+
+
+@pytest.mark.parametrize("absent", [(), (2,)])
+def test_without_void_the_ssim_loss_is_1_minus_the_mean_over_all_windows_and_classes(nb, absent):
+    logits, label = random_case(absent=absent)
+    p, y = logits.softmax(1), F.one_hot(label, 4).movedim(-1, 1).double()
+    similar = [naive_ssim(p[b, c].numpy(), y[b, c].numpy()).mean() for b, c in np.ndindex(2, 4)]
+    assert nb.ssim_loss(p, label).item() == pytest.approx(1 - np.mean(similar), abs=1e-10)
+
+
+def void_case(size=(30, 34)):
+    """A case whose void is one block and one pixel in the corner, so that some windows are free of it."""
+    logits, label = random_case(size=size)
+    label[0, 12:16, 20:23], label[1, 0, 0] = 255, 255
+    return logits, label
+
+
+def test_ssim_windows_that_touch_void_do_not_count(nb):
+    logits, label = void_case()
+    p, similar = logits.softmax(1).numpy(), []
+    for b in range(2):
+        padded = np.pad(label[b].numpy(), 5, mode="reflect")
+        clean = np.array([[(padded[r : r + 11, c : c + 11] != 255).all() for c in range(34)] for r in range(30)])
+        assert 0 < clean.sum() < clean.size
+        similar += [naive_ssim(p[b, c], (label[b] == c).numpy().astype(float))[clean] for c in range(4)]
+    assert nb.ssim_loss(logits.softmax(1), label).item() == pytest.approx(1 - np.concatenate(similar).mean(), abs=1e-10)
+
+
+def test_what_a_network_says_about_void_does_not_change_the_ssim_loss(nb):
+    logits, label = void_case()
+    other = torch.where((label == 255)[:, None], torch.randn_like(logits) * 5, logits)
+    torch.testing.assert_close(nb.ssim_loss(other.softmax(1), label), nb.ssim_loss(logits.softmax(1), label))
+    logits.requires_grad_()
+    nb.ssim_loss(logits.softmax(1), label).backward()
+    assert (logits.grad.abs().sum(1)[label == 255] == 0).all() and logits.grad.abs().sum() > 0
+
+
+def faint_texture():
+    """Probabilities (1, 2, 64, 64) that are high and nearly flat, so that half precision loses their variance; and the truth."""
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    p = 0.9 + 0.02 * torch.sin(rows) * torch.cos(columns)
+    return torch.stack([p, 1 - p])[None], torch.zeros(1, 64, 64, dtype=torch.long)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_ssim_is_exact_under_autocast_where_half_precision_would_lose_the_variance(nb, dtype):
+    p, label = faint_texture()
+    y = nb.truth_maps(label, 2)
+    exact, mean = nb.ssim_loss(p, label), nb.blur(p)
+    variance = nb.blur(p * p) - mean * mean
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(nb.ssim_loss(p, label), exact)
+        assert torch.equal(nb.ssim_map(p, y), nb.ssim_map(p.float(), y))
+        lost = nb.blur(p * p) - nb.blur(p) ** 2
+    assert (lost - variance).abs().max() > 2e-4, "a picture on which the precaution matters"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_probabilities_count_as_the_float32_numbers_that_they_are(nb, dtype):
+    logits, label = random_case(classes=2, size=(190, 181), dtype=torch.float32)  # more windows than float16 can count
+    p = (logits + 2 * nb.truth_maps(label, 2)).softmax(1).to(dtype)
+    assert nb.ssim_map(p, p).dtype == torch.float32
+    torch.testing.assert_close(nb.ssim_loss(p, label).float(), nb.ssim_loss(p.float(), label), atol=1e-6, rtol=0)
+
+
+# soft IoU
+
+
+def naive_iou(probs, label):
+    terms = []
+    for b, c in np.ndindex(*probs.shape[:2]):
+        p, y = probs[b, c][label[b] != 255], (label[b] == c)[label[b] != 255].to(probs.dtype)
+        terms.append(((p * y).sum() + 1e-6) / ((p + y - p * y).sum() + 1e-6))
+    return 1 - sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("absent", [(), (2,), (0, 3)])
+@pytest.mark.parametrize("void", [False, True])
+def test_soft_iou_is_the_formula_image_by_image_and_class_by_class(nb, absent, void):
+    logits, label = random_case(void=void, absent=absent)
+    assert_same(lambda z: nb.soft_iou_loss(z.softmax(1), label), lambda z: naive_iou(z.softmax(1), label), logits)
+
+
+def test_soft_iou_is_smps_one_image_at_a_time_where_all_classes_occur(nb):
+    import segmentation_models_pytorch as smp
+
+    logits, label = random_case()
+    assert all(len(one.unique()) == 4 for one in label)
+    oracle = smp.losses.JaccardLoss("multiclass", smooth=1e-6)
+    assert_same(lambda z: nb.soft_iou_loss(z.softmax(1), label), lambda z: (oracle(z[:1], label[:1]) + oracle(z[1:], label[1:])) / 2,
+                logits, atol=1e-7, rtol=1e-6)
+
+
+def test_an_absent_class_costs_nearly_1_and_pulls_next_to_nothing(nb):
+    logits, label = random_case(absent=(2,))
+    probs = logits.softmax(1).requires_grad_()
+    loss = nb.soft_iou_loss(probs, label)
+    others = nb.soft_iou_loss(probs[:, [0, 1, 3]], torch.where(label == 3, 2, label))
+    assert (4 * loss - 3 * others).item() == pytest.approx(1, abs=1e-6)
+    loss.backward()
+    assert probs.grad[:, 2].abs().max() < 1e-6 * probs.grad[:, 0].abs().max()
+
+
+# Lovász
+
+
+def set_jaccard(wrong, truth):
+    """What the wrong pixels cost a class, as sets of pixels: 1 - IoU."""
+    return len(wrong) / len(wrong | truth) if wrong else 0.0
+
+
+def threshold_lovasz(errors, truth):
+    """The Lovász extension as an integral: the Jaccard loss of the pixels with an error above t, over t from 0 to 1."""
+    values = sorted({0.0, *errors})
+    return sum((high - low) * set_jaccard({i for i, m in enumerate(errors) if m >= high}, truth)
+               for low, high in pairwise(values))
+
+
+def naive_lovasz(probs, label, divisor=None):
+    valid = (label != 255).numpy()
+    losses = []
+    for c in range(probs.shape[1]):
+        truth = (label.numpy() == c)[valid]
+        if truth.any():
+            errors = np.abs(truth - probs[:, c].detach().numpy()[valid])
+            losses.append(threshold_lovasz(errors.tolist(), set(np.flatnonzero(truth).tolist())))
+    return sum(losses) / (divisor or len(losses))
+
+
+@pytest.mark.parametrize("absent", [(), (2,), (0, 3)])
+@pytest.mark.parametrize("void", [False, True])
+def test_lovasz_integrates_the_jaccard_loss_of_sets(nb, absent, void):
+    logits, label = random_case(size=(4, 5), void=void, absent=absent)
+    probs = logits.softmax(1)
+    assert nb.lovasz_softmax(probs, label).item() == pytest.approx(naive_lovasz(probs, label), abs=1e-12)
+    assert nb.lovasz_softmax(probs, label, "C").item() == pytest.approx(naive_lovasz(probs, label, 4), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lovasz_does_not_depend_on_the_order_of_equal_errors(nb, seed):
+    logits, label = random_case(seed, size=(4, 6))
+    probs = (4 * logits.softmax(1)).round() / 4
+    value = nb.lovasz_softmax(probs, label)
+    assert value.item() == pytest.approx(naive_lovasz(probs, label), abs=1e-12)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(seed))
+    shuffled = probs.flatten(2)[..., order].view_as(probs), label.flatten(1)[:, order].view_as(label)
+    torch.testing.assert_close(nb.lovasz_softmax(*shuffled), value)
+
+
+@pytest.mark.parametrize("absent", [(), (2,), (0, 3)])
+@pytest.mark.parametrize("void", [False, True])
+def test_lovasz_is_bermans_in_value_and_gradient(nb, absent, void):
+    import segmentation_models_pytorch as smp
+
+    logits, label = random_case(size=(24, 31), void=void, absent=absent, dtype=torch.float32)
+    oracle = smp.losses.LovaszLoss("multiclass", ignore_index=255)
+    assert_same(lambda z: nb.lovasz_softmax(z.softmax(1), label), lambda z: oracle(z, label), logits, atol=1e-6, rtol=1e-5)
+    share = (4 - len(absent)) / 4
+    assert_same(lambda z: nb.lovasz_softmax(z.softmax(1), label, "C"), lambda z: share * oracle(z, label), logits, atol=1e-6, rtol=1e-5)
+
+
+def test_at_a_hard_prediction_lovasz_is_1_minus_the_iou(nb):
+    logits, label = random_case(void=True, absent=(2,))
+    pred = logits.argmax(1)
+    hard = F.one_hot(pred, 4).movedim(-1, 1).double()
+    ious = common.iou_per_class(common.confusion_matrix(pred, label, 4))
+    assert nb.lovasz_softmax(hard, label).item() == pytest.approx(1 - ious[[0, 1, 3]].mean(), abs=1e-12)
+
+
+# cross-entropy, and what holds for all terms
+
+
+@pytest.mark.parametrize("weights", [None, (1.0, 5.0, 0.5, 2.0)])
+def test_cross_entropy_is_a_weighted_mean_over_valid_pixels(nb, weights):
+    logits, label = random_case(void=True, absent=(2,))
+    log_probs, total, norm = logits.log_softmax(1), 0.0, 0.0
+    for b, y, x in np.ndindex(*label.shape):
+        c = int(label[b, y, x])
+        if c != 255:
+            w = weights[c] if weights else 1.0
+            total, norm = total - w * log_probs[b, c, y, x], norm + w
+    given = logits.new_tensor(weights) if weights else None
+    torch.testing.assert_close(nb.cross_entropy(logits, label, given), total / norm)
+
+
+TERMS = {"ce": lambda nb, z, label: nb.cross_entropy(z, label), "ssim": lambda nb, z, label: nb.ssim_loss(z.softmax(1), label),
+         "iou": lambda nb, z, label: nb.soft_iou_loss(z.softmax(1), label),
+         "lovasz": lambda nb, z, label: nb.lovasz_softmax(z.softmax(1), label)}
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("void", [False, True])
+def test_gradients_are_those_of_finite_differences(nb, term, void):
+    logits, label = random_case(classes=3, size=(6, 7), absent=(1,))
+    logits, label = logits[:1], label[:1]
+    if void:
+        label[0, 0, 0] = 255  # the only windows without it are at the opposite side
+    assert torch.autograd.gradcheck(lambda z: TERMS[term](nb, z, label), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("term", ["ce", "iou", "lovasz"])
+def test_void_pixels_get_no_gradient_and_the_others_do(nb, term):
+    logits, label = random_case(void=True, absent=(2,))
+    TERMS[term](nb, logits.requires_grad_(), label).backward()
+    per_pixel = logits.grad.abs().sum(1)
+    assert (per_pixel[label == 255] == 0).all() and (per_pixel[label != 255] > 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_batch_of_void_costs_nothing_and_can_be_stepped_on(nb, term):
+    logits, label = random_case()
+    loss = TERMS[term](nb, logits.requires_grad_(), torch.full_like(label, 255))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12) and (logits.grad == 0).all()
+
+
+def test_the_approaches_are_the_published_ones_and_one_control(nb):
+    bas, lovasz = {"ce": 1.0, "ssim": 0.4, "iou": 0.5}, {"ce": 1.1, "ssim": 0.5, "lovasz": 0.5}
+    assert nb.APPROACHES == {
+        "baseline": {"terms": {"ce": 1.0}, "class_weights": None, "paste": False},
+        "bas": {"terms": bas, "class_weights": None, "paste": False},
+        "bas_copypaste": {"terms": bas, "class_weights": None, "paste": True},
+        "bas_lovasz": {"terms": {"ce": 1.0, "ssim": 0.4, "lovasz": 0.5}, "class_weights": None, "paste": True},
+        "ssim_lovasz": {"terms": lovasz, "class_weights": (1, 5, 1, 1, 5, 5, 2), "paste": True},
+    }
+    ours, theirs = nb.APPROACHES["bas_lovasz"], nb.APPROACHES["bas_copypaste"]
+    assert {k: v for k, v in ours.items() if k != "terms"} == {k: v for k, v in theirs.items() if k != "terms"}
+    assert set(ours["terms"].items()) ^ set(theirs["terms"].items()) == {("iou", 0.5), ("lovasz", 0.5)}
+
+
+@pytest.mark.parametrize("normalize", ["present", "C"])
+@pytest.mark.parametrize("approach", ["baseline", "bas", "bas_copypaste", "bas_lovasz", "ssim_lovasz"])
+def test_the_loss_of_an_approach_is_the_weighted_sum_of_its_terms(nb, approach, normalize):
+    recipe = {key: nb.APPROACHES[approach][key] for key in ("terms", "class_weights")}
+    logits, label = random_case(classes=7, void=True, absent=(3,), dtype=torch.float32)
+    label[:, :, :12] = label[:, :, :12].where(label[:, :, :12] != 255, 0)  # leaves windows without void
+    weights = recipe["class_weights"] and torch.tensor(recipe["class_weights"]).float()
+
+    def expected(z):
+        p = z.softmax(1)
+        losses = {"ce": F.cross_entropy(z, label, weight=weights, ignore_index=255), "ssim": nb.ssim_loss(p, label),
+                  "iou": nb.soft_iou_loss(p, label), "lovasz": nb.lovasz_softmax(p, label, normalize)}
+        return sum(c * losses[name] for name, c in nb.APPROACHES[approach]["terms"].items())
+
+    assert_same(lambda z: nb.hybrid_loss(z, label, normalize=normalize, **recipe), expected, logits)
+    half = logits.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = nb.hybrid_loss(half, label, normalize=normalize, **recipe)
+    torch.testing.assert_close(ours, expected(half.float()), atol=1e-6, rtol=1e-5)
+    stepped = nb.training_loss(lambda image: image, {"image": logits, "label": label}, nb.hybrid_loss, normalize=normalize, **recipe)
+    torch.testing.assert_close(stepped, expected(logits))
+
+
+# the network
+
+
+def randomised(net, seed=0):
+    """The network with random numbers in every weight and statistic, so that no part of it is an identity."""
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if value.is_floating_point():
+                noise = torch.randn(value.shape, generator=rng) * 0.1
+                value.copy_(1 + noise if value.dim() == 1 and name.endswith("weight") else noise.abs() + 0.5 if "running_var" in name else noise)
+    return net
+
+
+def test_the_network_has_the_published_number_of_parameters(nb):
+    assert sum(p.numel() for p in nb.SegFormer().parameters()) == 3_715_943
+    assert sum(p.numel() for p in nb.SegFormer(19).parameters()) == 3_719_027
+
+
+def test_scores_are_computed_at_stride_4_and_enlarged_without_aligned_corners(nb):
+    net, seen = randomised(nb.SegFormer()).eval(), []
+    net.net.segmentation_head.register_forward_hook(lambda *args: seen.append(args[2]))
+    with torch.no_grad():
+        logits = net(torch.randn(2, 3, 64, 96))
+    assert logits.shape == (2, 7, 64, 96) and logits.dtype == torch.float32 and seen[0].shape == (2, 7, 16, 24)
+    torch.testing.assert_close(logits, F.interpolate(seen[0], (64, 96), mode="bilinear", align_corners=False))
+
+
+def test_a_tenth_of_what_the_classifier_sees_is_dropped_in_training_only(nb):
+    net, seen = nb.SegFormer(), {}
+    net.net.decoder.register_forward_hook(lambda *args: seen.update(before=args[2]))
+    net.net.segmentation_head.register_forward_pre_hook(lambda _, inputs: seen.update(after=inputs[0]))
+    torch.manual_seed(0)
+    for training in (True, False):
+        with torch.no_grad():
+            net.train(training)(torch.randn(2, 3, 64, 64))
+        alive = seen["before"] > 0
+        kept = seen["after"][alive] != 0
+        assert abs(1 - kept.float().mean() - 0.1 * training) < 0.01
+        torch.testing.assert_close(seen["after"][alive][kept] * (0.9 if training else 1), seen["before"][alive][kept])
+
+
+def smp_name(name):
+    """Where smp keeps a weight of the SegFormer of Hugging Face's transformers 5."""
+    stage, _, rest = name.removeprefix("segformer.stages.").partition(".")
+    if stage.isdigit():
+        stage = int(stage) + 1
+        for theirs, ours in {"blocks.": f"block{stage}.", "patch_embeddings.proj": f"patch_embed{stage}.proj", "k_proj": "kv", "v_proj": "kv",
+                             "patch_embeddings.layer_norm": f"patch_embed{stage}.norm", "layernorm_before": "norm1", "layernorm_after": "norm2",
+                             "sequence_reduction.sequence_reduction": "sr", "sequence_reduction.layer_norm": "norm", "attention": "attn",
+                             "q_proj": "q", "o_proj": "proj"}.items():
+            rest = rest.replace(theirs, ours)
+        return "encoder." + (f"norm{stage}" + rest.removeprefix("layer_norm") if rest.startswith("layer_norm") else rest)
+    if name.startswith("decode_head.linear_projections."):
+        level, _, rest = name.removeprefix("decode_head.linear_projections.").partition(".")
+        return f"decoder.mlp_stage.{3 - int(level)}.{rest.replace('proj', 'linear')}"
+    for theirs, ours in {"linear_fuse": "fuse_stage.0", "batch_norm": "fuse_stage.1"}.items():
+        name = name.replace(f"decode_head.{theirs}", f"decoder.{ours}")
+    return name.replace("decode_head.classifier", "segmentation_head.0")
+
+
+def test_with_the_same_weights_the_network_scores_as_hugging_faces_does(nb):
+    transformers = pytest.importorskip("transformers", "5.23")
+    ours, theirs = randomised(nb.SegFormer()).eval(), transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(num_labels=7))
+    weights, moved, used = ours.net.state_dict(), {}, set()
+    for name, value in theirs.state_dict().items():
+        source = weights[smp_name(name)]
+        if "k_proj" in name or "v_proj" in name:
+            source = source.chunk(2)["v_proj" in name]
+        assert source.shape == value.shape
+        moved[name] = source
+        used.add(smp_name(name))
+    assert used == set(weights), "every weight of ours has its place"
+    theirs.load_state_dict(moved)
+    image, seen = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)), []
+    ours.net.segmentation_head.register_forward_hook(lambda *args: seen.append(args[2]))
+    with torch.no_grad():
+        ours(image)
+        torch.testing.assert_close(seen[0], theirs.eval()(image).logits, atol=1e-4, rtol=1e-4)
+
+
+# where the weights come from
+
+
+def put_into_cache(cache, repository, revision):
+    """Folder of a snapshot in the layout of the hub's cache."""
+    base = cache / f"models--{repository.replace('/', '--')}"
+    (base / "refs").mkdir(parents=True)
+    (base / "refs" / "main").write_text(revision)
+    snapshot = base / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    return snapshot
+
+
+def put_cityscapes(nb, cache):
+    """A SegFormer with 19 classes as the hub would hold it."""
+    import segmentation_models_pytorch as smp
+
+    net = randomised(smp.Segformer("mit_b0", encoder_weights=None, classes=19), seed=1)
+    net.save_pretrained(put_into_cache(cache, nb.CITYSCAPES_WEIGHTS, "0" * 40))
+    return net
+
+
+def put_imagenet(cache):
+    """An encoder as the hub would hold it, at the revision that smp asks for."""
+    import segmentation_models_pytorch as smp
+    from safetensors.torch import save_file
+
+    settings = smp.encoders.encoders["mit_b0"]["pretrained_settings"]["imagenet"]
+    encoder = randomised(smp.encoders.get_encoder("mit_b0", weights=None), seed=2)
+    folder = put_into_cache(cache, settings["repo_id"], settings["revision"])
+    save_file(encoder.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return encoder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of the hub, which itself cannot be reached."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(common, "hub_reachable", lambda: False)
+    common.say_once.cache_clear()
+    return tmp_path
+
+
+def same_weights(ours, theirs):
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("weights", ["auto", "cityscapes"])
+def test_a_network_trained_on_cityscapes_comes_first_and_gets_a_new_last_layer(nb, hub, weights):
+    trained, encoder = put_cityscapes(nb, hub), put_imagenet(hub)
+    net, used = nb.build_network(weights)
+    assert used == "cityscapes" and not same_weights(net.net.encoder, encoder)
+    assert same_weights(net.net.encoder, trained.encoder) and same_weights(net.net.decoder, trained.decoder)
+    assert net.net.segmentation_head[0].weight.shape == (7, 256, 1, 1) and net.dropout.p == 0.1 and net.training
+
+
+@pytest.mark.parametrize("weights", ["auto", "imagenet"])
+def test_an_encoder_trained_on_imagenet_comes_second(nb, hub, weights, capsys):
+    encoder = put_imagenet(hub)
+    net, used = nb.build_network(weights)
+    assert used == "imagenet" and same_weights(net.net.encoder, encoder)
+    assert ("no cityscapes weights" in capsys.readouterr().out) == (weights == "auto")
+
+
+def test_without_any_weights_auto_starts_from_scratch_and_says_so(nb, hub, capsys):
+    assert nb.build_network("auto")[1] == "none"
+    said = capsys.readouterr().out
+    assert "no cityscapes weights" in said and "no imagenet weights" in said
+    assert nb.build_network("none")[1] == "none" and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("weights", ["cityscapes", "imagenet"])
+def test_weights_that_are_asked_for_and_not_there_stop_with_one_sentence(nb, hub, weights):
+    with pytest.raises(common.StreetsError, match=f"^The pretrained weights {weights} cannot be fetched[^.]*\\.$"):
+        nb.build_network(weights)
+
+
+# the splits
+
+
+def frames_of(n):
+    return [data_prep.Frame(f"frame_{i:04d}", "city", None, None) for i in range(n)]
+
+
+def test_cityscapes_is_cut_into_2000_250_and_250_images(nb):
+    frames = frames_of(2975)
+    parts = nb.split_frames(frames, 42)
+    assert [len(part) for part in parts] == [2000, 250, 250]
+    assert len({frame.name for part in parts for frame in part}) == 2500 and all(part == sorted(part) for part in parts)
+    assert parts == nb.split_frames(frames, 42) and all(a != b for a, b in zip(parts, nb.split_frames(frames, 43)))
+
+
+@pytest.mark.parametrize("n", [3, 4, 9, 10, 19, 40, 231, 2974])
+def test_another_data_set_is_cut_into_80_10_and_10_per_cent_without_a_rest(nb, n):
+    train, val, test = nb.split_frames(frames_of(n), 42)
+    assert sorted(train + val + test) == frames_of(n) and len(val) == len(test) == max(1, n // 10)
+    assert all(part == sorted(part) for part in (train, val, test))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_too_few_images_for_three_parts_leave_nothing_to_learn_from_and_lose_none(nb, n):
+    train, val, test = nb.split_frames(frames_of(n), 42)
+    assert train == [] and sorted(val + test) == frames_of(n)
+    with pytest.raises(common.StreetsError, match="A split is empty"):
+        common.StreetScenes(train, (32, 64))
+
+
+# copy-paste
+
+
+class Scenes:
+    """One scene, which says that it was read."""
+
+    def __init__(self, image, label):
+        self.scene, self.reads = (image, label), []
+
+    def __len__(self):
+        return 5
+
+    def read(self, index):
+        self.reads.append(index)
+        return self.scene
+
+
+def two_scenes(seed=0, shape=(12, 16), classes=(0, 1, 3, 4, 6, 255), block=1):
+    """A dark scene (image, label) and a bright one, so that a pixel tells where it is from; labels are made of blocks."""
+    rng = np.random.default_rng(seed)
+    dark, bright = (rng.integers(low, low + 100, (*shape, 3), dtype=np.uint8) for low in (0, 128))
+    small = (shape[0] // block, shape[1] // block)
+    labels = rng.integers(0, 7, small).astype(np.uint8), rng.choice(np.array(classes, np.uint8), small)
+    labels = [one.repeat(block, axis=0).repeat(block, axis=1) for one in labels]
+    return (dark, labels[0]), (bright, labels[1])
+
+
+ALL = (1, 2, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whole_classes_are_pasted_where_they_are_or_all_mirrored(nb, seed):
+    (image, label), (source, source_label) = two_scenes(seed)
+    before = [array.copy() for array in (image, label, source, source_label)]
+    out, out_label = nb.paste_whole_classes(image, label, source, source_label, np.random.default_rng(seed), ALL)
+    assert all((a == b).all() for a, b in zip((image, label, source, source_label), before)), "inputs are left alone"
+    assert out.dtype == out_label.dtype == np.uint8 and out.shape == image.shape and out_label.shape == label.shape
+    pasted = out[..., 0] >= 128
+    picked = np.unique(out_label[pasted])
+    assert len(picked) and set(picked) <= {1, 3, 4, 6}, "neither background nor void"
+    views = [(source, source_label), (source[:, ::-1], source_label[:, ::-1])]
+    photo, ids = next(view for view in views if (np.isin(view[1], picked) == pasted).all())
+    np.testing.assert_array_equal(out, np.where(pasted[..., None], photo, image))
+    np.testing.assert_array_equal(out_label, np.where(pasted, ids, label))
+
+
+def test_one_to_all_of_the_classes_present_are_pasted_each_number_and_class_as_often_and_half_mirrored(nb):
+    (image, label), (source, source_label) = two_scenes(classes=(0, 1, 3, 6, 255))
+    counts, seen, mirrored = np.zeros(4, int), np.zeros(7, int), 0
+    for seed in range(900):
+        out, out_label = nb.paste_whole_classes(image, label, source, source_label, np.random.default_rng(seed), ALL)
+        pasted = out[..., 0] >= 128
+        picked = np.unique(out_label[pasted])
+        counts[len(picked)] += 1
+        seen[picked] += 1
+        mirrored += not (np.isin(source_label, picked) == pasted).all()
+    assert counts[0] == 0 and all(abs(n / 900 - 1 / 3) < 0.06 for n in counts[1:])
+    assert all(abs(seen[c] / 900 - 2 / 3) < 0.06 for c in (1, 3, 6)) and abs(mirrored / 900 - 0.5) < 0.06
+
+
+@pytest.mark.parametrize("paste", ["paste_whole_classes", "paste_instances"])
+def test_only_the_classes_asked_for_are_pasted_and_nothing_where_the_source_has_none(nb, paste):
+    for seed in range(30):
+        (image, label), (source, source_label) = two_scenes(seed, shape=(48, 64), block=8)
+        out, out_label = getattr(nb, paste)(image, label, source, source_label, np.random.default_rng(seed), (1, 4))
+        assert set(np.unique(out_label[out[..., 0] >= 128])) <= {1, 4} and (out[..., 0] >= 128).any()
+        same = getattr(nb, paste)(image, label, source, source_label, np.random.default_rng(seed), (2, 5))
+        assert (same[0] == image).all() and (same[1] == label).all()
+
+
+def test_a_share_of_0_returns_the_arrays_themselves_and_a_share_of_1_always_pastes(nb):
+    (image, label), source = two_scenes()
+    for seed in range(50):
+        data = Scenes(*source)
+        untouched = nb.copy_paste(image, label, np.random.default_rng(seed), data, share=0.0)
+        assert untouched[0] is image and untouched[1] is label and not data.reads
+        out, _ = nb.copy_paste(image, label, np.random.default_rng(seed), data, share=1.0)
+        assert (out[..., 0] >= 128).any() and data.reads[0] in range(5)
+
+
+def test_the_share_is_a_probability_and_every_source_is_as_likely(nb):
+    (image, label), source = two_scenes()
+    data = Scenes(*source)
+    for seed in range(800):
+        nb.copy_paste(image, label, np.random.default_rng(seed), data, share=0.25)
+    assert abs(len(data.reads) / 800 - 0.25) < 0.05 and set(data.reads) == set(range(5))
+
+
+@pytest.mark.parametrize("paste", ["paste_whole_classes", "paste_instances"])
+def test_what_is_pasted_depends_on_seed_epoch_and_index_only(nb, toy, paste):
+    frames = common.list_frames(toy, "train")
+    source = common.StreetScenes(frames, (32, 64), "thin7")
+
+    def scenes(seed):
+        augment = partial(nb.copy_paste, data=source, share=0.9, paste=getattr(nb, paste))
+        return common.StreetScenes(frames, (32, 64), "thin7", seed=seed, augment=augment)
+
+    keys = [(epoch, index) for epoch in (1, 2) for index in range(len(frames))]
+    first, data = [scenes(5)[key] for key in keys], scenes(5)
+    again = [data[key] for key in reversed(keys)][::-1]
+    assert all(torch.equal(a[part], b[part]) for a, b in zip(first, again) for part in ("image", "label"))
+    assert any(not torch.equal(a["label"], b["label"]) for a, b in zip(first[: len(frames)], first[len(frames) :])), "epochs differ"
+    other = scenes(6)
+    assert any(not torch.equal(a["label"], other[key]["label"]) for a, key in zip(first, keys))
+
+
+def test_what_is_pasted_are_classes_of_this_study_and_no_label_ids(nb, toy):
+    frames = common.list_frames(toy, "train")
+    splits = {"train": frames, "empty": []}
+    data = nb.make_datasets(splits, (64, 128), THIN7, 0)
+    assert set(data) == {"train"}
+    for seed in range(20):
+        image, label = data["train"].read(0)
+        out, out_label = nb.copy_paste(image, label, np.random.default_rng(seed), data["train"], share=1.0)
+        changed = (out != image).any(-1)
+        assert set(np.unique(out_label[changed])) <= set(ALL) and out_label.max() <= 6
+
+
+# single objects
+
+
+def street_with_objects():
+    """A dark scene and a bright one with seven objects of the classes 2, 4 and 5 and a speck."""
+    image, label = np.full((64, 128, 3), 40, np.uint8), np.zeros((64, 128), np.uint8)
+    source, source_label = np.random.default_rng(0).integers(128, 256, (64, 128, 3), dtype=np.uint8), np.zeros((64, 128), np.uint8)
+    for k, (top, left) in enumerate(((2, 2), (2, 40), (2, 80), (20, 10), (20, 60), (40, 20), (40, 90))):
+        source_label[top : top + 10, left : left + 20] = (2, 4, 5)[k % 3]
+    source_label[60:63, 60:65] = 2  # 15 pixels
+    return image, label, source, source_label
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_pasted_objects_bring_their_pixels_and_class_and_spare_the_rest(nb, seed):
+    image, label, source, source_label = arrays = street_with_objects()
+    before = [array.copy() for array in arrays]
+    out, out_label = nb.paste_instances(*arrays, np.random.default_rng(seed), (2, 4))
+    assert all((a == b).all() for a, b in zip(arrays, before)), "inputs are left alone"
+    pasted = out[..., 0] >= 128
+    assert pasted.any() and set(np.unique(out_label[pasted])) <= {2, 4} and out_label.dtype == np.uint8
+    assert (out[~pasted] == image[~pasted]).all() and (out_label[~pasted] == label[~pasted]).all()
+    again = nb.paste_instances(*arrays, np.random.default_rng(seed), (2, 4))
+    assert (again[0] == out).all() and (again[1] == out_label).all()
+
+
+def test_one_to_five_different_objects_are_pasted(nb, monkeypatch):
+    arrays, seen = street_with_objects(), []
+    monkeypatch.setattr(nb, "paste_one", lambda image, label, source, c, mask, rng: seen.append(source.tobytes()) or (image, label))
+    counts = set()
+    for seed in range(60):
+        seen.clear()
+        nb.paste_instances(*arrays, np.random.default_rng(seed), ALL)
+        assert len(seen) == len(set(seen))
+        counts.add(len(seen))
+    assert counts == {1, 2, 3, 4, 5}
+
+
+def test_objects_are_8_connected_groups_of_16_pixels_or_more(nb):
+    *_, source_label = street_with_objects()
+    found = nb.objects_of(source_label, (2, 4))
+    assert sorted(c for c, _, _ in found) == [2, 2, 2, 4, 4] and all(mask.shape == (10, 20) and mask.all() for _, _, mask in found)
+    label = np.zeros((20, 20), np.uint8)
+    label[np.arange(18), np.arange(18)] = 3  # a diagonal hangs together
+    ((c, box, mask),) = nb.objects_of(label, ALL)
+    assert c == 3 and mask.sum() == 18 and (mask == (label[box] == 3)).all()
+    label[0:8, 10:20] = 3  # another object in the same box is not part of this one's mask
+    assert sorted(mask.sum() for _, _, mask in nb.objects_of(label, ALL)) == [18, 80]
+
+
+def extents(mask):
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return rows[0], columns[0], np.ptp(rows) + 1, np.ptp(columns) + 1
+
+
+def test_an_object_is_scaled_by_half_to_one_and_a_half_and_put_anywhere_in_the_frame(nb):
+    image, label = np.zeros((64, 128, 3), np.uint8), np.zeros((64, 128), np.uint8)
+    cut, found = np.full((20, 40, 3), 200, np.uint8), []
+    for seed in range(800):
+        out, out_label = nb.paste_one(image, label, cut, 5, np.ones((20, 40), bool), np.random.default_rng(seed))
+        assert ((out[..., 0] == 200) == (out_label == 5)).all()
+        found.append(extents(out_label == 5))
+    tops, lefts, heights, widths = np.array(found).T
+    assert 10 <= heights.min() < 11 and 29 <= heights.max() <= 30 and abs(heights.mean() - 19.5) < 1
+    assert (abs(widths - 2 * heights) <= 2).all(), "the shape is kept"
+    assert tops.min() < 3 and lefts.min() < 5 and (tops + heights).max() > 61 and (lefts + widths).max() > 123
+
+
+def test_an_object_as_large_as_the_frame_and_one_of_a_single_column_fit(nb):
+    image, label = np.zeros((32, 64, 3), np.uint8), np.zeros((32, 64), np.uint8)
+    for shape in ((32, 64), (32, 3), (2, 64), (16, 1)):
+        for seed in range(20):
+            _, out = nb.paste_one(image, label, np.full((*shape, 3), 200, np.uint8), 4, np.ones(shape, bool), np.random.default_rng(seed))
+            assert (out == 4).any()
+
+
+class Fixed:
+    """A generator that draws the scale 1, a mirroring or none, and given places."""
+
+    def __init__(self, mirror, places):
+        self.mirror, self.places = mirror, iter(places)
+
+    def uniform(self, low, high):
+        assert (low, high) == (0.5, 1.5)
+        return 1.0
+
+    def random(self):
+        return 0.4 if self.mirror else 0.6
+
+    def integers(self, high):
+        place = next(self.places)
+        assert place < high
+        return place
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_at_scale_1_a_pasted_object_is_a_copy_of_its_pixels_or_their_mirror(nb, mirror):
+    rng = np.random.default_rng(0)
+    image, label = np.zeros((30, 40, 3), np.uint8), np.full((30, 40), 255, np.uint8)
+    cut, mask = rng.integers(1, 256, (8, 12, 3), dtype=np.uint8), rng.random((8, 12)) < 0.6
+    out, out_label = nb.paste_one(image, label, cut, 3, mask, Fixed(mirror, (22, 28)))
+    if mirror:
+        cut, mask = cut[:, ::-1], mask[:, ::-1]
+    np.testing.assert_array_equal(out[22:, 28:], np.where(mask[..., None], cut, 0))
+    np.testing.assert_array_equal(out_label[22:, 28:], np.where(mask, 3, 255))
+    out[22:, 28:] = 0
+    assert not out.any() and (out_label[:22] == 255).all() and (out_label[22:, :28] == 255).all()
+
+
+# scores
+
+
+def bars(*spans, shape=(64, 48)):
+    """A label with upright bars of class 4: (left, width) each, 40 pixels high."""
+    label = np.zeros(shape, np.uint8)
+    for left, width in spans:
+        label[10:50, left : left + width] = 4
+    return label
+
+
+THIN, MEDIUM, LARGE = 0, 1, 2
+
+
+@pytest.mark.parametrize(("width", "size"), [(1, THIN), (2, MEDIUM), (6, MEDIUM), (7, MEDIUM), (8, LARGE), (10, LARGE)])
+def test_an_object_is_thin_below_a_32th_of_the_height_and_medium_below_an_8th(nb, width, size):
+    label = bars((20, width))
+    counts = nb.counts_by_size(label, label)
+    expected = np.zeros((7, 3, 3), int)
+    expected[4, size, 0] = 40 * width
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_a_hit_belongs_to_the_true_object_and_a_false_alarm_to_the_predicted_one(nb):
+    truth, pred = bars((5, 1), (30, 10)), bars((3, 10), (38, 1))
+    counts = nb.counts_by_size(pred, truth)[4]
+    np.testing.assert_array_equal(counts[THIN], (40, 0, 0))
+    np.testing.assert_array_equal(counts[MEDIUM], (0, 0, 0))
+    np.testing.assert_array_equal(counts[LARGE], (40, 9 * 40, 9 * 40))
+
+
+def blobs(seed, void):
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 7, (2, 10, 12))
+    truth, pred = small.repeat(5, axis=1).repeat(4, axis=2).astype(np.uint8)
+    pred = np.where(rng.random(pred.shape) < 0.3, truth, pred)
+    truth[rng.random(truth.shape) < 0.15 * void] = 255
+    return pred, truth
+
+
+@pytest.mark.parametrize("void", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_summed_over_sizes_the_counts_are_those_of_the_confusion_matrix(nb, seed, void):
+    pred, truth = blobs(seed, void)
+    counts, cm = nb.counts_by_size(pred, truth).sum(1), common.confusion_matrix(pred, truth, 7)
+    hits = np.diag(cm)
+    np.testing.assert_array_equal(counts[1:], np.stack([hits, cm.sum(0) - hits, cm.sum(1) - hits], 1)[1:])
+    assert not counts[0].any(), "background has no size"
+
+
+def test_a_prediction_on_void_counts_for_nothing(nb):
+    truth = bars((5, 4))
+    truth[:, 20:40] = 255
+    pred = bars((5, 4), (22, 10))
+    np.testing.assert_array_equal(nb.counts_by_size(pred, truth), nb.counts_by_size(bars((5, 4)), truth))
+
+
+class Guesses(nn.Module):
+    """A network that is right about half of the pixels of the images it knows, in blocks, and says class 2 or 4 elsewhere."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.known = {item["image"].numpy().tobytes(): item["label"] for item in (data[i] for i in range(len(data)))}
+        self.anything = nn.Parameter(torch.zeros(1))
+
+    def guess(self, image):
+        label = self.known[image.cpu().numpy().tobytes()].clamp(max=6).clone()
+        label[:, ::3], label[::4] = 2, 4
+        return label
+
+    def forward(self, images):
+        return torch.stack([F.one_hot(self.guess(image), 7).movedim(-1, 0).float() for image in images]) + self.anything
+
+
+def test_the_six_class_mean_leaves_background_out_and_contours_are_means_over_images(nb, toy):
+    data = nb.make_datasets({"val": common.list_frames(toy, "val")}, (64, 128), THIN7, 0)["val"]
+    net = Guesses(data)
+    metrics, per_image = nb.evaluate(net, data)
+    items = [data[i] for i in range(len(data))]
+    preds, truths = [net.guess(item["image"]).numpy() for item in items], [item["label"].numpy() for item in items]
+    iou = common.iou_per_class(sum(common.confusion_matrix(p, t, 7) for p, t in zip(preds, truths)))
+    present = [c for c in range(1, 7) if any((t == c).any() for t in truths)]
+    assert metrics["miou6"] == pytest.approx(iou[present].mean()) and metrics["miou6"] != pytest.approx(metrics["miou"])
+    contours = np.stack([common.boundary_f1(p, t, 7) for p, t in zip(preds, truths)])
+    assert list(metrics["bf1"]) == THIN7.classes
+    for c, name in enumerate(THIN7.classes):
+        column = contours[:, c][~np.isnan(contours[:, c])]
+        assert metrics["bf1"][name] == (pytest.approx(column.mean()) if len(column) else None)
+    assert per_image["confusion"].shape == (3, 7, 7)
+
+
+def test_a_class_that_no_label_holds_is_null_and_left_out_of_the_mean(nb, toy):
+    data = nb.make_datasets({"val": common.list_frames(toy, "val")}, (32, 64), THIN7, 0)["val"]
+    data.scheme = THIN7._replace(table=np.where(THIN7.table == 4, 0, THIN7.table).astype(np.uint8))
+    metrics, _ = nb.evaluate(Guesses(data), data)
+    assert metrics["iou"]["pole"] is None and metrics["bf1"]["pole"] is None
+    rest = [metrics["iou"][name] for name in THIN7.classes[1:] if metrics["iou"][name] is not None]
+    assert len(rest) < 6 and metrics["miou6"] == pytest.approx(np.mean(rest))
+    assert nb.nested("ab", np.array([0.5, np.nan])) == {"a": 0.5, "b": None}
+
+
+def test_a_score_of_ones_own_comes_back_image_by_image_in_order(nb, toy):
+    data = nb.make_datasets({"train": common.list_frames(toy, "train")}, (32, 64), THIN7, 0)["train"]
+    net = Guesses(data)
+    _, per_image = common.evaluate(net, data, batch_size=3, score=lambda p, t: {"pred": p, "truth": t, "sum": np.array(t.sum())})
+    assert per_image["sum"].shape == (8,) and per_image["pred"].dtype == np.uint8
+    for i, (pred, truth) in enumerate(zip(per_image["pred"], per_image["truth"])):
+        np.testing.assert_array_equal(truth, data[i]["label"])
+        np.testing.assert_array_equal(pred, net.guess(data[i]["image"]))
+
+
+def test_rows_of_counts_name_their_image_and_add_up_to_the_confusion_matrix(nb):
+    confusion = np.random.default_rng(0).integers(0, 50, (4, 7, 7))
+    table = pd.DataFrame(nb.image_rows("test", frames_of(4), confusion, THIN7.classes))
+    assert table["image"].tolist() == [f"frame_{i:04d}" for i in range(4)] and set(table["split"]) == {"test"}
+    total = confusion.sum(0)
+    for c, name in enumerate(THIN7.classes):
+        tp, fp, fn = (table[f"{name} {kind}"].sum() for kind in ("tp", "fp", "fn"))
+        assert (tp, fn, fp) == (total[c, c], total[c].sum() - tp, total[:, c].sum() - tp)
+
+
+# the grid of cells
+
+
+def naive_enlarged_shares(label, stride, classes):
+    """Confusion of the class shares per cell, enlarged by bilinear weights between the centres of cells."""
+    (h, w), (tall, wide) = label.shape, stride
+    share = np.stack([[[(label[r : r + tall, c : c + wide] == k).mean() for c in range(0, w, wide)]
+                       for r in range(0, h, tall)] for k in range(classes)])
+    pred = np.empty(label.shape, int)
+    for y, x in np.ndindex(h, w):
+        rows_and_columns = []
+        for place, side, cells in ((y, tall, h // tall), (x, wide, w // wide)):
+            centre = max((place + 0.5) / side - 0.5, 0)
+            low, one = int(centre), np.zeros(cells)
+            one[low] += 1 - (centre - low)
+            one[min(low + 1, cells - 1)] += centre - low
+            rows_and_columns.append(one)
+        pred[y, x] = np.einsum("kij,i,j->k", share, *rows_and_columns).argmax()
+    return common.confusion_matrix(pred, label, classes)
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (4, 4), (4, 8)])
+def test_what_a_grid_of_cells_draws_is_the_enlarged_share_of_each_class(nb, stride):
+    label = np.random.default_rng(0).integers(0, 3, (4, 6)).astype(np.uint8).repeat(3, axis=0).repeat(3, axis=1)[:, :16]
+    label[0:3, 0:3] = 255
+    drawn = nb.iou_on_grid([label], lambda one: nb.shares_in_cells(one, stride, 3), 3)
+    np.testing.assert_allclose(drawn, 100 * common.iou_per_class(naive_enlarged_shares(label, stride, 3)))
+
+
+def test_a_cell_for_every_pixel_draws_everything_and_labels_add_up(nb):
+    labels = [np.random.default_rng(seed).integers(0, 7, (8, 12)).astype(np.uint8) for seed in range(3)]
+    assert (nb.iou_on_grid(labels, lambda one: nb.shares_in_cells(one, (1, 1))) == 100).all()
+    total = sum(naive_enlarged_shares(label, (4, 4), 7) for label in labels)
+    np.testing.assert_allclose(nb.iou_on_grid(labels, lambda one: nb.shares_in_cells(one, (4, 4))), 100 * common.iou_per_class(total))
+
+
+def pole_in_a_column_of_cells(side=32):
+    label = np.zeros((side, side), np.uint8)
+    label[4:28, 13:15] = 4  # the middle half of a column of 4x4 cells
+    label[0, :8] = 255
+    return label
+
+
+def test_fitted_scores_draw_a_pole_that_its_share_of_the_cells_does_not_and_weights_more_of_it(nb):
+    labels = [pole_in_a_column_of_cells()]
+    shares = nb.iou_on_grid(labels, lambda one: nb.shares_in_cells(one, (4, 4)))[4]
+    fitted, coarse = (nb.iou_on_grid(labels, lambda one, n=n: nb.fitted_scores(one, (n, n)))[4] for n in (4, 8))
+    assert shares < fitted / 2 and fitted > 60 and coarse < fitted
+    scores = [nb.enlarge(nb.fitted_scores(labels[0], (8, 8), w), (32, 32)).argmax(1)[0] for w in (None, (1, 5, 1, 1, 5, 5, 2))]
+    assert (scores[1] == 4).sum() > (scores[0] == 4).sum()
+
+
+# intervals and tables
+
+
+def run_with_counts(nb, folder, confusion, split="official_test"):
+    folder.mkdir()
+    rows = nb.image_rows(split, frames_of(len(confusion)), confusion, THIN7.classes)
+    rows += nb.image_rows("test", frames_of(2), confusion[:2], THIN7.classes)
+    pd.DataFrame(rows).to_csv(folder / "per_image.csv", index=False)
+    return folder
+
+
+def test_counts_come_back_as_they_were_written_with_blocks_of_ten_frames_and_seeds_side_by_side(nb, tmp_path):
+    confusion = np.random.default_rng(0).integers(0, 50, (2, 23, 7, 7))
+    folders = [run_with_counts(nb, tmp_path / str(k), one) for k, one in enumerate(confusion)]
+    counts, blocks = nb.read_counts(folders, "official_test", THIN7.classes)
+    assert counts.shape == (23, 14, 3)
+    for seed, c in itertools.product(range(2), range(7)):
+        cm = confusion[seed]
+        expected = [cm[:, c, c], cm[:, :, c].sum(1) - cm[:, c, c], cm[:, c].sum(1) - cm[:, c, c]]
+        np.testing.assert_array_equal(counts[:, 7 * seed + c].T, expected)
+    assert pd.factorize(blocks)[0].tolist() == [i // 10 for i in range(23)]
+
+
+def test_the_iou_of_counts_is_that_of_the_confusion_matrix_as_a_mean_over_seeds(nb):
+    confusion = np.random.default_rng(1).integers(0, 50, (2, 7, 7))
+    confusion[1, 6] = 0  # no light in the second seed's images: left out of its mean
+    counts = np.concatenate([np.stack([np.diag(cm), cm.sum(0) - np.diag(cm), cm.sum(1) - np.diag(cm)], axis=1) for cm in confusion])
+    ious = [common.iou_per_class(cm) for cm in confusion]
+    assert nb.iou_of(counts, (4,)) == pytest.approx(np.mean([iou[4] for iou in ious]))
+    assert nb.iou_of(counts, (6,)) == pytest.approx(ious[0][6])
+    assert nb.iou_of(counts, (5, 6)) == pytest.approx(np.mean([ious[0][5], ious[0][6], ious[1][5]]))
+
+
+def test_a_comparison_gives_the_difference_in_points_inside_its_interval(nb):
+    rng = np.random.default_rng(2)
+    truth = rng.integers(100, 200, (30, 7))
+    better = np.stack([truth * 0.8, truth * 0.1, truth * 0.2], axis=2).astype(int)
+    worse = np.stack([truth * 0.7, truth * 0.1, truth * 0.3], axis=2).astype(int)
+    found = nb.compare((better, worse), None, {"pole": (4,), "mean of six": (1, 2, 3, 4, 5, 6)}, repeats=200)
+    for row, chosen in (("pole", (4,)), ("mean of six", range(1, 7))):
+        middle, low, high = found[row]
+        assert middle == pytest.approx(100 * (nb.iou_of(better.sum(0), chosen) - nb.iou_of(worse.sum(0), chosen)))
+        assert low <= middle <= high and low > 0
+
+
+def test_published_differences_are_those_of_the_printed_rows(nb):
+    claims = nb.published_differences(common.read_published("04_segformer_thin_structures"), nb.QUESTIONS, list(nb.ROWS))
+    by_pair = {nb.QUESTIONS[question]: values.round(2).to_dict() for question, values in claims.items()}
+    assert by_pair["bas", "baseline"]["fence"] == 5.22 and by_pair["bas_copypaste", "bas"]["fence"] == -0.80
+    assert by_pair["ssim_lovasz", "bas_copypaste"]["mean of six"] == -0.62
+    assert ("bas_lovasz", "bas_copypaste") not in by_pair  # our own training has nothing published
+
+
+def test_the_majority_class_scores_its_share_among_seven_and_nothing_among_six(nb, tmp_path):
+    confusion = np.zeros((3, 7, 7), int)
+    confusion[:, 0, 4], confusion[:, 4, 0], confusion[:, 2, 2] = 60, 30, 10  # truth: 60 % background, 30 % pole, 10 % car
+    folder = run_with_counts(nb, tmp_path / "run", confusion)
+    row = nb.majority_row(folder, {"official_test": "official test", "official_val": "official val"}, THIN7.classes)
+    assert row == {("official test", "six classes"): 0, ("official test", "seven classes"): pytest.approx(20)}
+
+
+def test_a_zoom_holds_the_largest_object_and_stays_within_the_picture(nb):
+    label = np.zeros((40, 60), np.uint8)
+    label[2:6, 50:58], label[30:32, 5:7] = 5, 5
+    at = nb.around_largest(label, (4, 5), reach=10)
+    assert label[at].shape == (20, 20) and (label[at] == 5).sum() == 32
+
+
+# the recipe and the names of runs
+
+
+def test_paper_mode_is_the_published_recipe():
+    paper = notebook_definitions(NAME).MODES["paper"]
+    assert (paper["height"], paper["images"], paper["epochs"], paper["batch_size"], paper["lr"]) == (512, 0, 15, 2, 6e-5)
+    assert 15 * (2000 // paper["batch_size"]) == 15_000
+
+
+def fitted(nb, monkeypatch, approach, **changes):
+    """What train_approach hands to common.fit, for five different lists of frames."""
+    seen = {}
+    monkeypatch.setattr(common, "fit", lambda folder, model, loss, train, val, **options: seen.update(options, loss=loss, train=train, val=val))
+    splits = {name: frames_of(6)[k : k + 2] for k, name in enumerate(("val", "test", "official_val"))} | {"train": frames_of(20)}
+    settings = nb.MODES["paper"] | {"epochs": 2}
+    pasting = {"share": 0.3, "classes": (1, 4), "paste": nb.paste_instances}
+    options = {"weights": "none", "pasting": pasting, "normalize": "C", "seed": 9} | changes
+    nb.train_approach("f", nb.APPROACHES[approach], settings, splits | {"official_test": []}, (32, 64), THIN7, **options)
+    return seen | {"splits": splits}
+
+
+@pytest.mark.parametrize("approach", ["baseline", "bas", "bas_copypaste", "bas_lovasz", "ssim_lovasz"])
+def test_an_approach_trains_on_its_recipe_and_pastes_from_training_images_only(nb, monkeypatch, approach):
+    seen = fitted(nb, monkeypatch, approach)
+    recipe, train, splits = nb.APPROACHES[approach], seen["train"], seen["splits"]
+    assert train.frames == splits["train"] and seen["val"].frames == splits["val"] and seen["test_data"].frames == splits["test"]
+    assert all(data.augment is None for data in (seen["val"], seen["test_data"], *seen["final_scores"].keywords["data"].values()))
+    assert {name: data.frames for name, data in seen["final_scores"].keywords["data"].items()} == \
+        {"test": splits["test"], "official_val": splits["official_val"]}
+    assert seen["loss"].keywords == {"loss": nb.hybrid_loss, "terms": recipe["terms"], "class_weights": recipe["class_weights"], "normalize": "C"}
+    if recipe["paste"]:
+        source = train.augment.keywords["data"]
+        assert source.frames == splits["train"] and source.augment is None and source.scheme is THIN7 and source.size == (32, 64)
+        assert train.augment.func is nb.copy_paste
+        assert {k: v for k, v in train.augment.keywords.items() if k != "data"} == {"share": 0.3, "classes": (1, 4), "paste": nb.paste_instances}
+    else:
+        assert train.augment is None
+
+
+def test_training_is_adamw_with_a_rate_that_falls_to_zero_along_a_line(nb, monkeypatch):
+    seen = fitted(nb, monkeypatch, "baseline")
+    optimizer, scheduler = seen["optimizer"], seen["scheduler"]
+    group = optimizer.param_groups[0]
+    assert type(optimizer) is torch.optim.AdamW and len(optimizer.param_groups) == 1
+    assert (group["weight_decay"], group["betas"], group["eps"]) == (0, (0.9, 0.999), 1e-8)
+    assert (seen["clip_norm"], seen["schedule"], seen["epochs"], seen["batch_size"], seen["weights"]) == (1.0, "step", 2, 2, "none")
+    assert seen.get("select", "last") == "last", "the last epoch counts"
+    rates = []
+    for _ in range(20):  # two epochs of ten batches
+        rates.append(group["lr"])
+        optimizer.step()
+        scheduler.step()
+    np.testing.assert_allclose([*rates, group["lr"]], np.linspace(nb.MODES["paper"]["scratch_lr"], 0, 21), atol=1e-12)
+
+
+def test_pretrained_weights_take_the_published_rate(nb, hub, monkeypatch):
+    put_imagenet(hub)
+    seen = fitted(nb, monkeypatch, "baseline", weights="auto")
+    assert seen["weights"] == "imagenet" and seen["optimizer"].param_groups[0]["lr"] == 6e-5
+
+
+def test_approaches_start_from_the_same_numbers_with_the_same_seed(nb, monkeypatch):
+    first = {}
+    for approach in ("baseline", "bas_copypaste", "ssim_lovasz"):
+        weights = [p.detach() for p in fitted(nb, monkeypatch, approach)["optimizer"].param_groups[0]["params"]]
+        first = first or weights
+        assert all(torch.equal(a, b) for a, b in zip(first, weights))
+
+
+def test_an_approach_is_named_after_what_it_reads(nb):
+    pasting = ["paste", "paste_classes", "paste_share"]
+    expected = {"baseline": [*pasting, "normalize"], "bas": [*pasting, "normalize"], "bas_copypaste": ["normalize"], "bas_lovasz": [], "ssim_lovasz": []}
+    assert {name: nb.unread(recipe) for name, recipe in nb.APPROACHES.items()} == expected
+
+
+def run_cells(parts, **parameters):
+    """The globals after the notebook's code cells that contain one of `parts`, with parameters injected as papermill does."""
+    cells = [cell.source for cell in jupytext.read(ROOT / "notebooks" / f"{NAME}.py").cells if cell.cell_type == "code"]
+    injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    chosen = [injected if i == 1 else cell for i, cell in enumerate([cells[0], "", *cells[1:]]) if i < 2 or any(part in cell for part in parts)]
+    scope = {"In": chosen}
+    for cell in chosen:
+        exec(cell, scope)
+    return scope
+
+
+CHECK = ("import common", "APPROACHES = {", "common.check_parameters(")
+
+
+def names_of(**parameters):
+    parts = (*CHECK[1:], "MODES = {", "def unread(", "defaults = {")
+    return run_cells(("import importlib.util", "import common", *parts), **parameters)["methods"]
+
+
+def test_defaults_leave_no_mark_on_a_run_and_changes_mark_those_that_read_them():
+    assert names_of() == {name: name for name in notebook_definitions(NAME).APPROACHES}
+    names = names_of(paste="instances", paste_classes="traffic sign,pole", normalize="C", epochs=3, void="ignore")
+    assert names["baseline"] == names["bas"].replace("bas-", "baseline-") == "baseline-epochs3-voidignore"
+    assert names["bas_copypaste"] == "bas_copypaste-epochs3-pasteinstances-paste_classestraffic_sign+pole-voidignore"
+    assert names["bas_lovasz"] == "bas_lovasz-epochs3-pasteinstances-paste_classestraffic_sign+pole-normalizeC-voidignore"
+
+
+def test_other_values_make_other_names():
+    changes = [{}, {"lr": 1e-4}, {"height": 64}, {"images": 12}, {"paste_share": 0.8}, {"void": "ignore"}, {"normalize": "C"}, {"paste_classes": "pole"}]
+    assert len({names_of(**change)["ssim_lovasz"] for change in changes}) == len(changes)
+
+
+@pytest.mark.parametrize(("parameters", "sentence"), [
+    ({"approach": "lovasz"}, "approach does not know 'lovasz': use baseline"), ({"paste": "boxes"}, "paste does not know 'boxes'"),
+    ({"paste_classes": "fence,road"}, "paste_classes does not know 'road': use fence"), ({"weights": "coco"}, "weights does not know 'coco'"),
+    ({"paste_share": 1.5}, "paste_share is a probability"), ({"normalize": "all"}, "normalize does not know 'all'"),
+    ({"void": "keep"}, "void does not know 'keep'"), ({"lr": -1}, "lr must not be negative"), ({"aproach": "bas"}, "There is no parameter 'aproach'"),
+    ({"photo": "missing.jpg"}, "photo: there is no file missing.jpg")])
+def test_a_wrong_parameter_stops_with_one_sentence(parameters, sentence):
+    with pytest.raises(common.StreetsError) as caught:
+        run_cells(("import importlib.util", *CHECK), **parameters)
+    assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
+
+
+def test_the_published_means_are_those_of_the_published_classes():
+    published = common.read_published(NAME)
+    means = common.headline(published, "miou6").set_index("method")["value"].astype(float)
+    assert list(means.index) == ["baseline", "bas", "bas_copypaste", "ssim_lovasz"]
+    assert (published["weights"] == "cityscapes").all()
+    for method, mean in means.items():
+        classes = published[(published["metric"] == "iou") & (published["method"] == method)]
+        assert list(classes["class"]) == THIN7.classes[1:]
+        assert classes["value"].astype(float).mean() == pytest.approx(mean, abs=0.0101)
+
+
+# the whole notebook
+
+
+def run_notebook(out, **parameters):
+    """Summaries by folder name of a papermill run."""
+    parameters = TINY | {"out_dir": str(out / "results")} | parameters
+    papermill.execute_notebook(str(ROOT / "notebooks" / f"{NAME}.ipynb"), str(out / "out.ipynb"), parameters=parameters,
+                               cwd=str(ROOT), progress_bar=False)
+    return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
+
+
+def numbers(tree):
+    """All numbers in nested dicts."""
+    return [n for value in tree.values() for n in (numbers(value) if isinstance(value, dict) else [value]) if n is not None]
+
+
+def check_run(folder, summary, splits):
+    """The files of a run agree with its summary."""
+    config, history = json.loads((folder / "config.json").read_text()), pd.read_csv(folder / "history.csv")
+    assert config["method"] == summary["method"] and len(history) and np.isfinite(history[["train_loss", "miou"]]).all(axis=None)
+    assert list(summary["final"]) == splits and all(math.isfinite(n) for n in numbers(summary["metrics"]) + numbers(summary["final"]))
+    assert (folder / "last.safetensors").exists()
+    table = pd.read_csv(folder / "per_image.csv")
+    for split, scores in summary["final"].items():
+        rows = table[table["split"] == split]
+        assert scores["miou6"] == pytest.approx(np.mean([v for v in list(scores["iou"].values())[1:] if v is not None]))
+        for name, iou in scores["iou"].items():
+            tp, fp, fn = (rows[f"{name} {kind}"].sum() for kind in ("tp", "fp", "fn"))
+            assert iou == (pytest.approx(tp / (tp + fp + fn)) if tp + fn else None)
+            if name != "background":
+                assert set(scores["iou_by_size"][name]) == {"thin", "medium", "large"}
+    return table
+
+
+def test_all_approaches_run_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
+    summaries = run_notebook(tmp_path, data_dir=str(toy), seed=43)  # by which the first batch gets something pasted
+    assert set(summaries) == {f"{name}-height32-images10-epochs1_seed43" for name in nb.APPROACHES}
+    losses = set()
+    for name, summary in summaries.items():
+        folder = tmp_path / "results" / NAME / "toy-quick" / name
+        table = check_run(folder, summary, ["test", "official_val", "official_test"])
+        assert table["split"].value_counts().to_dict() == {"test": 1, "official_val": 3, "official_test": 2}
+        assert (summary["n_train"], summary["n_val"], summary["weights"], summary["selected"]) == (6, 1, "none", "last")
+        losses.add(pd.read_csv(folder / "history.csv")["train_loss"][0])
+    assert len(losses) == 5, "five approaches, five losses"
+    executed = json.loads((tmp_path / "out.ipynb").read_text())
+    pictures = [o for c in executed["cells"] for o in c.get("outputs", []) if {"image/png", "image/jpeg"} & set(o.get("data", {}))]
+    assert len(pictures) >= 8
+
+
+def test_one_approach_alone_runs_in_the_other_readings_which_stand_in_its_name(toy, tmp_path):
+    summaries = run_notebook(tmp_path, data_dir=str(toy), approach="ssim_lovasz", paste="instances", paste_classes="fence,pole",
+                             void="ignore", normalize="C", paste_share=1.0)
+    ((name, summary),) = summaries.items()
+    tag = "height32-images10-epochs1-pasteinstances-paste_classesfence+pole-paste_share1.0-normalizeC-voidignore"
+    assert name == f"ssim_lovasz-{tag}_seed42"
+    check_run(tmp_path / "results" / NAME / "toy-quick" / name, summary, ["test", "official_val", "official_test"])
+
+
+@pytest.mark.parametrize("changes", [{"paste": "paste_instances", "classes": (1, 4)}, {"share": 0.0}, {"normalize": "C"}])
+def test_each_other_reading_trains_to_finite_scores(nb, toy, tmp_path, changes):
+    pasting = {"share": changes.get("share", 1.0), "classes": changes.get("classes", ALL), "paste": getattr(nb, changes.get("paste", "paste_whole_classes"))}
+    approach = "bas_lovasz" if "normalize" in changes else "bas_copypaste"
+    folder = train_tiny(toy, tmp_path / "run", approach, epochs=1, pasting=pasting, normalize=changes.get("normalize", "present"))
+    check_run(folder, json.loads((folder / "summary.json").read_text()), ["test", "official_val"])
+
+
+def train_tiny(root, out, approach="bas_copypaste", epochs=4, scheme=THIN7, **changes):
+    """One approach as the notebook trains it; returns its folder."""
+    common.SAVE_SECONDS = 0.0  # a state after every epoch
+    nb = notebook_definitions(NAME)
+    train, val, test = nb.split_frames(common.list_frames(root, "train"), 42)
+    splits = {"train": train, "val": val, "test": test, "official_val": common.list_frames(root, "val")}
+    settings = nb.MODES["course"] | {"height": 32, "epochs": epochs, "eval_every": 1, "batch_size": 3}
+    config = {"method": approach, "parameters": {"seed": 1, "mode": "course"}, "dataset": "toy", "images": {"train": 6, "val": 1},
+              "recorded": {"versions": {}, "command": "", "definitions": "", "started": "2026"}}
+    options = {"weights": "none", "pasting": {"share": 0.8, "classes": ALL, "paste": nb.paste_whole_classes}, "normalize": "present", "seed": 1}
+    run = partial(nb.train_approach, recipe=nb.APPROACHES[approach], settings=settings, splits=splits, size=(32, 64), scheme=scheme,
+                  **options | changes)
+    common.train_or_load(out, config, run)
+    return out
+
+
+def test_a_killed_training_resumes_and_ends_in_the_same_numbers(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "SAVE_SECONDS", 0.0)
+    script = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n" \
+             f"import torch, pathlib, tiny_run, test_{NAME} as t\ntorch.set_num_threads(1)\n" \
+             f"tiny_run.kill_before('progress.json', 3)\nt.train_tiny(pathlib.Path({str(toy)!r}), pathlib.Path({str(tmp_path / 'killed')!r}))"
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "killed" / "summary.json").exists() and list((tmp_path / "killed" / "checkpoint").iterdir())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folders = [train_tiny(toy, tmp_path / name) for name in ("killed", "unbroken")]
+    torch.set_num_threads(threads)
+    resumed, unbroken = (pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in folders)
+    pd.testing.assert_frame_equal(resumed, unbroken, check_exact=True)
+    assert len(unbroken) == 4 and len({*map(tuple, unbroken.values)}) == 4
+    assert (folders[0] / "per_image.csv").read_text() == (folders[1] / "per_image.csv").read_text()
+
+
+def test_void_that_is_ignored_is_neither_trained_nor_scored(toy, tmp_path):
+    ignored = common.SCHEMES["cityscapes19"].table == 255
+    scheme = THIN7._replace(table=np.where(ignored, np.uint8(255), THIN7.table))
+    folders = [train_tiny(toy, tmp_path / str(k), epochs=1, scheme=one) for k, one in enumerate((THIN7, scheme))]
+    counted = [pd.read_csv(folder / "per_image.csv").filter(regex=" (tp|fn)$").sum(axis=None) for folder in folders]
+    pixels = [sum((one.table[common.read_label(f.label)] != 255).sum() for f in common.list_frames(toy, "val")) for one in (THIN7, scheme)]
+    assert pixels[1] < pixels[0] and counted[1] < counted[0] == 4 * 32 * 64
+
+
+@pytest.mark.parametrize("form", ["camvid11", "camvid32"])
+def test_the_notebook_runs_on_real_photos(real_data, tmp_path, form):
+    names = ("images", "labels") if form == "camvid32" else [f"{s}{k}" for s in ("train", "val", "test") for k in ("", "annot")]
+    for name in names:  # every sixteenth frame will do
+        (tmp_path / "source" / name).mkdir(parents=True)
+        for path in sorted((real_data / form / name).iterdir())[::16]:
+            (tmp_path / "source" / name / path.name).symlink_to(path)
+    data_prep.convert_camvid(tmp_path / "source", tmp_path / "camvid")
+    summaries = run_notebook(tmp_path, data_dir=str(tmp_path / "camvid"), approach="bas_copypaste", height=64)
+    ((name, summary),) = summaries.items()
+    check_run(tmp_path / "results" / NAME / f"{form}-quick" / name, summary, ["test", "official_val", "official_test"])
+    assert summary["dataset"] == form and summary["n_train"] == 8
+    assert (summary["final"]["official_val"]["iou"]["traffic light"] is None) == (form == "camvid11")
