@@ -1000,6 +1000,13 @@ def test_published_differences_are_those_of_the_printed_rows(nb):
     assert ("bas_lovasz", "bas_copypaste") not in by_pair  # our own training has nothing published
 
 
+def test_a_verdict_is_open_where_the_interval_holds_zero_and_else_goes_by_the_sign(nb):
+    answers = {"q": {"pole": (2, 1, 3), "car": (-2, -3, -1), "fence": (2, -1, 3), "light": (1, 0.5, 2)}, "ours": {"pole": (2, 1, 3)}}
+    table = nb.verdicts(answers, {"q": pd.Series({"pole": 2.6, "car": 0.1, "fence": 5.0})})
+    assert table["q"].to_dict() == {"pole": "agrees", "car": "opposite", "fence": "open", "light": "no claim"}
+    assert table["ours"]["pole"] == "no claim"
+
+
 def test_the_majority_class_scores_its_share_among_seven_and_nothing_among_six(nb, tmp_path):
     confusion = np.zeros((3, 7, 7), int)
     confusion[:, 0, 4], confusion[:, 4, 0], confusion[:, 2, 2] = 60, 30, 10  # truth: 60 % background, 30 % pole, 10 % car
@@ -1181,7 +1188,7 @@ def check_run(folder, summary, splits):
 
 def test_all_approaches_run_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
     summaries = run_notebook(tmp_path, data_dir=str(toy), seed=43)  # by which the first batch gets something pasted
-    assert set(summaries) == {f"{name}-height32-images10-epochs1_seed43" for name in nb.APPROACHES}
+    assert set(summaries) == {f"{name}-height32-images10-epochs1-weights_none_seed43" for name in nb.APPROACHES}
     losses = set()
     for name, summary in summaries.items():
         folder = tmp_path / "results" / NAME / "toy-quick" / name
@@ -1199,7 +1206,7 @@ def test_one_approach_alone_runs_in_the_other_readings_which_stand_in_its_name(t
     summaries = run_notebook(tmp_path, data_dir=str(toy), approach="ssim_lovasz", paste="instances", paste_classes="fence,pole",
                              void="ignore", normalize="C", paste_share=1.0)
     ((name, summary),) = summaries.items()
-    tag = "height32-images10-epochs1-pasteinstances-paste_classesfence+pole-paste_share1.0-normalizeC-voidignore"
+    tag = "height32-images10-epochs1-weights_none-pasteinstances-paste_classesfence+pole-paste_share1.0-normalizeC-voidignore"
     assert name == f"ssim_lovasz-{tag}_seed42"
     check_run(tmp_path / "results" / NAME / "toy-quick" / name, summary, ["test", "official_val", "official_test"])
 

@@ -32,6 +32,14 @@ def test_three_seeds_give_mean_interval_and_difference(tmp_path):
     assert f"| 3 | 160 | 81.00 ± {half:.2f} | 81.69 | -0.69 | 2.00 | yes |" in row
 
 
+def test_where_a_source_reports_the_mean_of_six_classes_that_is_compared(tmp_path):
+    for seed, miou6 in enumerate((0.60, 0.61, 0.62)):
+        put_run(tmp_path, method="bas", seed=seed, weights="cityscapes", notebook="04_segformer_thin_structures",
+                metrics={"miou": 0.7, "miou6": miou6})  # fmt: skip
+    page = common.report(tmp_path)
+    assert "| mIoU6 | published |" in page and "| 61.00 ± 2.48 | 59.63 | +1.37 |  | yes |" in row_of(page, "bas")
+
+
 def test_one_seed_has_no_interval_and_makes_no_claim(tmp_path):
     put_run(tmp_path)
     row = row_of(common.report(tmp_path), "D")
