@@ -771,8 +771,8 @@ def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "
             else:
                 train(folder)
         except ChildFailedError:
-            raise StreetsError("A training process ended with the error printed above: "
-                               "mend it and run again.") from None
+            raise StreetsError("A training process ended with the error printed above: mend it and run again. (Where "
+                               "it speaks of fork, start the notebook's .py with `accelerate launch`.)") from None
         return read_json(folder / "summary.json")
 
 

@@ -342,7 +342,7 @@ def test_two_processes_leave_one_run_whose_scores_are_those_of_its_weights(toy, 
 def test_an_error_in_one_of_two_processes_ends_with_a_sentence_and_leaves_no_result(toy, tmp_path):
     done = run_in_two(["-c", LAUNCHED, toy, tmp_path, "bad"])
     assert done.returncode != 0 and "The loss is nan" in done.stdout + done.stderr
-    assert done.stderr.strip().splitlines()[-1].endswith("ended with the error printed above: mend it and run again.")
+    assert "ended with the error printed above: mend it and run again." in done.stderr.strip().splitlines()[-1]
     assert not list(tmp_path.rglob("summary.json"))
 
 
