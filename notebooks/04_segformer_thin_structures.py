@@ -22,9 +22,8 @@
 # one street into another. You see what each loss punishes, pixel by pixel, and one training more than the project had
 # tells apart what it had mixed.
 #
-# In short: yes, within what the network's grid of cells can draw. On streets from CamVid the hybrid loss raises
-# poles about as much as published, pasting adds more than published, and the loss that the project found worse, Lovász,
-# turns out better.
+# In short: yes, within what the network's grid of cells can draw. On streets from CamVid the hybrid loss raises poles and
+# signs, pasting raises them again, and the loss that the project found worse, Lovász, turns out better.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/04_segformer_thin_structures.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/04_segformer_thin_structures.ipynb)
@@ -38,7 +37,7 @@
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
 # | `quick` | toy streets, made on the spot | any CPU | 2.8 min in all, 1.4 GB of memory (2 cores of an AMD EPYC, November 2026) | in three seeds, mIoU of seven classes on official val .26 to .28 with most approaches, .29 to .30 with `ssim_lovasz` (majority class .11); no poles or signs yet but with the last: it works, and is no evidence |
-# | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU | not yet measured on one (20 epochs of CamVid at 256 rows: 13 to 29 min an approach on one CPU core among other jobs, 1.8 GB) | five approaches that one can compare |
+# | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU | not yet measured on one (20 epochs of CamVid at 256 rows: 12 to 29 min an approach on one CPU core beside other jobs, 1.9 GB) | five approaches that one can compare |
 # | `paper` | Cityscapes at 512x1024 | one 16 GB GPU | not yet measured (the source names no time) | the published table |
 
 # %% [markdown]
@@ -1348,17 +1347,19 @@ if seeds:
 # %% [markdown]
 # What these runs say of streets that nothing was trained on:
 #
-# - *Do the hybrid losses raise the thin classes?* Poles and signs, yes, and by about as much as published. The project's
-#   largest gain, that of fence, is not there, cars lose, and the mean of six stays where it was.
-# - *Does copy-paste add?* Yes, again to poles and signs, by more than published, and so to the mean of six.
-# - *Does fence suffer from it?* Not to be told here: the interval lies on both sides of 0.
-# - *Was Lovász worse?* No. With that term alone exchanged, poles gain, lights gain most, from nearly nothing, and so does the
-#   mean of six. Approach 3 as a whole is better than Approach 2 here and a little worse as published. What else it
-#   changes, class weights and two coefficients, helps fences, cars and poles and costs vegetation (last panel).
+# - *Do the hybrid losses raise the thin classes?* Poles and signs, yes, with both seeds and somewhat more than published; lights
+#   hardly. The project's largest gain, that of fence, is not there. Cars lost with one seed what they gained with the other:
+#   an interval over images, however narrow, knows nothing of seeds.
+# - *Does copy-paste add?* Yes, to poles and signs and, with both seeds, to the mean of six; more than published.
+# - *Does fence suffer from it?* There is no sign of it here: the interval holds 0.
+# - *Was Lovász worse?* No. With that term alone exchanged, lights gain most, from nearly nothing, poles and signs gain, and
+#   so does the mean of six, with both seeds. Approach 3 as a whole is better than Approach 2 here and a little worse as
+#   published. What else it changes, class weights and two coefficients, stands in the last panel.
 #
 # Why the opposite? These runs cannot say. They start from random weights, where a class may not be found at all, and a loss
 # that insists on rare classes has most to give; the project's network had learnt lights before it began. What can be said:
-# the project's own comparison could not have shown that Lovász was to blame.
+# the project's own comparison could not have shown that Lovász was to blame. (Two seeds are few: the intervals are for these
+# two networks and other images of such drives.)
 #
 # ## Where the source is wrong
 #
