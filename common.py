@@ -713,7 +713,7 @@ def run_config(scope: dict, method: str, settings: dict, root: Path, frames: dic
 
     `scope` is the notebook's globals(), `settings` the values of the mode, `frames` the images used per split.
     """
-    aside = ("data_dir", "out_dir", "num_processes", "max_hours", "rerun", "photo", "compile_loss")
+    aside = ("method", "data_dir", "out_dir", "num_processes", "max_hours", "rerun", "photo", "compile_loss")
     declared, _ = parameter_cells(scope)
     changed = {k: scope[k] for k, default in declared.items() if scope[k] != default}
     options = "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in changed.items())
@@ -1059,9 +1059,11 @@ def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, p
     scores = {split: evaluate(net, data, accelerator) for split, data in splits.items()}
     final = {"final": final_scores(folder, net, accelerator)} if final_scores else {}
     if accelerator.is_main_process:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **scores["val"][1])
-        write_atomic(folder / "val_per_image.npz", buffer.getvalue())
+        for split, data in splits.items():
+            names = np.array([f"{frame.city}/{frame.name}" for frame in data.frames])
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, image=names, **scores[split][1])
+            write_atomic(folder / f"{split}_per_image.npz", buffer.getvalue())
         write_json(folder / "summary.json", summarize(folder, progress, scores) | facts | final)
         remove(folder / "checkpoint")
     accelerator.wait_for_everyone()
@@ -1198,6 +1200,8 @@ def report(out_dir: str = "", quick: bool = False) -> str:
     Quick runs show that the code works and are no evidence; they are listed only with `quick`.
     """
     runs = find_runs(out_dir)
+    if len(runs):
+        runs = runs[runs["miou"].notna()]  # a network that is only part of a loss has none
     if len(runs) and not quick:
         runs = runs[runs["mode"] != "quick"]
     if not len(runs):
