@@ -1201,7 +1201,7 @@ def report(out_dir: str = "", quick: bool = False) -> str:
     """
     runs = find_runs(out_dir)
     if len(runs):
-        runs = runs[runs["miou"].notna()]  # a network that is only part of a loss has none
+        runs = runs[runs["metrics"].map(lambda metrics: "miou" in metrics)]  # not so a network that is part of a loss
     if len(runs) and not quick:
         runs = runs[runs["mode"] != "quick"]
     if not len(runs):

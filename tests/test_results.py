@@ -40,6 +40,13 @@ def test_where_a_source_reports_the_mean_of_six_classes_that_is_compared(tmp_pat
     assert "| mIoU6 | published |" in page and "| 61.00 ± 2.48 | 59.63 | +1.37 |  | yes |" in row_of(page, "bas")
 
 
+def test_a_network_that_is_part_of_a_loss_is_no_row_of_the_report(tmp_path):
+    put_run(tmp_path, method="proxy", metrics={"edge_f1": 0.99}, majority_baseline={})
+    assert "no finished runs" in common.report(tmp_path)
+    put_run(tmp_path)
+    assert "proxy" not in common.report(tmp_path) and row_of(common.report(tmp_path), "D")
+
+
 def test_one_seed_has_no_interval_and_makes_no_claim(tmp_path):
     put_run(tmp_path)
     row = row_of(common.report(tmp_path), "D")

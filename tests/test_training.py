@@ -404,6 +404,14 @@ def test_final_scores_see_the_selected_weights_and_both_files_and_land_in_the_su
     assert summary["final"] == {"selected_in_place": True, "last_exists": True}
 
 
+def test_scores_of_every_image_are_kept_for_each_split_with_the_names_of_the_images(toy, tmp_path):
+    folder, summary = tiny_run.run(toy, tmp_path)
+    for split, metrics in (("val", summary["metrics"]), ("test", summary["test"])):
+        kept, frames = np.load(folder / f"{split}_per_image.npz"), common.list_frames(toy, split)
+        assert kept["image"].tolist() == [f"{frame.city}/{frame.name}" for frame in frames]
+        assert kept["confusion"].shape == (len(frames), 19, 19) and common.miou(kept["confusion"].sum(0)) == pytest.approx(metrics["miou"])
+
+
 def test_a_parent_is_reused_in_quick_mode_unless_its_recipe_or_its_weights_are_missing(tmp_path):
     config = {"method": "m", "parameters": {"mode": "quick", "seed": 1}, "settings": {"epochs": 1},
               "recorded": {"started": "2026-01-01", "definitions": ""}}
