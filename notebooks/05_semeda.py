@@ -133,7 +133,7 @@ common.check_parameters(
      "reduction": ("", "pixels", "elements", "sum"), "precision": ("auto", "bf16", "fp16", "fp32"), "rerun": ("no", "yes")},
     {"method": METHODS},
 )
-if lambdas.strip() != "all":
+if lambdas.strip().lower() != "all":
     read_lambdas(lambdas)
 if crop % 16:
     raise common.StreetsError(f"crop must be a multiple of 16, not {crop}: the networks shrink it four times.")
@@ -150,7 +150,8 @@ print(common.device_line())
 # of 16) from images of full size, or of half of it for the v2 networks, in batches of 2, randomly scaled and mirrored, and a
 # learning rate of 5e-4. It does not state the optimiser, the schedule, the number of epochs, the weight decay, the range of
 # scales or any seed. Those are ours: SGD with momentum .9, weight decay 5e-4 and a polynomial decay of power .9, as DeepLab
-# networks were trained before; 60 epochs, about the 90 000 steps that are customary for DeepLab on Cityscapes; scales of .5 to 1.5.
+# networks were trained before; 60 epochs, about the 90 000 steps that are customary for DeepLab on Cityscapes; scales of .5
+# to 1.5.
 #
 # `quick` and `course` train a small encoder, from random weights where no others can be had, with AdamW, which learns faster
 # there, and the same decay. The last epoch is the one that counts; nothing is chosen by a score. `reduction` is explained with
@@ -214,8 +215,8 @@ common.show(common.show_pair(example, label, scheme))
 # %% [markdown]
 # ## Two things that cross-entropy does not see
 #
-# Per-pixel cross-entropy (PPCE, as the paper calls it) is the mean of $-\log p_{y(x)}(x)$ over all labelled pixels $x$, where $y(x)$ is
-# the label and $p_c(x)$ the softmax probability of class $c$. The paper says that it is blind to two things.
+# Per-pixel cross-entropy (PPCE, as the paper calls it) is the mean of $-\log p_{y(x)}(x)$ over all labelled pixels $x$, where
+# $y(x)$ is the label and $p_c(x)$ the softmax probability of class $c$. The paper says that it is blind to two things.
 #
 # **Where the wrong pixels are.** A square, and two predictions of it. Each gets 32 pixels wrong, and is as sure of every
 # pixel, wrong or right, as the other. One has scattered holes, the other has lost two whole columns.
@@ -290,8 +291,7 @@ for name, p in (("spread", spread), ("one rival", rival)):
 # Cross-entropy is the same, since only the true class counts; the second is nearly a tie. The last column says what the paper
 # leaves out: the *gradient* of cross-entropy at the logits is $p - y$, so that the rival is pushed down harder than a class that
 # is out of the race. The value of the loss does not see it, the training does.
-
-# %% [markdown]
+#
 # ## Semantic edges
 #
 # So the paper adds a loss that looks at structure, and by structure it means *semantic edges*: pixels with a neighbour of
@@ -348,9 +348,9 @@ common.show(fig)
 # ## A network that finds edges
 #
 # Could one simply compare the edges of the prediction with those of the label? An edge is a yes or no about *hard* labels; it
-# has no gradient that a network could learn from. So the paper trains a tiny network $g$ to find the edges in class maps, and then
-# compares what $g$ computes on its way. It takes the one-hot label, in training, and later the softmax probabilities, and has
-# three convolutions: $C \to 16 \to 32 \to 2$ channels. The kernel size is not stated; 3x3 is ours.
+# has no gradient that a network could learn from. So the paper trains a tiny network $g$ to find the edges in class maps, and
+# then compares what $g$ computes on its way. It takes the one-hot label, in training, and later the softmax probabilities,
+# and has three convolutions: $C \to 16 \to 32 \to 2$ channels. The kernel size is not stated; 3x3 is ours.
 
 # %%
 from itertools import pairwise
@@ -385,8 +385,9 @@ print("from", tuple(maps.shape), "to", [tuple(e.shape) for e in EdgeNet().embedd
 
 # %% [markdown]
 # It learns by the cross-entropy of edge against no edge. (The paper's equation 7 has the hats swapped and sums over the
-# classes of the street: $\log E$ of a true 0 is $-\infty$. What it must mean is $-\sum_x \sum_{c \in \{0, 1\}} E_c \log \hat E_c$.) Its
-# Algorithm 1 updates after each mask; these are ordinary mini-batches.
+# classes of the street: $\log E$ of a true 0 is $-\infty$. What it must mean is
+# $-\sum_x \sum_{c \in \{0, 1\}} E_c \log \hat E_c$.) Its Algorithm 1 updates after each mask; these are ordinary
+# mini-batches.
 
 
 # %%
@@ -411,8 +412,8 @@ def edge_f1(proxy, labels):
 
 
 # %% [markdown]
-# $g$ is trained on what the segmentation network will see later, random crops. A piece of the image is cut out, enlarged or shrunk
-# to the crop's size, and mirrored half of the time.
+# $g$ is trained on what the segmentation network will see later, random crops. A piece of the image is cut out, enlarged or
+# shrunk to the crop's size, and mirrored half of the time.
 
 
 # %%
@@ -461,7 +462,7 @@ def train_edge_net(proxy, data, held_out, lr, batch_size=8, goal=0.99, every=50,
     sampler, device = common.EpochSampler(len(data), seed), proxy.layers[0].weight.device
     loader = common.make_loader(data, min(batch_size, len(data)), sampler=sampler)
     step = 0
-    while step < max_steps and not (history and history[-1]["edge_f1"] > goal):
+    while True:
         for batch in loader:
             label, step = batch["label"].to(device), step + 1
             loss = edge_loss(proxy(one_hot(label, proxy.layers[0].in_channels)), label)
@@ -469,12 +470,11 @@ def train_edge_net(proxy, data, held_out, lr, batch_size=8, goal=0.99, every=50,
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-            if step % every == 0:
+            if step % every == 0 or step == max_steps:
                 history.append({"step": step, "train_loss": np.mean(losses[-every:]), "edge_f1": edge_f1(proxy, held_out)})
-                if history[-1]["edge_f1"] > goal or step >= max_steps:
-                    break
+                if history[-1]["edge_f1"] > goal or step == max_steps:
+                    return history
         sampler.epoch += 1
-    return history
 
 
 # %%
@@ -543,8 +543,8 @@ common.show(fig)
 
 # %% [markdown]
 # From here on $g$ is frozen. It has learnt a rule, so that little is needed. What has its first layer learnt? Above, its 16
-# filters' responses to the label; below, Sobel's derivatives of the busiest class maps (after the paper's Figure 6, which shows the
-# same for its $g$).
+# filters' responses to the label; below, Sobel's derivatives of the busiest class maps (after the paper's Figure 6, which
+# shows the same for its $g$).
 
 # %%
 SOBEL = (((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0)), ((-1.0, -2.0, -1.0), (0.0, 0.0, 0.0), (1.0, 2.0, 1.0)))
@@ -593,8 +593,7 @@ for name, stack in (("g", responses), ("Sobel", derivatives[busy])):
 # Each is drawn in its own range of colours. Sobel's filter is blind inside of areas. The filters of $g$ answer to
 # *combinations* of classes and paint whole areas in different strengths: their embedding is largely a code for the classes
 # themselves, and only in part a drawing of outlines. That matters for the loss.
-
-# %% [markdown]
+#
 # ## The loss: compare what g sees
 #
 # SEMEDA ("semantic edge aware" loss) adds to cross-entropy how far apart the embeddings $\psi_l$ of prediction and label are,
@@ -602,8 +601,8 @@ for name, stack in (("g", responses), ("Sobel", derivatives[busy])):
 #
 # $$L = L_{CE} + \sum_{l=1}^{3} \lambda_l \,\lVert \psi_l(p) - \psi_l(y) \rVert_1 .$$
 #
-# Three details make it work. $g$ gets the *probabilities* $p$ of the prediction, not its argmax, so that there is a gradient; that
-# gradient goes through $g$ to the segmentation network, and leaves $g$ as it is; and $\psi_l(y)$ is a constant, computed
+# Three details make it work. $g$ gets the *probabilities* $p$ of the prediction, not its argmax, so that there is a gradient;
+# that gradient goes through $g$ to the segmentation network, and leaves $g$ as it is; and $\psi_l(y)$ is a constant, computed
 # without keeping anything for the backward pass. Void is silent: it is 0 in both maps and does not count in the sum.
 #
 # The norms are sums over pixels and channels. In the paper, so is cross-entropy; in any code it is a mean over pixels. What is
@@ -688,8 +687,9 @@ pd.DataFrame(rows).T.rename_axis(["confidence", "prediction"]).round(2)
 # everywhere, while a lost column only moves one. With SEMEDA the two cost much the same, a little more for one or the other.
 # What it feels most is how sure the prediction is: at 90 %, most of its value is there for the *true* shape already.
 #
-# And the two pixels of the beginning, in a flat area of 8x8? Sobel's loss is exactly 0 there, for any probabilities: where nothing changes
-# from pixel to pixel there is no derivative. For SEMEDA it matters which classes they are, so here are random triples:
+# And the two pixels of the beginning, in a flat area of 8x8? Sobel's loss is exactly 0 there, for any probabilities: where
+# nothing changes from pixel to pixel there is no derivative. For SEMEDA it matters which classes they are, so here are random
+# triples:
 
 # %%
 def embedding_distances(p, proxy, rng, repeats=200):
@@ -711,8 +711,8 @@ for name, share in zip(LAYERS, (of_rival > of_spread).mean(0)):
 # %% [markdown]
 # About every second time: a coin. SEMEDA does *distinguish* the two, but it does not know which is worse.
 #
-# There is another thing to know about $g$. It was trained on maps of 0 and 1 only. What does it make of a prediction that is right
-# everywhere, but not sure? And where does the loss of such a prediction come from?
+# There is another thing to know about $g$. It was trained on maps of 0 and 1 only. What does it make of a prediction that is
+# right everywhere, but not sure? And where does the loss of such a prediction come from?
 
 # %%
 def where_it_charges(probs, label, proxy, depth):
@@ -753,20 +753,19 @@ sizes.T.round(3)
 
 # %% [markdown]
 # Divided by pixels, SEMEDA's (4, 2, 0) is many times as large as cross-entropy, and Sobel with its best $\lambda$ = 4 about
-# twice. From random weights that harms: the table at the top of this notebook has both ways. Divided by elements, SEMEDA is of the size
-# of cross-entropy, which is what `quick` and `course` take; but Sobel's loss, spread over 38 channels most of which are empty, has
-# nearly vanished. `paper` keeps the proportion of the paper's equations.
+# twice. From random weights that harms: the table at the top of this notebook has both ways. Divided by elements, SEMEDA is
+# of the size of cross-entropy, which is what `quick` and `course` take; but Sobel's loss, spread over 38 channels most of
+# which are empty, has nearly vanished. `paper` keeps the proportion of the paper's equations.
 #
 # So a comparison of "Sobel" with "SEMEDA" compares strengths as much as ideas. For one at like strength run
 # `-p method sobel -p lambdas 1 -p reduction pixels`.
 #
-# %% [markdown]
 # ## The segmentation networks
 #
-# Any network will do; the paper has three. DeepLab v3+ (ResNet-101 or Xception-71) is in segmentation-models-pytorch. DeepLab v2 is
-# not, and short enough to write: a ResNet-101 whose last two stages do not shrink the image but spread their kernels
-# (*dilated* convolutions), and on top four parallel 3x3 convolutions that reach 6, 12, 18 and 24 cells far, and whose scores are
-# added up.
+# Any network will do; the paper has three. DeepLab v3+ (ResNet-101 or Xception-71) is in segmentation-models-pytorch. DeepLab
+# v2 is not, and short enough to write: a ResNet-101 whose last two stages do not shrink the image but spread their kernels
+# (*dilated* convolutions), and on top four parallel 3x3 convolutions that reach 6, 12, 18 and 24 cells far, and whose scores
+# are added up.
 
 # %%
 import segmentation_models_pytorch as smp
@@ -829,9 +828,9 @@ class DeepLabV2(nn.Module):
 # `weights = "coco"` stands for the paper's "+COCO": a backbone that was trained on COCO's images, too. It is an approximation:
 # torchvision's, of a DeepLab v3, for the 20 classes of VOC.
 #
-# The paper freezes batch norm. That is sound where its statistics come from pretraining, and with batches of 2 there is no better
-# choice. On random weights frozen statistics (mean 0, variance 1) describe nothing, and a ResNet-101 learns nothing behind them. So it is frozen
-# in the encoder, and only where pretrained weights were really loaded.
+# The paper freezes batch norm. That is sound where its statistics come from pretraining, and with batches of 2 there is no
+# better choice. On random weights frozen statistics (mean 0, variance 1) describe nothing, and a ResNet-101 learns nothing
+# behind them. So it is frozen in the encoder, and only where pretrained weights were really loaded.
 
 
 # %%
@@ -899,16 +898,16 @@ for name in ("ppce", "semeda_4_2_0"):
 # Nothing but rounding: F1 adds no information. (It is the F1 of *pixels*, not that of boundaries, which notebook 06
 # explains and which we report beside it.)
 #
-# **E-measure.** The "enhanced alignment measure" compares two binary maps: subtract each map's mean over the image, giving $a$ (truth) and
-# $b$ (prediction), and average how well they align,
+# **E-measure.** The "enhanced alignment measure" compares two binary maps: subtract each map's mean over the image, giving
+# $a$ (truth) and $b$ (prediction), and average how well they align,
 #
 # $$E = \frac{1}{n} \sum_x \frac{(1 + \xi(x))^2}{4}, \qquad \xi = \frac{2ab}{a^2 + b^2}.$$
 #
 # The formula says $n$ = the number of pixels, the reference code divides by $n - 1$. The paper does not say over which images it
 # averages; here over those that hold the class.
 #
-# For maps of 0 and 1 there are only four kinds of pixels, hits, misses, false alarms and the rest, and all pixels of a kind have the same
-# $\xi$. So it can be computed from the four counts:
+# For maps of 0 and 1 there are only four kinds of pixels, hits, misses, false alarms and the rest, and all pixels of a kind
+# have the same $\xi$. So it can be computed from the four counts:
 
 # %%
 RADII = (1, 2, 3, 5, 10)
@@ -1029,9 +1028,9 @@ def evaluate(model, data, accelerator=None, tolerance=3, **options):
 
 
 # %% [markdown]
-# **Boundary F1.** A contour pixel of a class counts as found where the other map has one of that class within `tolerance` pixels (1, 2 or 3, by
-# mode); precision and recall of contour pixels make the F1, and an image's score is the mean over its classes. As in notebook 06,
-# but here neither the image's frame nor the rim of void counts as a contour.
+# **Boundary F1.** A contour pixel of a class counts as found where the other map has one of that class within `tolerance`
+# pixels (1, 2 or 3, by mode); precision and recall of contour pixels make the F1, and an image's score is the mean over its
+# classes. As in notebook 06, but here neither the image's frame nor the rim of void counts as a contour.
 #
 # ## Train
 #
@@ -1075,7 +1074,7 @@ def plan_runs(methods, lambdas, network=""):
     for name in methods:
         if name == "ppce":
             wanted = [(0.0, 0.0, 0.0)]
-        elif lambdas.strip() == "all":
+        elif lambdas.strip().lower() == "all":
             wanted = {"sobel": SOBEL_SETTINGS, "semeda": SEMEDA_SETTINGS}[name]
         else:
             wanted = read_lambdas(lambdas)
@@ -1126,8 +1125,8 @@ histories = {name: pd.read_csv(folders[name] / "history.csv") for name in summar
 common.show(common.show_history(histories, ("miou", "boundary_f1", "e_mean", "inside_3")))
 
 # %% [markdown]
-# Scores on the validation images; `e_mean` is the mean E-measure of the classes, `inside_3` the mIoU within 3 pixels of the seams.
-# (Training losses are different sums and cannot be compared.)
+# Scores on the validation images; `e_mean` is the mean E-measure of the classes, `inside_3` the mIoU within 3 pixels of the
+# seams. (Training losses are different sums and cannot be compared.)
 
 # %%
 def scores_of(metrics):
@@ -1148,9 +1147,9 @@ print(f"{len(splits[judge])} {judge} images of {dataset}; naming the most freque
 scores.round(1)
 
 # %% [markdown]
-# Per cent. Published are the paper's numbers on the 500 validation images of Cityscapes, from pretrained weights, with the network in the
-# run's name or, without one, DeepLab v3+ with Xception-71. Its settings of $\lambda$ were chosen by those same images, and each
-# was run once.
+# Per cent. Published are the paper's numbers on the 500 validation images of Cityscapes, from pretrained weights, with the
+# network in the run's name or, without one, DeepLab v3+ with Xception-71. Its settings of $\lambda$ were chosen by those same
+# images, and each was run once.
 #
 # ### The paper's tables
 #
@@ -1520,8 +1519,8 @@ if intervals:
 #
 # ## Where the source is wrong
 #
-# **$\lambda$ has no unit.** Beside the unknown reduction: ReLU layers can be rescaled without any change of what the network finds. Multiply
-# the first layer by 10 and divide the weights of the second by 10:
+# **$\lambda$ has no unit.** Beside the unknown reduction: ReLU layers can be rescaled without any change of what the network
+# finds. Multiply the first layer by 10 and divide the weights of the second by 10:
 
 # %%
 import copy
@@ -1536,8 +1535,8 @@ print(f"edges equal at {same:.1%} of the pixels")
 pd.DataFrame({name: losses_of(know_much, truth, g, "pixels") for name, g in (("g", proxy), ("rescaled", louder))}).loc[list(LAYERS)].round(3)
 
 # %% [markdown]
-# The same edges, the first layer's loss tenfold. In principle, then, a published $\lambda$ means something only together with the very weights of $g$, which
-# depend on its training, of which the paper says nothing.
+# The same edges, the first layer's loss tenfold. In principle, then, a published $\lambda$ means something only together with
+# the very weights of $g$, which depend on its training, of which the paper says nothing.
 #
 # **"Far more significant in all configurations."** SEMEDA is said to beat Sobel in all of them. From Table 1:
 

@@ -1,0 +1,1177 @@
+"""Notebook 05: its edges, proxy network, losses, networks and scores against oracles and naive loops, and whole runs."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import urllib.error
+from functools import partial
+
+import cv2
+import jupytext
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+import torch
+import torchvision
+from conftest import ROOT, notebook_definitions
+from street_labels import real_label
+from torch import nn
+from torch.nn import functional as F
+
+import common
+
+NAME = "05_semeda"
+TINY = {"height": 64, "crop": 64, "epochs": 1, "images": 6, "batch_size": 3, "weights": "none"}
+REDUCTIONS = ("pixels", "elements", "sum")
+LAMBDAS = ((4.0, 2.0, 0.0), (0.5, 1.0, 0.25), (0.0, 1.5, 0.0), (0.0, 0.0, 3.0))
+
+
+@pytest.fixture(scope="module")
+def nb(notebook):
+    return notebook(NAME)
+
+
+def random_labels(seed=0, classes=4, size=(13, 15), void=0.0, batch=2):
+    """Labels (B, H, W) of blocks and single pixels, a share of them void."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, classes, (batch, -(-size[0] // 5), -(-size[1] // 5)))
+    label = small.repeat(5, axis=1).repeat(5, axis=2)[:, : size[0], : size[1]]
+    label = np.where(rng.random(label.shape) < 0.03, rng.integers(0, classes, label.shape), label)
+    return torch.from_numpy(np.where(rng.random(label.shape) < void, 255, label))
+
+
+# edges
+
+
+def shifted_edges(label):
+    """(edges, valid) of a label (H, W): each pixel beside its eight neighbours, the frame continued by its own pixels."""
+    around, (h, w) = np.pad(label, 1, mode="edge"), label.shape
+    views = [around[1 + dy : 1 + dy + h, 1 + dx : 1 + dx + w] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    valid = np.all([view != 255 for view in views], axis=0)
+    return np.any([view != label for view in views], axis=0) & valid, valid
+
+
+def assert_shifted(nb, labels):
+    for found, expected in zip(zip(*nb.semantic_edges(labels)), map(shifted_edges, labels.numpy())):
+        for ours, theirs in zip(found, expected):
+            assert ours.dtype == torch.bool
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [(1, 9), (7, 1), (13, 15), (40, 33)])
+@pytest.mark.parametrize("void", [0.0, 0.03, 0.3, 1.0])
+def test_edges_are_what_eight_shifted_comparisons_find(nb, void, size):
+    for seed in range(5):
+        assert_shifted(nb, random_labels(seed, classes=19, size=size, void=void))
+
+
+def test_edges_of_real_labels_are_what_eight_shifted_comparisons_find(nb, real_data):
+    labels = [real_label(index)[0] for index in (0, 240, 480)]
+    assert any((label == 255).any() for label in labels)
+    for label in labels:
+        assert_shifted(nb, torch.from_numpy(label)[None].long())
+
+
+def test_void_and_its_eight_neighbours_are_neither_valid_nor_edges(nb):
+    label = torch.full((1, 9, 9), 3)
+    label[0, 4, 4] = 255
+    edges, valid = nb.semantic_edges(label)
+    expected = torch.ones(9, 9, dtype=torch.bool)
+    expected[3:6, 3:6] = False
+    assert torch.equal(valid[0], expected) and not edges.any()
+    label[0, :, 5:] = 7  # a seam that runs into the void
+    assert not nb.semantic_edges(label)[0][0, 3:6, 3:6].any() and nb.semantic_edges(label)[0][0, :3, 4:6].all()
+
+
+def test_the_frame_of_a_uniform_image_is_no_edge(nb):
+    edges, valid = nb.semantic_edges(torch.full((1, 6, 8), 18))
+    assert valid.all() and not edges.any()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_straight_seam_is_two_pixels_wide(nb, turned):
+    label = torch.zeros(1, 10, 10, dtype=torch.long)
+    label[..., 4:] = 1
+    edges = nb.semantic_edges(label.mT if turned else label)[0]
+    assert ((edges.mT if turned else edges)[0].numpy() == np.isin(np.arange(10), (3, 4))).all()
+
+
+def test_edges_of_a_batch_are_those_of_its_images_one_by_one(nb):
+    labels = random_labels(3, void=0.03, batch=5)
+    for together, alone in zip(nb.semantic_edges(labels), zip(*(nb.semantic_edges(one) for one in labels.split(1)))):
+        assert torch.equal(together, torch.cat(alone))
+
+
+# the proxy network
+
+
+def naive_conv(maps, layer):
+    """A 3x3 convolution (B, C, H, W) with zeros beyond the frame, one offset at a time."""
+    padded, (h, w) = F.pad(maps, (1, 1, 1, 1)), maps.shape[-2:]
+    weight = layer.weight.to(maps.dtype)
+    return layer.bias.to(maps.dtype)[:, None, None] + sum(
+        torch.einsum("oc,bchw->bohw", weight[..., dy, dx], padded[..., dy : dy + h, dx : dx + w]) for dy in range(3) for dx in range(3))
+
+
+def naive_embeddings(proxy, maps):
+    first = naive_conv(maps, proxy.layers[0]).clamp(min=0)
+    second = naive_conv(first, proxy.layers[1]).clamp(min=0)
+    scores = naive_conv(second, proxy.layers[2]).exp()
+    return first, second, scores / scores.sum(1, keepdim=True)
+
+
+def frozen_proxy(nb, classes=4, seed=0):
+    torch.manual_seed(seed)
+    return nb.EdgeNet(classes).requires_grad_(False).eval()
+
+
+def test_the_proxy_network_has_7970_parameters(nb):
+    assert sum(p.numel() for p in nb.EdgeNet().parameters()) == 7970
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_embeddings_are_two_rectified_layers_and_the_softmax_of_the_third(nb, depth):
+    proxy, maps = frozen_proxy(nb), torch.rand(2, 4, 9, 11)
+    found, expected = proxy.embeddings(maps, depth), naive_embeddings(proxy, maps)
+    assert [e.shape[1:] for e in found] == [(k, 9, 11) for k in (16, 32, 2)][:depth]
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_third_embedding_is_the_softmax_of_what_the_network_answers(nb):
+    proxy, maps = frozen_proxy(nb), torch.rand(2, 4, 9, 11)
+    last, answer = proxy.embeddings(maps)[2], proxy(maps)
+    assert torch.equal(last, answer.softmax(1)) and (answer < 0).any()
+    torch.testing.assert_close(last.sum(1), torch.ones(2, 9, 11))
+
+
+def test_one_hot_maps_name_the_class_of_a_pixel_and_nothing_at_void(nb):
+    label = random_labels(void=0.1)
+    maps = nb.one_hot(label, 5)
+    assert maps.shape == (2, 5, 13, 15) and maps.dtype == torch.float32 and not maps[:, 4].any()
+    assert torch.equal(maps.sum(1), (label != 255).float())
+    assert torch.equal(maps.argmax(1)[label != 255], label[label != 255])
+
+
+def test_edge_loss_is_the_cross_entropy_of_pixels_that_do_not_touch_void(nb):
+    label, logits, terms = random_labels(void=0.02), torch.randn(2, 2, 13, 15), []
+    for b, one in enumerate(label.numpy()):
+        edges, valid = shifted_edges(one)
+        terms += [-logits[b, :, y, x].log_softmax(0)[int(edges[y, x])].item() for y, x in np.argwhere(valid)]
+    assert 0 < len(terms) < label.numel()
+    assert nb.edge_loss(logits, label).item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def answering(nb, scores):
+    """A proxy network that answers the scores (N, 2, H, W), one image after the other."""
+    proxy, left = nb.EdgeNet(4), list(scores.split(1))
+    proxy.forward = lambda maps: left.pop(0)
+    return proxy
+
+
+def test_edge_f1_counts_the_pixels_of_all_images_together(nb):
+    label, scores = random_labels(void=0.02, batch=3), torch.randn(3, 2, 13, 15)
+    label[0], scores[0] = 2, torch.tensor([3.0, 0.0])[:, None, None]  # nothing there and nothing found
+    tp = fp = fn = 0
+    for one, score in zip(label.numpy(), scores.numpy()):
+        edges, valid = shifted_edges(one)
+        for y, x in np.argwhere(valid):
+            found = score[1, y, x] > score[0, y, x]
+            tp, fp, fn = tp + (found and edges[y, x]), fp + (found and not edges[y, x]), fn + (edges[y, x] and not found)
+    assert nb.edge_f1(answering(nb, scores), label) == pytest.approx(2 * tp / (2 * tp + fp + fn))
+
+
+def test_edge_f1_is_nan_where_there_is_no_edge_and_none_is_found(nb):
+    scores = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 5, 6)
+    assert math.isnan(nb.edge_f1(answering(nb, scores), torch.zeros(1, 5, 6, dtype=torch.long)))
+
+
+def proxy_data(nb, toy, crop=32):
+    frames = {split: common.list_frames(toy, split) for split in ("train", "val")}
+    data = common.StreetScenes(frames["train"], (64, 128), augment=partial(nb.random_crop, crop=crop))
+    return data, common.StreetScenes(frames["val"], (64, 128))
+
+
+def test_a_proxy_network_learns_to_find_the_edges_of_labels_it_has_not_seen(nb, toy):
+    data, held_out = proxy_data(nb, toy)
+    torch.manual_seed(0)
+    proxy, labels = nb.EdgeNet(), nb.labels_of(held_out)
+    history = nb.train_edge_net(proxy, data, labels, lr=1e-2, goal=0.9, every=25, max_steps=400)
+    scores = [row["edge_f1"] for row in history]
+    assert [row["step"] for row in history] == [25 * (k + 1) for k in range(len(history))]
+    assert scores[-1] > 0.9 >= max([0, *scores[:-1]]), "it stops as soon as the goal is passed"
+    assert scores[-1] == nb.edge_f1(proxy, labels) and history[-1]["train_loss"] < 0.5 * math.log(2)
+
+
+def test_the_training_of_a_proxy_network_stops_at_max_steps_and_repeats_itself(nb, toy):
+    data, held_out = proxy_data(nb, toy)
+    weights = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(0)
+        proxy = nb.EdgeNet()
+        history = nb.train_edge_net(proxy, data, nb.labels_of(held_out), lr=1e-2, goal=1.0, batch_size=3, every=2, max_steps=4, seed=seed)
+        assert [row["step"] for row in history] == [2, 4]
+        weights.append(proxy.layers[0].weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(("options", "steps"), [({"goal": -1.0}, [1]), ({"goal": 1.0, "max_steps": 6}, [1, 2, 3, 4, 5, 6])])
+def test_the_training_of_a_proxy_network_may_stop_in_the_middle_of_a_pass(nb, toy, options, steps):
+    data, held_out = proxy_data(nb, toy)
+    history = nb.train_edge_net(nb.EdgeNet(), data, nb.labels_of(held_out), lr=1e-3, batch_size=2, every=1, **options)
+    assert [row["step"] for row in history] == steps
+
+
+def test_each_pass_over_the_labels_makes_crops_of_its_own(nb, toy, monkeypatch):
+    keys = []
+
+    class Noted(common.EpochSampler):
+        def __iter__(self):
+            for key in super().__iter__():
+                keys.append(key)
+                yield key
+
+    monkeypatch.setattr(common, "EpochSampler", Noted)
+    data, held_out = proxy_data(nb, toy)
+    nb.train_edge_net(nb.EdgeNet(), data, nb.labels_of(held_out), lr=1e-3, batch_size=4, goal=1.0, every=2, max_steps=6)
+    assert len(keys) >= 20 and len(set(keys)) == len(keys), "no pair of epoch and image comes twice"
+
+
+def test_held_out_labels_are_read_without_augmentation_and_spread_over_the_split(nb, toy):
+    scenes = proxy_data(nb, toy)[0]
+    labels = nb.labels_of(scenes, 3)
+    assert labels.shape == (3, 64, 128) and labels.dtype == torch.int64
+    for label, index in zip(labels, (0, 4, 7)):
+        np.testing.assert_array_equal(label, scenes.read(index)[1])
+    assert len(nb.labels_of(scenes)) == 8
+
+
+# the losses
+
+
+def random_case(seed=0, classes=4, size=(4, 5), void=0.2, dtype=torch.float64):
+    """Logits (2, C, H, W) and labels (2, H, W), one image with more void than the other."""
+    rng = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, classes, (2, *size), generator=rng)
+    label[0][torch.rand(size, generator=rng) < 2 * void] = 255
+    label[1, 0, 1] = 255 if void else label[1, 0, 1]
+    return 2 * torch.randn(2, classes, *size, generator=rng, dtype=dtype), label
+
+
+@pytest.fixture
+def doubles(nb, monkeypatch):
+    """The notebook's one-hot maps in float64, in which gradients can be compared closely."""
+    one_hot = nb.one_hot
+    monkeypatch.setattr(nb, "one_hot", lambda *args: one_hot(*args).double())
+
+
+def assert_same(ours, theirs, logits, **tolerance):
+    """Two losses of the logits agree in value and gradient."""
+    a, b = (logits.clone().requires_grad_() for _ in range(2))
+    x, y = ours(a), theirs(b)
+    torch.testing.assert_close(x, y, **tolerance)
+    torch.testing.assert_close(*torch.autograd.grad(x, a), *torch.autograd.grad(y, b), **tolerance)
+
+
+def naive_distance(predicted, truth, label, reduction):
+    """One pixel and one channel after the other."""
+    total, pixels, channels = 0.0, 0, predicted.shape[1]
+    for b, y, x in np.ndindex(*label.shape):
+        if label[b, y, x] != 255:
+            pixels += 1
+            for k in range(channels):
+                total = total + (predicted[b, k, y, x] - truth[b, k, y, x]).abs()
+    return total / {"pixels": pixels, "elements": pixels * channels, "sum": 1}[reduction]
+
+
+def naive_maps(probs, label):
+    """(probabilities, one-hot truth), both without void pixels."""
+    truth = torch.zeros_like(probs.detach())
+    for b, y, x in np.ndindex(*label.shape):
+        if label[b, y, x] != 255:
+            truth[b, label[b, y, x], y, x] = 1
+    return probs * (label != 255)[:, None], truth
+
+
+def naive_semeda(probs, label, proxy, lambdas, reduction):
+    pairs = zip(*(naive_embeddings(proxy, maps) for maps in naive_maps(probs, label)))
+    return sum(weight * naive_distance(p, t, label, reduction) for weight, (p, t) in zip(lambdas, pairs) if weight)
+
+
+def naive_sobel(maps):
+    """The differences of the columns right and left, weighted 1, 2, 1, and of the rows below and above, per map."""
+    rows, columns = (torch.arange(-1, n + 1).clamp(0, n - 1) for n in maps.shape[-2:])
+    around = maps[..., rows[:, None], columns]
+    smooth_rows = around[..., :-2, :] + 2 * around[..., 1:-1, :] + around[..., 2:, :]
+    smooth_columns = around[..., :-2] + 2 * around[..., 1:-1] + around[..., 2:]
+    x, y = smooth_rows[..., 2:] - smooth_rows[..., :-2], smooth_columns[..., 2:, :] - smooth_columns[..., :-2, :]
+    return torch.stack([x, y], dim=2).flatten(1, 2)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("lambdas", LAMBDAS)
+def test_semeda_is_the_l1_distance_of_embeddings_pixel_by_pixel(nb, doubles, lambdas, reduction):
+    logits, label = random_case()
+    proxy = frozen_proxy(nb).double()
+    assert_same(lambda z: nb.semeda_loss(z.softmax(1), label, proxy, lambdas, reduction),
+                lambda z: naive_semeda(z.softmax(1), label, proxy, lambdas, reduction), logits)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_semeda_in_float32_is_what_it_is_in_float64(nb, reduction):
+    logits, label = random_case(size=(9, 7), dtype=torch.float32)
+    proxy = frozen_proxy(nb)
+    assert_same(lambda z: nb.semeda_loss(z.softmax(1), label, proxy, (4, 2, 1), reduction),
+                lambda z: naive_semeda(z.double().softmax(1), label, proxy, (4, 2, 1), reduction).float(), logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_sobel_loss_is_the_l1_distance_of_responses_pixel_by_pixel(nb, reduction):
+    logits, label = random_case()
+
+    def naive(z):
+        p, y = naive_maps(z.softmax(1), label)
+        return naive_distance(naive_sobel(p), naive_sobel(y), label, reduction)
+
+    assert_same(lambda z: nb.sobel_loss(z.softmax(1), label, reduction), naive, logits)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("lambdas", LAMBDAS)
+def test_the_gradient_of_semeda_is_that_of_small_differences(nb, doubles, lambdas, reduction):
+    logits, label = random_case(1, classes=3, size=(2, 3))
+    proxy = frozen_proxy(nb, classes=3).double()
+    assert torch.autograd.gradcheck(lambda z: nb.semeda_loss(z.softmax(1), label, proxy, lambdas, reduction), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_gradient_of_the_sobel_loss_is_that_of_small_differences(nb, reduction):
+    logits, label = random_case(1, classes=3, size=(3, 3))
+    assert torch.autograd.gradcheck(lambda z: nb.sobel_loss(z.softmax(1), label, reduction), logits.requires_grad_())
+
+
+def structural(nb, name, classes=4):
+    """loss(probs, label) of one of the two structural losses."""
+    return nb.sobel_loss if name == "sobel" else partial(nb.semeda_loss, proxy=frozen_proxy(nb, classes), lambdas=(4.0, 2.0, 1.0))
+
+
+@pytest.mark.parametrize("name", ["sobel", "semeda"])
+def test_a_void_pixel_has_no_gradient_and_its_probabilities_no_influence(nb, name):
+    logits, label = random_case(size=(9, 8), dtype=torch.float32)
+    loss, probs = structural(nb, name), logits.softmax(1).requires_grad_()
+    value = loss(probs, label)
+    value.backward()
+    slopes = probs.grad.abs().sum(1)
+    assert (slopes[label == 255] == 0).all() and (slopes[label != 255] > 0).any()
+    other = torch.where((label == 255)[:, None], torch.rand_like(probs), probs)
+    assert torch.equal(loss(other, label), value)
+
+
+@pytest.mark.parametrize("name", ["sobel", "semeda"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_where_all_is_void_the_loss_and_its_gradient_are_0(nb, name, reduction):
+    probs = random_case(dtype=torch.float32)[0].softmax(1).requires_grad_()
+    loss = structural(nb, name)(probs, torch.full((2, 4, 5), 255), reduction=reduction)
+    loss.backward()
+    assert loss.item() == 0 and (probs.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", ["sobel", "semeda"])
+def test_the_truth_itself_costs_nothing_and_anything_else_something(nb, name):
+    label = random_labels(void=0.1)
+    truth = nb.one_hot(label, 4)
+    assert structural(nb, name)(truth, label).item() == 0
+    assert structural(nb, name)(truth.roll(1, dims=2), label).item() > 0
+    assert structural(nb, name)(0.9 * truth + 0.025, label).item() > 0
+
+
+def test_the_gradient_passes_the_frozen_proxy_network_on_its_way_to_the_logits(nb):
+    logits, label = random_case(dtype=torch.float32)
+    proxy = frozen_proxy(nb)
+    nb.semeda_loss(logits.requires_grad_().softmax(1), label, proxy, (4, 2, 0)).backward()
+    assert all(p.grad is None for p in proxy.parameters()) and (logits.grad.abs().sum(1)[label != 255] > 0).all()
+
+
+def test_embeddings_of_the_truth_carry_no_graph_and_those_of_the_prediction_do(nb):
+    logits, label = random_case(dtype=torch.float32)
+    proxy, graphs = nb.EdgeNet(4), []
+    plain = proxy.embeddings
+    proxy.embeddings = lambda *args: graphs.append([e.requires_grad for e in plain(*args)]) or plain(*args)
+    nb.semeda_loss(logits.softmax(1).requires_grad_(), label, proxy, (1, 1, 1))
+    assert sorted(graphs) == [[False] * 3, [True] * 3]
+
+
+@pytest.mark.parametrize(("lambdas", "computed"), [((4, 2, 0), 2), ((1, 0, 0), 1), ((0, 1, 0), 2), ((0, 0, 1), 3), ((0, 0, 0), 0)])
+def test_layers_behind_the_last_one_with_a_weight_are_not_computed(nb, lambdas, computed):
+    logits, label = random_case(dtype=torch.float32)
+    proxy, calls = frozen_proxy(nb), [0, 0, 0]
+    for i, layer in enumerate(proxy.layers):
+        layer.register_forward_hook(lambda *args, i=i: calls.__setitem__(i, calls[i] + 1))
+    nb.semeda_loss(logits.softmax(1), label, proxy, lambdas)
+    assert calls == [2 * (i < computed) for i in range(3)]
+
+
+@pytest.mark.parametrize("channels", [2, 16, 32])
+def test_per_pixel_is_the_number_of_channels_times_per_element(nb, channels):
+    a, b, valid = torch.rand(2, channels, 6, 7), torch.rand(2, channels, 6, 7), torch.rand(2, 6, 7) < 0.7
+    pixels, elements, total = (nb.l1_distance(a, b, valid, reduction) for reduction in REDUCTIONS)
+    assert torch.equal(pixels, nb.l1_distance(a, b, valid))
+    torch.testing.assert_close(torch.stack([elements * channels, total / valid.sum()]), pixels.expand(2))
+
+
+def test_cross_entropy_is_the_mean_over_valid_pixels_and_0_where_all_is_void(nb):
+    logits, label = random_case(dtype=torch.float32)
+    terms = [-logits[b, :, y, x].log_softmax(0)[label[b, y, x]] for b, y, x in np.ndindex(*label.shape) if label[b, y, x] != 255]
+    assert nb.cross_entropy(logits, label).item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
+    loss = nb.cross_entropy(logits.requires_grad_(), torch.full_like(label, 255))
+    loss.backward()
+    assert loss.item() == 0 and (logits.grad == 0).all()
+
+
+def step_loss(nb, logits, label, method, lambdas, reduction="pixels"):
+    return nb.training_loss(lambda image: image, {"image": logits, "label": label}, method, lambdas, frozen_proxy(nb), reduction)
+
+
+@pytest.mark.parametrize("method", ["sobel", "semeda"])
+def test_with_weights_of_0_a_step_is_that_of_plain_cross_entropy_bit_by_bit(nb, method):
+    logits, label = random_case(dtype=torch.float32)
+    found = []
+    for name in ("ppce", method):
+        z = logits.clone().requires_grad_()
+        loss = step_loss(nb, z, label, name, (0.0, 0.0, 0.0))
+        found.append((loss, *torch.autograd.grad(loss, z)))
+    assert all(torch.equal(a, b) for a, b in zip(*found)) and torch.equal(found[0][0], nb.cross_entropy(logits, label))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("method", ["ppce", "sobel", "semeda"])
+def test_a_step_adds_the_structural_loss_to_the_cross_entropy(nb, method, reduction):
+    logits, label = random_case(dtype=torch.float32)
+
+    def expected(z):
+        extra = {"ppce": lambda p: 0, "sobel": lambda p: 4 * nb.sobel_loss(p, label, reduction),
+                 "semeda": lambda p: nb.semeda_loss(p, label, frozen_proxy(nb), (4, 2, 0), reduction)}[method]
+        return nb.cross_entropy(z, label) + extra(z.softmax(1))
+
+    assert_same(lambda z: step_loss(nb, z, label, method, (4.0, 2.0, 0.0), reduction), expected, logits)
+
+
+@pytest.mark.parametrize("method", ["sobel", "semeda"])
+def test_under_autocast_the_structural_loss_stays_in_float32(nb, method):
+    logits, label = random_case(size=(9, 8), dtype=torch.float32)
+    half = logits.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = step_loss(nb, half, label, method, (4.0, 2.0, 0.0))
+    assert torch.equal(ours, step_loss(nb, half.float(), label, method, (4.0, 2.0, 0.0)))
+
+
+# Sobel's responses
+
+
+def test_sobels_responses_are_those_of_opencv_with_x_before_y_in_each_class(nb):
+    maps = torch.randn(2, 3, 9, 11, dtype=torch.float64)
+    found = nb.sobel(maps)
+    assert found.shape == (2, 6, 9, 11)
+    for b, c, (axis, order) in ((b, c, o) for b, c in np.ndindex(2, 3) for o in enumerate(((1, 0), (0, 1)))):
+        expected = cv2.Sobel(maps[b, c].numpy(), cv2.CV_64F, *order, ksize=3, borderType=cv2.BORDER_REPLICATE)
+        np.testing.assert_allclose(found[b, 2 * c + axis], expected, atol=1e-12)
+
+
+def test_sobels_responses_are_those_of_kornia_without_its_scale(nb):
+    filters = pytest.importorskip("kornia.filters")
+    maps = torch.randn(2, 3, 9, 11, dtype=torch.float64)
+    expected = filters.spatial_gradient(maps, mode="sobel", order=1, normalized=False)
+    torch.testing.assert_close(nb.sobel(maps), expected.flatten(1, 2))
+
+
+# the E-measure
+
+
+def reference_e(pred, truth):
+    """E-measure of a binary map by the reference code, which divides by n - 1.
+
+    Not its adaptive threshold, by which a map that holds nothing counts as one that holds everything.
+    """
+    measure = pytest.importorskip("py_sod_metrics").Emeasure()
+    measure.step(255 * pred.astype(np.uint8), 255 * truth.astype(np.uint8))
+    return measure.get_results()["em"]["curve"][128]
+
+
+def e_cases(classes):
+    """Predictions and truths: random ones, a class that fills the image, one that is never hit, one never predicted."""
+    rng, size = np.random.default_rng(classes), (7, 9)
+    truths = [rng.integers(0, classes, size) for _ in range(4)] + [np.full(size, 1)] * 3 + [np.where(np.indices(size)[1] < 4, 0, 1)] * 2
+    preds = [rng.integers(0, classes, size), truths[1], np.roll(truths[2], 1, axis=0), np.zeros(size, int), truths[4], np.zeros(size, int),
+             rng.integers(0, classes, size), 1 - truths[7], np.zeros(size, int)]
+    return preds, truths
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_the_e_measure_from_counts_is_that_of_the_reference_code_from_maps(nb, classes):
+    preds, truths = e_cases(classes)
+    found = nb.e_measure(np.stack([common.confusion_matrix(p, t, classes) for p, t in zip(preds, truths)]), divisor="n-1")
+    for (i, c), value in np.ndenumerate(found):
+        if (truths[i] == c).any():
+            assert value == pytest.approx(reference_e(preds[i] == c, truths[i] == c), abs=1e-12)
+        else:
+            assert math.isnan(value)
+
+
+def test_the_papers_divisor_is_the_number_of_pixels(nb):
+    preds, truths = e_cases(3)
+    confusion = np.stack([common.confusion_matrix(p, t, 3) for p, t in zip(preds, truths)])
+    np.testing.assert_allclose(nb.e_measure(confusion) * 63, nb.e_measure(confusion, "n-1") * 62)
+
+
+def test_void_is_no_part_of_the_e_measure(nb):
+    rng = np.random.default_rng(0)
+    truth, pred = random_labels(classes=3, size=(12, 14), void=0.3, batch=1)[0].numpy(), rng.integers(0, 3, (12, 14))
+    valid = truth != 255
+    found = nb.e_measure(common.confusion_matrix(pred, truth, 3)[None], "n-1")[0]
+    for c in range(3):
+        assert found[c] == pytest.approx(reference_e((pred == c)[valid][None], (truth == c)[valid][None]), abs=1e-12)
+    assert np.isnan(nb.e_measure(np.zeros((1, 3, 3), int))).all(), "an image of void only has no score, and gives no warning"
+
+
+def test_a_perfect_prediction_has_an_e_measure_of_1_and_absent_classes_have_none(nb):
+    truth = random_labels(classes=4, size=(12, 14), void=0.1, batch=1)[0].numpy()
+    np.testing.assert_allclose(nb.e_measure(common.confusion_matrix(np.where(truth == 255, 0, truth), truth, 6)[None]), [[1, 1, 1, 1, np.nan, np.nan]])
+
+
+# trimaps, means and F1
+
+
+def scenes_with_predictions(n=3, classes=4, size=(24, 30)):
+    truths = random_labels(5, classes, size, void=0.02, batch=n).numpy()
+    return np.random.default_rng(1).integers(0, classes, truths.shape), truths
+
+
+def naive_band(truth, radius):
+    """Valid pixels at most `radius` rows and columns away from a valid pixel beside another valid class."""
+    shape, seams = truth.shape, []
+    for y, x in np.argwhere(truth != 255):
+        beside = [truth[v, w] for v, w in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)) if 0 <= v < shape[0] and 0 <= w < shape[1]]
+        if any(other not in (truth[y, x], 255) for other in beside):
+            seams.append((y, x))
+    away = np.abs(np.indices(shape)[:, None] - np.array(seams).reshape(-1, 2).T[:, :, None, None]).max(0)
+    return (away <= radius).any(0) & (truth != 255)
+
+
+def naive_counts(pred, truth, classes):
+    """(C, 3) true positives, false positives and false negatives of flat arrays."""
+    return np.array([[((pred == c) & (truth == c)).sum(), ((pred == c) & (truth != c)).sum(), ((pred != c) & (truth == c)).sum()] for c in range(classes)])
+
+
+def test_counts_in_trimaps_are_those_of_pixels_near_a_seam(nb):
+    assert nb.RADII == (1, 2, 3, 5, 10)
+    for pred, truth in zip(*scenes_with_predictions()):
+        found = nb.counts_in_trimaps(pred, truth, 4)
+        for counts, radius in zip(found, nb.RADII):
+            band = naive_band(truth, radius)
+            assert band.any() and not band[truth == 255].any()
+            np.testing.assert_array_equal(counts, naive_counts(pred[band], truth[band], 4))
+
+
+def test_a_wider_trimap_holds_a_narrower_one_and_with_its_outside_every_valid_pixel(nb):
+    label = np.zeros((60, 40), int)
+    label[20:, :], label[50:, 30:] = 1, 255
+    pred = np.random.default_rng(0).integers(0, 2, label.shape)
+    inside = nb.counts_in_trimaps(pred, label, 2)
+    pixels = inside[..., [0, 2]].sum((1, 2))
+    np.testing.assert_array_equal(pixels, [2 * 40 * (radius + 1) for radius in nb.RADII])
+    assert (np.diff(inside, axis=0) >= 0).all()
+    everything = nb.tp_fp_fn(common.confusion_matrix(pred, label, 2)[None])[0]
+    np.testing.assert_array_equal(everything, naive_counts(pred[label != 255], label[label != 255], 2))
+    for counts, radius in zip(inside, nb.RADII):
+        beyond = ~common.trimap_band(label, 2, radius) & (label != 255)
+        np.testing.assert_array_equal(everything - counts, naive_counts(pred[beyond], label[beyond], 2))
+
+
+def test_trimap_curves_are_mean_ious_inside_and_outside_over_all_images(nb):
+    preds, truths = scenes_with_predictions(size=(40, 50))
+    per_image = {"confusion": np.stack([common.confusion_matrix(p, t, 4) for p, t in zip(preds, truths)]),
+                 "trimaps": np.stack([nb.counts_in_trimaps(p, t, 4) for p, t in zip(preds, truths)])}
+    curves = nb.trimap_curves(per_image)
+    assert list(curves) == ["inside", "outside"] and all(list(curve) == ["1", "2", "3", "5", "10"] for curve in curves.values())
+    for radius in nb.RADII:
+        bands = np.stack([common.trimap_band(t, 4, radius) for t in truths])
+        for name, part in (("inside", bands), ("outside", ~bands & (truths != 255))):
+            expected = common.miou(common.confusion_matrix(preds[part], truths[part], 4))
+            assert curves[name][str(radius)] == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_mean_iou_of_counts_is_that_of_the_confusion_matrix(nb):
+    rng = np.random.default_rng(0)
+    confusion = rng.integers(0, 30, (5, 6, 6))
+    confusion[:, 2] = 0  # a class that is predicted and never true
+    confusion[:, 4], confusion[:, :, 4] = 0, 0
+    assert nb.mean_iou(nb.tp_fp_fn(confusion).sum(0)) == pytest.approx(common.miou(confusion.sum(0)))
+    assert math.isnan(nb.mean_iou(np.zeros((6, 3), int)))
+
+
+def test_pixel_f1_is_a_function_of_the_iou():
+    for seed in range(20):
+        cm = np.random.default_rng(seed).integers(0, 100, (7, 7))
+        cm[seed % 7, :] = 0
+        iou = common.iou_per_class(cm)
+        np.testing.assert_allclose(common.f1_per_class(cm), 2 * iou / (1 + iou))
+
+
+@pytest.mark.parametrize("method", ["ppce", "semeda_4_2_0"])
+def test_the_published_f1_says_nothing_that_the_published_iou_does_not(method):
+    published = common.read_published(NAME).query("method == @method")
+    rows = {metric: published.query("metric == @metric and `class` != ''").set_index("class")["value"].astype(float) for metric in ("iou", "f1", "e")}
+    assert all(list(row.index) == common.SCHEMES["cityscapes19"].classes for row in rows.values())
+    iou = rows["iou"] / 100
+    assert (rows["f1"] - 100 * 2 * iou / (1 + iou)).abs().max() < 0.11
+    for metric, row in rows.items():
+        (printed,) = common.headline(published, metric.replace("iou", "miou"))["value"].astype(float)
+        assert row.mean() == pytest.approx(printed, abs=0.06)
+
+
+def test_an_evaluation_averages_e_over_the_images_that_hold_a_class(nb, toy):
+    torch.manual_seed(0)
+    net, data = nn.Conv2d(3, 19, 1).eval(), common.StreetScenes(common.list_frames(toy, "val"), (64, 128))
+    metrics, per_image = nb.evaluate(net, data)
+    pairs = [(net(item["image"][None]).argmax(1)[0].numpy(), item["label"].numpy()) for item in data]
+    values = {c: [reference_e(p[t != 255][None] == k, t[t != 255][None] == k) * (1 - 1 / (t != 255).sum()) for p, t in pairs if (t == k).any()]
+              for k, c in enumerate(data.scheme.classes)}
+    for c, found in metrics["e"].items():
+        assert found == (pytest.approx(np.mean(values[c])) if values[c] else None)
+    assert metrics["e_mean"] == pytest.approx(np.mean([v for v in metrics["e"].values() if v is not None]))
+    assert {len(v) for v in values.values()} >= {0, len(data)}, "classes in all images and in none"
+    for radius in nb.RADII:
+        bands = [common.trimap_band(t, 19, radius) for _, t in pairs]
+        pred, truth = (np.concatenate([pair[k][band] for pair, band in zip(pairs, bands)]) for k in (0, 1))
+        assert metrics["inside"][str(radius)] == pytest.approx(common.miou(common.confusion_matrix(pred, truth, 19)))
+    assert set(per_image) == {"confusion", "boundary_f1", "trimaps"} and {"miou", "accuracy", "iou", "outside"} <= set(metrics)
+    contours = common.boundary_f1(*pairs[0], 19, 3, count_frame=False, count_void_rim=False)
+    np.testing.assert_array_equal(per_image["boundary_f1"][0], contours)
+    assert not np.array_equal(nb.evaluate(net, data, tolerance=1)[1]["boundary_f1"][0], contours, equal_nan=True)
+
+
+# the networks
+
+
+@pytest.fixture(scope="module")
+def v2(nb):
+    """A DeepLab v2 whose batch norms have seen something."""
+    torch.manual_seed(0)
+    net = nb.DeepLabV2().eval()
+    for module in net.encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.2, 0.6)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return net
+
+
+def test_deeplab_v2_scores_at_stride_8_and_answers_at_the_size_of_the_image(nb, v2):
+    image = torch.randn(2, 3, 48, 256)  # features so wide that the widest branch reaches its neighbours
+    with torch.no_grad():
+        features, logits = v2.encoder(image), v2(image)
+        parts = [F.conv2d(features, b.weight, b.bias, padding=rate, dilation=rate) for b, rate in zip(v2.branches, (6, 12, 18, 24), strict=True)]
+    assert features.shape == (2, 2048, 6, 32) and logits.shape == (2, 19, 48, 256)
+    scores = parts[0] + parts[1] + parts[2] + parts[3]
+    torch.testing.assert_close(logits, F.interpolate(scores, (48, 256), mode="bilinear", align_corners=False), atol=1e-5, rtol=1e-4)
+    assert [b.weight.shape for b in v2.branches] == [(19, 2048, 3, 3)] * 4
+
+
+def test_the_dilated_resnet_computes_what_the_plain_one_does_at_four_times_as_many_places(nb, v2):
+    plain = torchvision.models.resnet101(weights=None)
+    plain = nn.Sequential(*list(plain.children())[:-2]).eval()
+    plain.load_state_dict(v2.encoder.state_dict())
+    image = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        dense, sparse = v2.encoder(image), plain(image)
+    assert sparse.shape == (1, 2048, 3, 4) and sparse.std() > 0
+    torch.testing.assert_close(dense[..., ::4, ::4], sparse, atol=1e-4 * sparse.abs().max().item(), rtol=1e-3)
+
+
+def test_stages_three_and_four_are_dilated_by_2_and_4(v2):
+    stages = [[block.conv2 for block in stage] for stage in v2.encoder[-2:]]
+    assert [{conv.dilation for conv in stage[1:]} for stage in stages] == [{(2, 2)}, {(4, 4)}]
+    assert all(conv.stride == (1, 1) for stage in stages for conv in stage)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("v3plus_xception71", 43_463_915), ("v3plus_resnet101", 45_674_339)])
+def test_deeplab_v3_plus_has_the_size_of_smps(nb, name, parameters):
+    with torch.device("meta"):
+        net, got = nb.build_network(name)
+    assert got == "none" and sum(p.numel() for p in net.parameters()) == parameters
+
+
+@pytest.mark.parametrize("size", [(320, 320), (64, 128)])
+def test_deeplab_v3_plus_answers_at_the_size_of_the_image_from_stride_16_on(nb, size):
+    net, got = nb.build_network("v3plus_resnet18")
+    with torch.no_grad():
+        image = torch.randn(2, 3, *size)
+        logits = net(image)
+        deepest = net.encoder(image)[-1]
+    assert got == "none" and logits.shape == (2, 19, *size) and logits.dtype == torch.float32
+    assert deepest.shape[-2:] == (size[0] // 16, size[1] // 16)
+
+
+@pytest.fixture
+def caches(tmp_path, monkeypatch):
+    """Empty caches of both hubs, neither of which can be reached."""
+    from huggingface_hub import constants
+
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no network in tests")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(common, "hub_reachable", lambda: False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    common.say_once.cache_clear()
+    return tmp_path
+
+
+def put_torchvision(caches, weights, state):
+    """Leave weights where torchvision looks before it downloads them."""
+    folder = caches / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(state, folder / weights.url.rpartition("/")[2])
+
+
+def put_resnet101(caches, kind):
+    """The state of a random ResNet-101 in torch's cache, alone (imagenet) or inside a DeepLab v3 (coco)."""
+    torch.manual_seed(3)
+    segmentation = torchvision.models.segmentation
+    if kind == "coco":
+        net = segmentation.deeplabv3_resnet101(weights=None, weights_backbone=None, aux_loss=True, num_classes=21)
+        put_torchvision(caches, segmentation.DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1, net.state_dict())
+        return net.backbone
+    net = torchvision.models.resnet101(weights=None)
+    put_torchvision(caches, torchvision.models.ResNet101_Weights.IMAGENET1K_V1, net.state_dict())
+    return net
+
+
+def put_resnet18(caches):
+    """A random encoder of smp in the hub's cache."""
+    import segmentation_models_pytorch as smp
+    from safetensors.torch import save_file
+
+    torch.manual_seed(3)
+    settings = smp.encoders.encoders["resnet18"]["pretrained_settings"]["imagenet"]
+    encoder = smp.encoders.get_encoder("resnet18", weights=None)
+    folder = caches / "hf" / f"models--{settings['repo_id'].replace('/', '--')}" / "snapshots" / settings["revision"]
+    folder.mkdir(parents=True)
+    save_file(encoder.state_dict() | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return encoder
+
+
+def check_frozen(nb, net):
+    """Batch norms of the encoder stay as they came, in training too, and all else learns."""
+    assert isinstance(net, nb.WithFrozenNorm)
+    norms = [m for m in net.net.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    fixed = {id(p) for norm in norms for p in norm.parameters()}
+    assert norms and len(fixed) == 2 * len(norms)
+    for training in (True, False, True):
+        net.train(training)
+        assert not any(norm.training for norm in norms)
+        assert all(m.training == training for m in net.modules() if m not in norms)
+    assert all(p.requires_grad == (id(p) not in fixed) for p in net.parameters())
+    before = [norm.running_mean.clone() for norm in norms]
+    net(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert all((p.grad is None) == (id(p) in fixed) for p in net.parameters())
+    assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before))
+
+
+@pytest.mark.parametrize(("weights", "kind"), [("coco", "coco"), ("auto", "imagenet")])
+def test_deeplab_v2_takes_the_layers_of_a_trained_resnet_and_freezes_their_norms(nb, caches, weights, kind):
+    source = put_resnet101(caches, kind)
+    net, got = nb.build_network("v2_resnet101", weights)
+    layers = ("conv1", "bn1", None, None, "layer1", "layer2", "layer3", "layer4")
+    assert got == kind and len(net.net.encoder) == len(layers)
+    for ours, name in zip(net.net.encoder, layers):
+        if name:
+            theirs = getattr(source, name).state_dict()
+            assert theirs.keys() == ours.state_dict().keys() and all(torch.equal(value, theirs[key]) for key, value in ours.state_dict().items())
+    check_frozen(nb, net)
+
+
+@pytest.mark.parametrize("weights", ["auto", "imagenet"])
+def test_deeplab_v3_plus_takes_an_encoder_trained_on_imagenet_and_freezes_its_norms(nb, caches, weights):
+    source = put_resnet18(caches).state_dict()
+    net, got = nb.build_network("v3plus_resnet18", weights)
+    ours = net.net.encoder.state_dict()
+    assert got == "imagenet" and ours.keys() == source.keys() and all(torch.equal(ours[key], source[key]) for key in source)
+    check_frozen(nb, net)
+
+
+@pytest.mark.parametrize("weights", ["auto", "none"])
+@pytest.mark.parametrize("name", ["v3plus_resnet18", "v2_resnet101"])
+def test_without_weights_nothing_is_frozen_and_auto_says_so(nb, caches, name, weights, capsys):
+    net, got = nb.build_network(name, weights)
+    assert got == "none" and not isinstance(net, nb.WithFrozenNorm)
+    assert all(p.requires_grad for p in net.parameters()) and all(m.training for m in net.train().modules())
+    assert ("random initialisation" in capsys.readouterr().out) == (weights == "auto")
+
+
+@pytest.mark.parametrize(("name", "weights"), [("v3plus_resnet18", "imagenet"), ("v2_resnet101", "coco")])
+def test_weights_that_are_asked_for_and_not_there_stop_with_one_sentence(nb, caches, name, weights):
+    with pytest.raises(common.StreetsError, match=f"^The pretrained weights {weights} cannot be fetched[^.]*\\.$"):
+        nb.build_network(name, weights)
+
+
+@pytest.mark.parametrize(("kind", "momentum"), [("sgd", 0.9), ("adamw", None)])
+def test_the_optimizer_moves_what_is_not_frozen_at_the_rate_for_what_it_started_from(nb, kind, momentum):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4).requires_grad_(False))
+    for started_from, rate in (("none", 0.2), ("imagenet", 0.1), ("coco", 0.1)):
+        (group,) = nb.make_optimizer(model, {"optimizer": kind, "lr": 0.1, "scratch_lr": 0.2, "weight_decay": 0.03}, started_from).param_groups
+        assert (group["lr"], group["weight_decay"], group.get("momentum")) == (rate, 0.03, momentum)
+        assert [id(p) for p in group["params"]] == [id(p) for p in model[0].parameters()]
+
+
+# the crops
+
+
+def coded(label):
+    """A photo whose colour tells the label under it."""
+    return np.stack([label, label // 2, 255 - label], axis=-1).astype(np.uint8)
+
+
+def test_photo_and_label_stay_aligned_in_crops_of_any_scale(nb):
+    label = (np.indices((96, 160)) // 24).sum(0).astype(np.uint8) * 20
+    checked = set()
+    for seed in range(40):
+        image, out = nb.random_crop(coded(label), label, np.random.default_rng(seed), crop=64)
+        assert image.shape == (64, 64, 3) and out.shape == (64, 64) and image.dtype == out.dtype == np.uint8
+        square = np.ones((7, 7), np.uint8)
+        calm = (cv2.erode(out, square) == cv2.dilate(out, square)) & (out != 255)  # no other label within 3 pixels
+        assert calm.mean() > 0.2
+        np.testing.assert_array_equal(image[calm], coded(out)[calm])
+        checked |= set(np.unique(out[calm]))
+    assert checked == set(np.unique(label))
+
+
+def test_a_crop_at_scale_1_is_a_part_of_the_image_or_its_mirror_and_all_places_occur(nb):
+    label = np.arange(42, dtype=np.uint8).reshape(6, 7)
+    corners = {False: set(), True: set()}
+    for seed in range(300):
+        image, out = nb.random_crop(coded(label), label, np.random.default_rng(seed), crop=4, scales=(1, 1))
+        mirrored = bool(out[0, 0] > out[0, 1])
+        row, column = divmod(int(out[:, ::-1][0, 0] if mirrored else out[0, 0]), 7)
+        part = label[row : row + 4, column : column + 4]
+        np.testing.assert_array_equal(out, part[:, ::-1] if mirrored else part)
+        np.testing.assert_array_equal(image, coded(out))
+        corners[mirrored].add((row, column))
+    assert corners[False] == corners[True] == {(row, column) for row in range(3) for column in range(4)}
+
+
+def test_what_lies_beyond_a_small_image_is_void_and_has_the_mean_colour(nb):
+    label = np.full((40, 60), 7, np.uint8)
+    seen = set()
+    for seed in range(10):
+        image, out = nb.random_crop(np.zeros((40, 60, 3), np.uint8), label, np.random.default_rng(seed), crop=64, scales=(1, 1))
+        inside = np.zeros((64, 64), bool)
+        mirrored = bool(out[0, 0] == 255)
+        inside[:40, 4:] = True
+        inside = inside if mirrored else inside[:, ::-1]
+        np.testing.assert_array_equal(out, np.where(inside, 7, 255))
+        np.testing.assert_array_equal(image[~inside], np.tile([124, 116, 104], (64 * 64 - 2400, 1)))
+        assert not image[inside].any()
+        seen.add(mirrored)
+    assert seen == {False, True}
+
+
+def test_crops_show_from_two_thirds_to_twice_their_side(nb):
+    label = np.tile(np.arange(400) // 2, (300, 1)).astype(np.uint8)
+    image = coded(label)
+    spans = [2 * int(np.ptp(nb.random_crop(image, label, np.random.default_rng(seed), crop=60)[1].astype(int))) for seed in range(300)]
+    assert 36 <= min(spans) <= 42 and 114 <= max(spans) <= 122
+
+
+def test_a_crop_depends_on_its_generator_only(nb):
+    label = np.random.default_rng(0).integers(0, 19, (50, 70)).astype(np.uint8)
+    crops = [nb.random_crop(coded(label), label, np.random.default_rng(seed), crop=32)[1] for seed in (5, 5, 6)]
+    np.testing.assert_array_equal(crops[0], crops[1])
+    assert not np.array_equal(crops[0], crops[2])
+
+
+# the plan of runs
+
+
+@pytest.mark.parametrize(("text", "settings"), [
+    ("4,2,0", [(4, 2, 0)]), ("2", [(2, 0, 0)]), ("1, .5", [(1, 0.5, 0)]), (" 2,4,0 ; 0.5,0.5,0.5", [(2, 4, 0), (0.5, 0.5, 0.5)]), ("0,0,1", [(0, 0, 1)])])
+def test_lambdas_are_one_to_three_weights_per_setting(nb, text, settings):
+    assert nb.read_lambdas(text) == settings
+
+
+@pytest.mark.parametrize("text", ["", "four", "1,2,3,4", "-1,2,0", "nan,1,0", "inf", "4,2,0;", "4;2;x", "all,1"])
+def test_lambdas_that_are_none_stop_with_one_sentence(nb, text):
+    with pytest.raises(common.StreetsError, match=r"^lambdas does not know '[^']*': use one to three weights such as 4,2,0, [^.]*\.$"):
+        nb.read_lambdas(text)
+
+
+def test_by_default_one_run_of_each_method_is_planned(nb):
+    plan = nb.plan_runs(nb.METHODS, "4,2,0")
+    assert {name: method for name, (method, _) in plan.items()} == {"ppce": "ppce", "sobel_4": "sobel", "semeda_4_2_0": "semeda"}
+    assert plan["semeda_4_2_0"][1] == (4, 2, 0) and plan["sobel_4"][1][0] == 4 and not any(plan["ppce"][1])
+
+
+def test_all_plans_the_settings_of_table_1_under_the_names_of_their_published_numbers(nb):
+    plan = nb.plan_runs(nb.METHODS, "all")
+    published = common.headline(common.read_published(NAME), "miou")["method"]
+    assert list(plan) == [name for name in published if "resnet101" not in name] and len(plan) == 13
+    assert [method for method, _ in plan.values()] == ["ppce"] + 4 * ["sobel"] + 8 * ["semeda"]
+    for name, (method, weights) in plan.items():
+        assert name == "_".join([method, *(f"{weight:g}" for weight in weights[: {"ppce": 0, "sobel": 1, "semeda": 3}[method]])])
+
+
+def test_several_settings_are_several_runs_and_sobel_takes_the_first_weights(nb):
+    assert list(nb.plan_runs(["sobel", "semeda"], "4,2,0; 2,4,0; 4,4")) == ["sobel_4", "sobel_2", "semeda_4_2_0", "semeda_2_4_0", "semeda_4_4_0"]
+    assert list(nb.plan_runs(["sobel", "semeda"], "2")) == ["sobel_2", "semeda_2_0_0"]
+    assert list(nb.plan_runs(nb.METHODS, "4,2,0", "v2_resnet101")) == ["ppce_v2_resnet101", "sobel_4_v2_resnet101", "semeda_4_2_0_v2_resnet101"]
+
+
+def test_what_sobel_does_not_read_is_no_part_of_its_run(nb):
+    plans = [nb.plan_runs(["sobel"], text)["sobel_4"] for text in ("4,2,0", "4,4,0", "4", "all")]
+    assert all(plan == plans[0] for plan in plans), "else one of them is refused where another was run before"
+
+
+def run_cells(parts, given=(), **parameters):
+    """The globals after the notebook's code cells that contain one of `parts`, with parameters injected as papermill does.
+
+    All that the notebook defines is there from the beginning, and `given`, which other cells would have made.
+    """
+    cells = [cell.source for cell in jupytext.read(ROOT / "notebooks" / f"{NAME}.py").cells if cell.cell_type == "code"]
+    injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    chosen = [cells[0], injected, *(cell for cell in cells[1:] if any(part in cell for part in parts))]
+    assert all(any(part in cell for cell in chosen) for part in parts)
+    scope = vars(notebook_definitions(NAME)) | {"In": chosen} | dict(given)
+    for cell in chosen:
+        exec(cell, scope)
+    return scope
+
+
+CHECK = ("common.check_parameters(", "chosen = {")
+
+
+@pytest.mark.parametrize(("parameters", "sentence"), [
+    ({"lambdas": "much"}, "lambdas does not know 'much'"), ({"reduction": "mean"}, "reduction does not know 'mean'"),
+    ({"network": "unet"}, "network does not know 'unet'"), ({"weights": "coco"}, "weights coco is a backbone of v2_resnet101"),
+    ({"crop": 321}, "crop must be a multiple of 16, not 321"), ({"batch_size": 1}, "batch_size must be at least 2"), ({"photo": "missing.jpg"}, "photo: there is no file missing.jpg"),
+    ({"lamdas": "4"}, "There is no parameter 'lamdas' here: this notebook has mode, method, lambdas")])
+def test_a_wrong_parameter_stops_with_one_sentence(parameters, sentence):
+    with pytest.raises(common.StreetsError) as caught:
+        run_cells(CHECK, **parameters)
+    assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
+
+
+def test_parameters_replace_what_the_mode_says_and_0_takes_it(nb):
+    settings = run_cells(CHECK, lr=0.25, epochs=3, reduction="sum")["settings"]
+    quick = nb.MODES["quick"]
+    assert settings == quick | {"lr": 0.25, "scratch_lr": 0.25, "epochs": 3, "reduction": "sum"}
+    assert run_cells(CHECK)["settings"] == quick
+
+
+def test_in_paper_mode_deeplab_v2_sees_images_of_half_the_size():
+    heights = [run_cells(CHECK, mode="paper", **more)["settings"]["height"] for more in ({}, {"network": "v2_resnet101"}, {"network": "v2_resnet101", "height": 1024})]
+    assert heights == [1024, 512, 1024]
+
+
+def names_of(**parameters):
+    """Names of the planned runs, without their seed."""
+    scope = run_cells((*CHECK, "published_network ="), **parameters)
+    return [scope["run_name"](name, scope["changes"]) for name in scope["plan"]]
+
+
+def test_runs_of_the_published_networks_have_the_names_of_their_published_numbers():
+    published = set(common.headline(common.read_published(NAME), "miou")["method"])
+    for more in ({}, {"network": "v3plus_resnet101"}, {"network": "v2_resnet101"}, {"network": "v2_resnet101", "weights": "coco"}):
+        names = names_of(mode="paper", method="ppce,semeda", **more)
+        assert len(names) == 2 and set(names) <= published
+
+
+def test_what_departs_from_the_mode_stands_in_the_name_where_it_is_read():
+    assert names_of() == ["ppce", "sobel_4", "semeda_4_2_0"]
+    assert names_of(reduction="sum", epochs=3) == ["ppce-epochs3", "sobel_4-epochs3-reductionsum", "semeda_4_2_0-epochs3-reductionsum"]
+    assert names_of(method="ppce", weights="none", lr=0.25) == ["ppce-lr0.25-weights_none"]
+    assert names_of(method="ppce", mode="course", network="v3plus_xception71") == ["ppce-networkv3plus_xception71"]
+
+
+def proxy_of(toy, monkeypatch, **parameters):
+    """(folder, configuration) of the proxy network that a run would train or load."""
+    asked = []
+
+    def note(folder, config, train, **options):
+        asked.append((folder, config))
+        return {"metrics": {"edge_f1": 1.0}, "steps": 50, "seconds": 1.0}
+
+    monkeypatch.setattr(common, "train_or_load", note)
+    monkeypatch.setattr(common, "load_weights", lambda path, net: net)
+    given = {"root": toy, "splits": {}, "size": (64, 128), "EdgeNet": nn.Identity}
+    run_cells((*CHECK, "proxy_folder = "), given, **parameters)
+    ((folder, config),) = asked
+    return folder, config
+
+
+@pytest.mark.parametrize("changes", [
+    {"method": "ppce"}, {"lambdas": "2"}, {"reduction": "sum"}, {"weights": "none"}, {"lr": 0.1}, {"epochs": 3}, {"batch_size": 4},
+    {"precision": "fp32"}, {"network": "v3plus_resnet101"}, {"network": "v2_resnet101", "weights": "coco"}, {"rerun": "yes"}])
+def test_what_a_proxy_network_does_not_depend_on_leaves_it_the_same(toy, monkeypatch, changes):
+    folder, config = proxy_of(toy, monkeypatch)
+    other_folder, other = proxy_of(toy, monkeypatch, **changes)
+    assert other_folder == folder and common.differing_keys(other, config) == []
+
+
+@pytest.mark.parametrize("changes", [{"height": 64}, {"crop": 64}, {"images": 6}, {"seed": 1}, {"mode": "course"}, {"network": "v2_resnet101"}])
+def test_proxy_networks_that_differ_have_folders_of_their_own(toy, monkeypatch, changes):
+    (folder, config), (other_folder, other) = (proxy_of(toy, monkeypatch, **({"mode": "paper"} | more)) for more in ({}, changes))
+    assert common.differing_keys(other, config) and other_folder != folder
+
+
+# training
+
+
+def train_tiny(root, out, method="semeda", epochs=3, **changes):
+    """One method as the notebook trains it, with a proxy network of random weights; returns its folder."""
+    common.SAVE_SECONDS = 0.0  # a state after every epoch
+    nb = notebook_definitions(NAME)
+    torch.manual_seed(7)
+    common.save_weights(out.parent / "proxy" / "best.safetensors", nb.EdgeNet())
+    splits = {split: common.list_frames(root, split) for split in ("train", "val", "test")}
+    settings = nb.MODES["quick"] | {"height": 64, "crop": 64, "epochs": epochs, "eval_every": 1, "batch_size": 3} | changes
+    config = {"method": method, "parameters": {"seed": 1, "mode": "course"}, "dataset": "toy", "images": {"train": 8, "val": 3},
+              "recorded": {"versions": {}, "command": "", "definitions": "", "started": "2026"}}
+    run = partial(nb.train_method, method=method, lambdas=(4.0, 2.0, 0.0), proxy_folder=out.parent / "proxy", settings=settings,
+                  splits=splits, size=(64, 128), weights="none", seed=1)
+    common.train_or_load(out, config, run)
+    return out
+
+
+def test_a_killed_training_resumes_and_ends_in_the_same_numbers(nb, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "SAVE_SECONDS", 0.0)
+    script = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n" \
+             f"import torch, pathlib, tiny_run, test_{NAME} as t\ntorch.set_num_threads(1)\n" \
+             f"tiny_run.kill_before('progress.json', 2)\nt.train_tiny(pathlib.Path({str(toy)!r}), pathlib.Path({str(tmp_path / 'killed')!r}))"
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "killed" / "summary.json").exists() and list((tmp_path / "killed" / "checkpoint").iterdir())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folders = [train_tiny(toy, tmp_path / name) for name in ("killed", "unbroken")]
+    torch.set_num_threads(threads)
+    resumed, unbroken = (pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in folders)
+    pd.testing.assert_frame_equal(resumed, unbroken, check_exact=True)
+    assert len(unbroken) == 3 and len({*map(tuple, unbroken[["train_loss", "miou"]].values)}) == 3
+    scores = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    assert all(scores[0][part] == scores[1][part] for part in ("metrics", "test"))
+    rate = nb.MODES["quick"]["scratch_lr"]
+    np.testing.assert_allclose(unbroken["lr"], [rate * (1 - done / 6) ** 0.9 for done in (0, 2, 4)])  # 6 steps of three images
+
+
+def handed_to_fit(toy, tmp_path, monkeypatch, **changes):
+    """What the training of one method hands to common.fit: (model, loss, training data, validation data, options)."""
+    calls = []
+    monkeypatch.setattr(common, "fit", lambda folder, *data, **options: calls.append((*data, options)))
+    train_tiny(toy, tmp_path / "run", **changes)
+    return calls[0]
+
+
+def test_the_proxy_network_is_frozen_while_a_network_is_trained(nb, toy, tmp_path, monkeypatch):
+    model, loss, *_, options = handed_to_fit(toy, tmp_path, monkeypatch)
+    proxy = loss.keywords["proxy"]
+    saved = common.load_weights(tmp_path / "proxy" / "best.safetensors", nb.EdgeNet())
+    assert all(torch.equal(a, b) and not a.requires_grad for a, b in zip(proxy.parameters(), saved.parameters(), strict=True))
+    moved = {id(p) for group in options["optimizer"].param_groups for p in group["params"]}
+    assert moved == {id(p) for p in model.parameters()}
+
+
+def test_a_network_learns_from_crops_and_is_judged_on_whole_images(toy, tmp_path, monkeypatch):
+    _, loss, train, val, options = handed_to_fit(toy, tmp_path, monkeypatch, crop=32, reduction="sum", tolerance=2)
+    assert (len(train), len(val), len(options["test_data"])) == (8, 3, 2)
+    assert train[1, 0]["label"].shape == (32, 32) and not torch.equal(train[1, 0]["image"], train[2, 0]["image"])
+    assert val[1, 0]["label"].shape == options["test_data"][1, 0]["label"].shape == (64, 128)
+    assert loss.keywords["reduction"] == "sum" and options["evaluate"].keywords == {"tolerance": 2}
+
+
+def test_xception_sees_colours_scaled_as_its_weights_expect(toy, tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm")
+    expected = timm.get_pretrained_cfg("xception71")
+    inputs = {name: run_cells(CHECK, mode="paper")["settings"][name] for name in ("mean", "std")}
+    assert inputs == {"mean": expected.mean, "std": expected.std} and "mean" not in run_cells(CHECK)["settings"]
+    for given in (inputs, {}):
+        *_, train, val, options = handed_to_fit(toy, tmp_path, monkeypatch, **given)
+        assert {(data.mean, data.std) for data in (train, val, options["test_data"])} == {tuple(given.values()) or (common.IMAGENET_MEAN, common.IMAGENET_STD)}
+
+
+# the whole notebook
+
+
+def run_notebook(out, **parameters):
+    """Summaries by folder name of a papermill run."""
+    jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAME}.py"), out / "in.ipynb")
+    parameters = TINY | {"out_dir": str(out / "results")} | parameters
+    papermill.execute_notebook(str(out / "in.ipynb"), str(out / "out.ipynb"), parameters=parameters, cwd=str(ROOT), progress_bar=False)
+    return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
+
+
+TAG = "-height64-crop64-batch_size3-epochs1-images6-weights_none_seed42"
+PROXY = "proxy-height64-crop64-images6_seed42"
+
+
+@pytest.fixture(scope="module")
+def all_methods(toy, tmp_path_factory):
+    """(folder, summaries) of one run of all methods."""
+    out = tmp_path_factory.mktemp("all")
+    return out, run_notebook(out, data_dir=str(toy))
+
+
+def test_all_methods_run_under_papermill_and_leave_complete_results(all_methods):
+    out, summaries = all_methods
+    assert set(summaries) == {PROXY} | {name + TAG for name in ("ppce", "sobel_4", "semeda_4_2_0")}
+    losses = set()
+    for name, summary in summaries.items():
+        folder = out / "results" / NAME / "toy-quick" / name
+        config, history = json.loads((folder / "config.json").read_text()), pd.read_csv(folder / "history.csv")
+        assert config["method"] == summary["method"] and (summary["mode"], summary["n_train"], summary["n_val"]) == ("quick", 6, 2)
+        assert np.isfinite(history["train_loss"]).all() and (folder / "best.safetensors").exists()
+        if name == PROXY:
+            continue
+        losses.add(history["train_loss"][0])
+        for scores in (summary["metrics"], summary["test"]):
+            assert {"miou", "accuracy", "iou", "e", "e_mean", "inside", "outside"} <= set(scores)
+            assert 0 < scores["e_mean"] < 1 and 0 < scores["miou"] < 1
+            assert all(list(scores[side]) == ["1", "2", "3", "5", "10"] for side in ("inside", "outside"))
+            assert [c for c, v in scores["e"].items() if v is None] == [c for c, v in scores["iou"].items() if v is None]
+        assert summary["weights"] == "none" and config["settings"]["reduction"] == ("not used" if "ppce" in name else "elements")
+    assert len(losses) == 3, "three methods, three losses"
+
+
+def test_the_run_of_the_proxy_network_says_what_it_reached(nb, all_methods):
+    out, summaries = all_methods
+    folder, summary = out / "results" / NAME / "toy-quick" / PROXY, summaries[PROXY]
+    history = pd.read_csv(folder / "history.csv")
+    assert summary["steps"] == history["step"].iloc[-1] and summary["metrics"] == {"edge_f1": pytest.approx(history["edge_f1"].iloc[-1])}
+    assert summary["metrics"]["edge_f1"] > 0.99
+    common.load_weights(folder / "best.safetensors", nb.EdgeNet())
+
+
+def test_a_later_run_finds_the_proxy_network_and_takes_a_whole_number_for_lambdas(toy, all_methods, tmp_path):
+    out, before = all_methods
+    weights = out / "results" / NAME / "toy-quick" / PROXY / "best.safetensors"
+    written = weights.stat().st_mtime_ns
+    cv2.imwrite(str(tmp_path / "mine.jpg"), np.random.default_rng(0).integers(0, 255, (90, 130, 3), np.uint8))
+    after = run_notebook(tmp_path, data_dir=str(toy), out_dir=str(out / "results"), method="sobel", lambdas=2, epochs=1,
+                         photo=str(tmp_path / "mine.jpg"))
+    assert not after  # it went to the other results
+    later = {p.parent.name for p in (out / "results").rglob("summary.json")} - set(before)
+    assert later == {"sobel_2" + TAG} and weights.stat().st_mtime_ns == written
+    config = json.loads(next((out / "results").rglob(f"sobel_2{TAG}/config.json")).read_text())
+    assert config["lambdas"][0] == 2
+
+
+def test_an_unknown_method_stops_the_notebook_before_anything_is_trained(toy, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        run_notebook(tmp_path, data_dir=str(toy), method="dice")
+    assert caught.value.ename == "StreetsError"
+    assert caught.value.evalue == "method does not know 'dice': use ppce, sobel, semeda, several with commas, or all."
+    assert not list(tmp_path.rglob("config.json"))
