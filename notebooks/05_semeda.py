@@ -709,7 +709,7 @@ for name, share in zip(LAYERS, (of_rival > of_spread).mean(0)):
     print(f"{name}: one rival costs more than two in {share:.0%} of the triples")
 
 # %% [markdown]
-# About every second time: a coin. SEMEDA does *distinguish* the two, but it does not know which is worse.
+# Every second time, or less often. SEMEDA does *distinguish* the two, but it does not know which is worse.
 #
 # There is another thing to know about $g$. It was trained on maps of 0 and 1 only. What does it make of a prediction that is
 # right everywhere, but not sure? And where does the loss of such a prediction come from?
@@ -752,8 +752,8 @@ sizes.insert(2, "Sobel x 4", 4 * sizes["Sobel"])
 sizes.T.round(3)
 
 # %% [markdown]
-# Divided by pixels, SEMEDA's (4, 2, 0) is many times as large as cross-entropy, and Sobel with its best $\lambda$ = 4 about
-# twice. From random weights that harms: the table at the top of this notebook has both ways. Divided by elements, SEMEDA is
+# Divided by pixels, SEMEDA's (4, 2, 0) is many times as large as cross-entropy, and Sobel with its best $\lambda$ = 4 of its
+# size or larger. From random weights that harms: the table at the top of this notebook has both ways. Divided by elements, SEMEDA is
 # of the size of cross-entropy, which is what `quick` and `course` take; but Sobel's loss, spread over 38 channels most of
 # which are empty, has nearly vanished. `paper` keeps the proportion of the paper's equations.
 #
@@ -1402,7 +1402,9 @@ print(f"{band.sum() / (label_0 != 255).sum():.0%} of the valid pixels lie within
 print("largest gradient at a void pixel:", {kind: float(force[label_0 == 255].max(initial=0)) for kind, force in pulls.items()})
 
 # %% [markdown]
-# Each map is divided by its 99 % quantile. PULLREAD
+# Each map is divided by its 99 % quantile. Cross-entropy and Sobel pull far more near the seams than the seams' share of the
+# pixels, since that is where the prediction is wrong or unsure. SEMEDA, which is made for edges, does so much less: it pulls
+# wherever the prediction is soft. At void all are silent.
 #
 # ### What it costs
 #
