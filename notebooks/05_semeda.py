@@ -1472,7 +1472,7 @@ print(f"{(16 + 32) * 1024 * 2048 * 4 / 1e6:.0f} MB in float32, for the predictio
 # to judge by), at 256x352, crops of 256, 15 epochs from random weights, on a CPU in bf16. All methods had the same
 # budget and, seed by seed, the same start and the same crops in the same order. The test images are of two drives, one of which
 # is trained on, too; neighbouring frames are no independent evidence, so the intervals draw runs of ten frames.
-# `sobel_1, pixels` is the Sobel of like strength.
+# `sobel_1, pixels` is the Sobel of like strength; [results/README.md](../results/README.md) has the command of each run.
 
 # %%
 from IPython.display import display
@@ -1544,8 +1544,9 @@ if intervals:
 #
 # Why? These runs cannot say. The paper starts from pretrained networks, which know the classes; a loss that asks for confidence
 # from the first step on, wherever a prediction is soft, may sharpen such a network and hinder one that has still to find its rare
-# classes. The test of the paper's claim is `-p mode paper` on Cityscapes with pretrained weights, on a GPU. (Two seeds are few,
-# 55 intervals are not corrected for their number, and an interval over images knows nothing of seeds.)
+# classes. The learning rate, too, was picked from two values with cross-entropy alone. The test of the paper's claim is
+# `-p mode paper` on Cityscapes with pretrained weights, on a GPU. (Two seeds are few, 55 intervals are not corrected for their
+# number, and an interval over images knows nothing of seeds.)
 #
 # ## Where the source is wrong
 #
