@@ -14,14 +14,7 @@ from torch.nn import functional as F
 
 nb = notebook_definitions("04_segformer_thin_structures")
 SIZE, CLASSES = (512, 1024), 7
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

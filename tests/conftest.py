@@ -56,3 +56,14 @@ def real_data() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("set STREETS_TEST_DATA to a folder with camvid11/ and camvid32/ to test on real photos")
     return Path(root)
+
+
+@pytest.fixture
+def one_thread():
+    """One thread of torch, for measurements that compare."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

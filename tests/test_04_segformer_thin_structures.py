@@ -3,9 +3,6 @@
 import itertools
 import json
 import math
-import signal
-import subprocess
-import sys
 from functools import partial
 from itertools import pairwise
 
@@ -14,6 +11,7 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+import tiny_run
 import torch
 from conftest import ROOT, notebook_definitions
 from torch import nn
@@ -1237,18 +1235,7 @@ def train_tiny(root, out, approach="bas_copypaste", epochs=4, scheme=THIN7, **ch
 
 def test_a_killed_training_resumes_and_ends_in_the_same_numbers(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "SAVE_SECONDS", 0.0)
-    script = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n" \
-             f"import torch, pathlib, tiny_run, test_{NAME} as t\ntorch.set_num_threads(1)\n" \
-             f"tiny_run.kill_before('progress.json', 3)\nt.train_tiny(pathlib.Path({str(toy)!r}), pathlib.Path({str(tmp_path / 'killed')!r}))"
-    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (tmp_path / "killed" / "summary.json").exists() and list((tmp_path / "killed" / "checkpoint").iterdir())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    folders = [train_tiny(toy, tmp_path / name) for name in ("killed", "unbroken")]
-    torch.set_num_threads(threads)
-    resumed, unbroken = (pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in folders)
-    pd.testing.assert_frame_equal(resumed, unbroken, check_exact=True)
+    folders, (_, unbroken) = tiny_run.killed_and_unbroken(__name__, train_tiny, toy, tmp_path, times=3)
     assert len(unbroken) == 4 and len({*map(tuple, unbroken.values)}) == 4
     assert (folders[0] / "per_image.csv").read_text() == (folders[1] / "per_image.csv").read_text()
 

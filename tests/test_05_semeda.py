@@ -2,9 +2,6 @@
 
 import json
 import math
-import signal
-import subprocess
-import sys
 import urllib.error
 from functools import partial
 
@@ -14,6 +11,7 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+import tiny_run
 import torch
 import torchvision
 from conftest import ROOT, notebook_definitions
@@ -1049,18 +1047,7 @@ def train_tiny(root, out, method="semeda", epochs=3, **changes):
 
 def test_a_killed_training_resumes_and_ends_in_the_same_numbers(nb, toy, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "SAVE_SECONDS", 0.0)
-    script = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n" \
-             f"import torch, pathlib, tiny_run, test_{NAME} as t\ntorch.set_num_threads(1)\n" \
-             f"tiny_run.kill_before('progress.json', 2)\nt.train_tiny(pathlib.Path({str(toy)!r}), pathlib.Path({str(tmp_path / 'killed')!r}))"
-    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (tmp_path / "killed" / "summary.json").exists() and list((tmp_path / "killed" / "checkpoint").iterdir())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    folders = [train_tiny(toy, tmp_path / name) for name in ("killed", "unbroken")]
-    torch.set_num_threads(threads)
-    resumed, unbroken = (pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in folders)
-    pd.testing.assert_frame_equal(resumed, unbroken, check_exact=True)
+    folders, (_, unbroken) = tiny_run.killed_and_unbroken(__name__, train_tiny, toy, tmp_path, times=2)
     assert len(unbroken) == 3 and len({*map(tuple, unbroken[["train_loss", "miou"]].values)}) == 3
     scores = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     assert all(scores[0][part] == scores[1][part] for part in ("metrics", "test"))

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -66,6 +68,29 @@ def kill_before(name: str, times: int) -> None:
         write(path, data)
 
     common.write_atomic = write_or_die
+
+
+def killed_and_unbroken(test, train, toy, base, times):
+    """(folders, histories) of a killed and resumed run and of an unbroken one, of train(toy, folder), on one thread.
+
+    `train` is train_tiny of the test module `test`; it is killed in a process of its own at its times-th checkpoint. The
+    histories, without the seconds, must be the same to the bit.
+    """
+    here = Path(__file__).resolve().parent
+    script = f"import sys; sys.path[:0] = [{str(here.parent)!r}, {str(here)!r}]\n" \
+             f"import torch, pathlib, tiny_run, {test} as t\ntorch.set_num_threads(1)\n" \
+             f"tiny_run.kill_before('progress.json', {times})\n" \
+             f"t.train_tiny(pathlib.Path({str(toy)!r}), pathlib.Path({str(base / 'killed')!r}))"
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (base / "killed" / "summary.json").exists() and list((base / "killed" / "checkpoint").iterdir())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folders = [train(toy, base / name) for name in ("killed", "unbroken")]
+    torch.set_num_threads(threads)
+    histories = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in folders]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    return folders, histories
 
 
 if __name__ == "__main__":
