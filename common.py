@@ -713,7 +713,7 @@ def run_config(scope: dict, method: str, settings: dict, root: Path, frames: dic
 
     `scope` is the notebook's globals(), `settings` the values of the mode, `frames` the images used per split.
     """
-    aside = ("method", "data_dir", "out_dir", "num_processes", "max_hours", "rerun", "photo", "compile_loss")
+    aside = ("method", "data_dir", "out_dir", "num_processes", "max_hours", "rerun", "photo", "compile_loss", "keep_at", "viewer")
     declared, _ = parameter_cells(scope)
     changed = {k: scope[k] for k, default in declared.items() if scope[k] != default}
     options = "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in changed.items())
@@ -971,15 +971,16 @@ def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, 
 def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: StreetScenes, val_data: StreetScenes, *,
         epochs: int, batch_size: int, optimizer: torch.optim.Optimizer, scheduler=None, schedule: str = "epoch",
         accumulation: int = 1, clip_norm: float = 0.0, precision: str = "auto", num_workers: int = -1,
-        evaluate: Callable = evaluate, eval_every: int = 1, select: str = "last", best_by: str = "miou",
-        test_data: StreetScenes | None = None, final_scores: Callable | None = None, weights: str = "none",
-        max_hours: float = 0.0) -> None:
+        evaluate: Callable = evaluate, eval_every: int | Sequence[int] = 1, keep_at: Sequence[int] = (),
+        select: str = "last", best_by: str = "miou", test_data: StreetScenes | None = None,
+        final_scores: Callable | None = None, weights: str = "none", max_hours: float = 0.0) -> None:
     """Train `model` on `loss_fn(model, batch)` and leave a run in `folder`, resuming what is there.
 
     `scheduler` steps once per epoch, per optimiser step (schedule = "step") or, with the validation mIoU, per
     evaluation ("plateau"). `evaluate(model, data, accelerator)` returns (metrics, per_image); it runs every
-    `eval_every` epochs and after the last. `select` says whether the summary describes the "last" epoch or the "best":
-    the one with the highest `best_by`, a column of the history, or the lowest where that name ends in "loss".
+    `eval_every` epochs, or after those listed, and after the last. The weights of the epochs `keep_at` stay on disk as
+    epoch_NNNN.safetensors. `select` says whether the summary describes the "last" epoch or the "best": the one with the
+    highest `best_by`, a column of the history, or the lowest where that name ends in "loss".
     `test_data` is scored once, at the end, and whatever else `final_scores(folder, model, accelerator)` returns goes to
     the summary as "final"; it is called with the selected weights in place and both weight files on disk. Stops
     cleanly, without a summary, when the next epoch would not end within `max_hours` of the start of the program. The
@@ -1012,7 +1013,9 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
                 scheduler.step()
             seconds = time.monotonic() - started
             progress |= {"epoch": epoch, "seconds": progress["seconds"] + seconds}
-            if epoch % eval_every == 0 or epoch == epochs:
+            if epoch in keep_at and accelerator.is_main_process:
+                save_weights(folder / f"epoch_{epoch:04d}.safetensors", accelerator.unwrap_model(model))
+            if epoch == epochs or (epoch % eval_every == 0 if isinstance(eval_every, int) else epoch in eval_every):
                 metrics, _ = evaluate(model, val_data, accelerator)
                 bar.set_postfix_str(f"loss {loss:.3f}, val mIoU {metrics['miou']:.3f}")
                 if scheduler and schedule == "plateau":

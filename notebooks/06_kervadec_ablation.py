@@ -43,14 +43,26 @@
 # %% tags=["parameters"]
 mode: str = "quick"  # quick (CPU, minutes), course (one free GPU session), paper (the published recipe)
 variant: str = "D"  # A, B, C, D, several such as A,D or ABCD, or all
+recipe: str = "paper"  # paper (the text's formulas) or author_config (the one configuration that its author published)
 lambda_d: float = 1.0  # weight of the Dice loss
 lambda_b: float = 0.2  # weight of the boundary loss
 norm: str = "clip127"  # scale of the distance maps: clip127, absmax, signwise, readme, none
-epochs: int = 0  # 0 takes the mode's
+network: str = ""  # ConvNeXt-V2 of size atto, nano or base; empty takes the mode's
 height: int = 0  # image height in pixels, a multiple of 32 (the width follows); 0 takes the mode's
 images: int = 0  # number of training images, a quarter as many for validation; 0 takes the mode's
+batch_size: int = 0  # images per step and process, at least 2; 0 takes the mode's
+accumulation: int = 0  # steps whose gradients are added before the weights change; 0 takes the mode's
+lr: float = 0.0  # learning rate; 0 takes the mode's, which depends on the weights
+epochs: int = 0  # 0 takes the mode's
+evaluate_at: str = ""  # validate after these epochs: 10 is every tenth, "5,20,80" just these; empty takes the mode's
+keep_at: str = ""  # keep the weights of these epochs, too: 10, or "5,20,80"; empty keeps the best and the last
+flip: float = 0.5  # share of the training images that are mirrored
+jitter: float = 0.25  # largest change of brightness, contrast and saturation, as a fraction
+hue: float = 0.03  # largest turn of the hue, as a fraction of the circle
+blur: float = 1.0  # largest standard deviation of the Gaussian blur, in pixels (half of the images are blurred)
 weights: str = "auto"  # auto (pretrained if the hub can be reached), imagenet (insist), none
 precision: str = "auto"  # auto, bf16, fp16, fp32
+compile_loss: str = "auto"  # yes lets torch.compile fuse the loss; auto does on a GPU, but not in quick mode
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42
@@ -97,10 +109,14 @@ import common
 
 VARIANTS = {"A": ("ce",), "B": ("ce", "dice"), "C": ("ce", "dice", "boundary"), "D": ("ce", "boundary")}
 NORMS = ("clip127", "absmax", "signwise", "readme", "none")
+NETWORKS = {"atto": {"encoder": "tu-convnextv2_atto.fcmae_ft_in1k", "decoder_width": 64},
+            "nano": {"encoder": "tu-convnextv2_nano.fcmae_ft_in22k_in1k", "decoder_width": 256},
+            "base": {"encoder": "tu-convnextv2_base.fcmae_ft_in22k_in1k_384", "decoder_width": 512}}
 common.check_parameters(
     globals(),
-    {"mode": ("quick", "course", "paper"), "norm": NORMS, "weights": ("auto", "imagenet", "none"),
-     "precision": ("auto", "bf16", "fp16", "fp32"), "rerun": ("no", "yes")},
+    {"mode": ("quick", "course", "paper"), "recipe": ("paper", "author_config"), "norm": NORMS,
+     "network": ("", *NETWORKS), "weights": ("auto", "imagenet", "none"), "precision": ("auto", "bf16", "fp16", "fp32"),
+     "compile_loss": ("auto", "no", "yes"), "rerun": ("no", "yes")},
     {"variant": VARIANTS},
 )
 if photo and not Path(photo).is_file():
@@ -116,14 +132,33 @@ print(common.device_line())
 
 # %%
 MODES = {
-    "quick": {"encoder": "tu-convnextv2_atto.fcmae_ft_in1k", "decoder_width": 64, "height": 128, "images": 40,
-              "epochs": 50, "batch_size": 4, "accumulation": 1, "lr": 2e-3, "weight_decay": 0.01, "eval_every": 10},
-    "course": {"encoder": "tu-convnextv2_nano.fcmae_ft_in22k_in1k", "decoder_width": 256, "height": 512, "images": 0,
-               "epochs": 30, "batch_size": 4, "accumulation": 2, "lr": 2e-4, "weight_decay": 0.01, "eval_every": 5},
-    "paper": {"encoder": "tu-convnextv2_base.fcmae_ft_in22k_in1k_384", "decoder_width": 512, "height": 1024, "images": 0,
-              "epochs": 160, "batch_size": 2, "accumulation": 4, "lr": 6e-5, "weight_decay": 0.01, "eval_every": 10},
+    "quick": {"network": "atto", "height": 128, "images": 40, "epochs": 50, "batch_size": 4, "accumulation": 1,
+              "lr": 2e-3, "scratch_lr": 2e-3, "weight_decay": 0.01, "evaluate_at": "10"},
+    "course": {"network": "nano", "height": 512, "images": 0, "epochs": 30, "batch_size": 4, "accumulation": 2,
+               "lr": 2e-4, "scratch_lr": 2e-3, "weight_decay": 0.01, "evaluate_at": "5"},
+    "paper": {"network": "base", "height": 1024, "images": 0, "epochs": 160, "batch_size": 2, "accumulation": 4,
+              "lr": 6e-5, "scratch_lr": 6e-5, "weight_decay": 0.01, "evaluate_at": "10"},
 }
-settings = MODES[mode] | {k: v for k, v in {"epochs": epochs, "height": height, "images": images}.items() if v}
+
+
+def epochs_named(text, epochs):
+    """List of epochs up to the last: "10" is every tenth, "5,20,80" just these."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise common.StreetsError(f"{text!r} does not name epochs: use one number such as 10, or several: 5,20,80.")
+    numbers = [int(part) for part in parts]
+    if len(numbers) == 1 and "," not in text:
+        numbers = range(numbers[0], epochs + 1, numbers[0])
+    return [epoch for epoch in numbers if epoch <= epochs]
+
+
+# %%
+named = {"network": network, "height": height, "images": images, "batch_size": batch_size, "accumulation": accumulation,
+         "epochs": epochs}
+changes = {name: value for name, value in named.items() if value} | ({"lr": lr, "scratch_lr": lr} if lr else {})
+settings = MODES[mode] | changes
+settings |= NETWORKS[settings["network"]]
+settings["evaluate_at"] = epochs_named(evaluate_at or settings["evaluate_at"], settings["epochs"])
 settings
 
 # %% [markdown]
@@ -172,36 +207,33 @@ common.show(common.show_pair(example, label, scheme))
 # %%
 import cv2
 
-JITTER = {"brightness": 0.25, "contrast": 0.25, "saturation": 0.25, "hue": 0.03, "blur": 1.0}
 
-
-def jitter_colors(image, rng):
+def jitter_colors(image, rng, jitter=0.25, hue=0.03):
     """Random brightness, contrast, saturation and hue of an (H, W, 3) uint8 image."""
-    gain, shift = 1 + rng.uniform(-1, 1) * JITTER["contrast"], 255 * rng.uniform(-1, 1) * JITTER["brightness"]
-    curve = np.clip((np.arange(256) - 128) * gain + 128 + shift, 0, 255).astype(np.uint8)
-    hsv = cv2.cvtColor(cv2.LUT(image, curve), cv2.COLOR_RGB2HSV_FULL)
+    brightness, contrast, saturation = rng.uniform(-1, 1, 3) * jitter
     steps = np.arange(256)
-    hue = (steps + round(256 * rng.uniform(-1, 1) * JITTER["hue"])) % 256
-    saturation = np.clip(steps * (1 + rng.uniform(-1, 1) * JITTER["saturation"]), 0, 255)
-    tables = np.stack([hue, saturation, steps], axis=1).astype(np.uint8)[None]  # (1, 256, 3): a curve per channel
-    return cv2.cvtColor(cv2.LUT(hsv, tables), cv2.COLOR_HSV2RGB_FULL)
+    curve = np.clip((steps - 128) * (1 + contrast) + 128 + 255 * brightness, 0, 255).astype(np.uint8)
+    hsv = cv2.cvtColor(cv2.LUT(image, curve), cv2.COLOR_RGB2HSV_FULL)
+    hues = (steps + round(256 * rng.uniform(-1, 1) * hue)) % 256
+    tables = np.stack([hues, np.clip(steps * (1 + saturation), 0, 255), steps], axis=1)  # (256, 3): a curve per channel
+    return cv2.cvtColor(cv2.LUT(hsv, tables.astype(np.uint8)[None]), cv2.COLOR_HSV2RGB_FULL)
 
 
 # %%
-def augment(image, label, rng):
-    """Flip half of the time, jitter the colours, blur half of the time."""
-    if rng.random() < 0.5:
+def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
+    """Mirror a share of the images, jitter the colours of all, blur half; the label is mirrored with its image."""
+    if rng.random() < flip:
         image, label = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
-    image = jitter_colors(image, rng)
-    if rng.random() < 0.5:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.1, JITTER["blur"]))
+    image = jitter_colors(image, rng, jitter, hue)
+    if rng.random() < 0.5 and blur > 0.1:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.1, blur))
     return image, label
 
 
 # %%
 fig, axes = plt.subplots(2, 2, figsize=(8.5, 4.5), layout="constrained")
 for k, axis in enumerate(axes.flat):
-    axis.imshow(augment(example, label, np.random.default_rng(k))[0])
+    axis.imshow(augment(example, label, np.random.default_rng(k), flip, jitter, hue, blur)[0])
     axis.set_axis_off()
 common.show(fig)
 
@@ -286,10 +318,17 @@ del net
 # $$L_{CE} = -\frac{1}{|V|}\sum_{x\in V} \log p_{y(x)}(x)$$
 
 # %%
-def cross_entropy(log_probs, label):
+def one_hot(label, num_classes=19):
+    """y: (B, C, H, W) bool, true for each pixel's class; a void pixel (255) has none."""
+    return label.unsqueeze(1) == torch.arange(num_classes, device=label.device).view(1, -1, 1, 1)
+
+
+def cross_entropy(log_probs, label, class_weights=None):
     """Mean of -log p of the true class over valid pixels; log_probs (B, C, H, W), label (B, H, W), 255 void."""
-    valid = (label != 255).sum().clamp(min=1)
-    return F.nll_loss(log_probs, label, ignore_index=255, reduction="sum") / valid
+    y = one_hot(label, log_probs.shape[1])
+    if class_weights is not None:
+        y = y * class_weights.view(1, -1, 1, 1)
+    return -(log_probs * y).sum() / y.sum().clamp(min=1e-6)
 
 
 # %% [markdown]
@@ -303,13 +342,9 @@ def cross_entropy(log_probs, label):
 # %%
 def dice_loss(probs, label, smooth=1.0):
     """1 - mean Dice over all classes of the batch; probs (B, C, H, W), label (B, H, W), 255 void."""
-    num_classes, valid = probs.shape[1], label != 255
-    truth = label.where(valid, 0)
-    hits = probs.gather(1, truth.unsqueeze(1)).squeeze(1) * valid  # p of the true class, (B, H, W)
-    intersection = probs.new_zeros(num_classes).index_add(0, truth.flatten(), hits.flatten())
-    counts = torch.bincount(truth[valid], minlength=num_classes)
-    mass = (probs * valid.unsqueeze(1)).sum((0, 2, 3))
-    return 1 - ((2 * intersection + smooth) / (mass + counts + smooth)).mean()
+    y, valid = one_hot(label, probs.shape[1]), (label != 255).unsqueeze(1)
+    hits, mass, counts = ((probs * y).sum((0, 2, 3)), (probs * valid).sum((0, 2, 3)), y.sum((0, 2, 3)))
+    return 1 - ((2 * hits + smooth) / (mass + counts + smooth)).mean()
 
 
 # %% [markdown]
@@ -368,9 +403,9 @@ def distance_targets(label, num_classes, norm):
 
 def boundary_loss(probs, phi, label):
     """Mean of phi * p over valid pixels and classes; probs and phi (B, C, H, W), label (B, H, W), 255 void."""
-    valid = label != 255
-    phi = phi / 127 if phi.dtype == torch.int8 else phi
-    return (phi * probs * valid.unsqueeze(1)).sum() / (probs.shape[1] * valid.sum().clamp(min=1))
+    valid = (label != 255).unsqueeze(1)
+    scale = 127 if phi.dtype == torch.int8 else 1
+    return (phi * probs * valid).sum() / (scale * probs.shape[1] * valid.sum().clamp(min=1))
 
 
 # %% [markdown]
@@ -392,30 +427,6 @@ for name, guess in {"truth": label, "moved": np.roll(label, 4, axis=1), "road": 
           f"boundary {boundary_loss(probs, maps, truth):+.4f}")
 
 # %% [markdown]
-# Values of different losses do not compare; what trains the network is their gradient. So here is its length at the
-# logits, with the weights $\lambda$, as a share of cross-entropy's.
-
-# %%
-def gradient_norm(loss, probs):
-    """Length of the gradient that loss(log_probs) sends back to the logits behind probs (1, C, H, W)."""
-    logits = probs.log().requires_grad_()
-    loss(logits.log_softmax(1)).backward()
-    return logits.grad.norm().item()
-
-
-# %%
-terms = {"CE": lambda lp: cross_entropy(lp, truth), "Dice": lambda lp: lambda_d * dice_loss(lp.exp(), truth),
-         "boundary": lambda lp: lambda_b * boundary_loss(lp.exp(), maps, truth)}
-guesses = {"uniform": torch.full_like(probs, 1 / 19), "moved": soft_one_hot(np.roll(label, 4, axis=1)), "truth": soft_one_hot(label)}
-for name, guess in guesses.items():
-    norms = {term: gradient_norm(loss, guess) for term, loss in terms.items()}
-    print(f"{name:8s} Dice {norms['Dice'] / norms['CE']:7.2%}   boundary {norms['boundary'] / norms['CE']:7.2%} of CE")
-
-# %% [markdown]
-# Divided by the number of classes and by 127, the boundary term pulls with the share printed on the right: on small
-# pictures variant D is nearly A. Distances are in pixels, so that the same $\lambda_b$ means less on a smaller picture;
-# with `norm = "none"` it means 127 times as much.
-#
 # ### Four variants
 #
 # | variant | loss |
@@ -425,25 +436,81 @@ for name, guess in guesses.items():
 # | C | $L_{CE} + \lambda_d L_{Dice} + \lambda_b L_B$ |
 # | D | $L_{CE} + \lambda_b L_B$ |
 #
-# One softmax serves all terms, and the auxiliary head pays the whole sum.
+# The auxiliary head pays the whole sum, too. The one configuration that the author published, of B, says something
+# else: $\tfrac12 L_{CE} + \tfrac12 \lambda_d L_{Dice}$, with classes in the cross-entropy weighted by one over the root of their
+# frequency. `recipe = "author_config"` takes that; for A, C and D, whose configurations are not public, it weights the
+# classes in the same way.
 
 # %%
-def composite_loss(logits, batch, terms, lambda_d, lambda_b):
+def loss_terms(variant, recipe, lambda_d, lambda_b):
+    """{term: weight} of a variant."""
+    weights = {"ce": 1.0, "dice": lambda_d, "boundary": lambda_b}
+    if recipe == "author_config" and "dice" in VARIANTS[variant]:
+        weights |= {"ce": 0.5, "dice": 0.5 * lambda_d}
+    return {term: weights[term] for term in VARIANTS[variant]}
+
+
+def composite_as_written(logits, batch, terms, class_weights=None):
     """Weighted sum of the terms named, for one head's logits (B, C, H, W)."""
     label, log_probs = batch["label"], logits.float().log_softmax(1)
-    loss = cross_entropy(log_probs, label)
+    loss = 0.0
+    if "ce" in terms:
+        loss = loss + terms["ce"] * cross_entropy(log_probs, label, class_weights)
     if "dice" in terms:
-        loss = loss + lambda_d * dice_loss(log_probs.exp(), label)
+        loss = loss + terms["dice"] * dice_loss(log_probs.exp(), label)
     if "boundary" in terms:
-        loss = loss + lambda_b * boundary_loss(log_probs.exp(), batch["phi"], label)
+        loss = loss + terms["boundary"] * boundary_loss(log_probs.exp(), batch["phi"], label)
+    return loss
+
+
+# %% [markdown]
+# ### The same sum, several times faster
+#
+# At 1024x2048 one tensor of 19 classes takes 160 MB per image, and the lines above make a dozen of them. But all three
+# losses are made of a few sums over pixels, which can be taken strip by strip: a strip stays in the processor's cache,
+# and the backward pass computes it again instead of keeping it. `torch.compile` does nearly as well with the lines above
+# (`compile_loss = "yes"`), where it finds a compiler.
+
+# %%
+from itertools import repeat
+
+from torch.utils.checkpoint import checkpoint
+
+
+def pixel_sums(logits, label, phi=None, class_weights=None):
+    """What the losses need of a strip: sums of w log p_y and of w, and per class those of p y, p and y; and of phi p."""
+    log_probs, valid = logits.float().log_softmax(1), label != 255
+    probs, truth, n = log_probs.exp(), label.where(valid, 0), logits.shape[1]
+    true_log_probs = log_probs.gather(1, truth.unsqueeze(1)).squeeze(1) * valid
+    weight = valid.to(probs.dtype) if class_weights is None else class_weights[truth] * valid
+    hits = probs.new_zeros(n).index_add(0, truth.flatten(), (true_log_probs.exp() * valid).flatten())
+    counts = probs.new_zeros(n).index_add(0, truth.flatten(), valid.to(probs.dtype).flatten())
+    distance = probs.new_zeros(()) if phi is None else (phi * valid.unsqueeze(1) * probs).sum()
+    return ((true_log_probs * weight).sum(), weight.sum(), hits, (probs * valid.unsqueeze(1)).sum((0, 2, 3)), counts, distance)
+
+
+def composite_loss(logits, batch, terms, class_weights=None, smooth=1.0):
+    """`composite_as_written` in strips of rows: the same value and gradient, faster and with less memory."""
+    label, phi = batch["label"], batch["phi"] if "boundary" in terms else None
+    budget = 2**19 if logits.device.type == "cpu" else 2**24  # numbers in a strip: what a cache holds, or a few kernels
+    rows = max(1, budget * logits.shape[2] // logits.numel())
+    strips = zip(logits.split(rows, 2), label.split(rows, 1), phi.split(rows, 2) if phi is not None else repeat(None))
+    sums = [checkpoint(pixel_sums, *strip, class_weights, use_reentrant=False, preserve_rng_state=False) for strip in strips]
+    likelihood, weight, hits, mass, counts, distance = (sum(column) for column in zip(*sums))
+    loss = terms.get("ce", 0) * -likelihood / weight.clamp(min=1e-6)
+    if "dice" in terms:
+        loss = loss + terms["dice"] * (1 - ((2 * hits + smooth) / (mass + counts + smooth)).mean())
+    if "boundary" in terms:
+        scale = 127 if phi.dtype == torch.int8 else 1
+        loss = loss + terms["boundary"] * distance / (scale * len(hits) * counts.sum().clamp(min=1))
     return loss
 
 
 # %%
-def training_loss(model, batch, **options):
+def training_loss(model, batch, composite, **options):
     """The main head's loss and 0.4 times the auxiliary head's."""
     main, aux = model(batch["image"])
-    return composite_loss(main, batch, **options) + 0.4 * composite_loss(aux, batch, **options)
+    return composite(main, batch, **options) + 0.4 * composite(aux, batch, **options)
 
 
 # %% [markdown]
@@ -464,21 +531,72 @@ def build_network(settings, weights):
     return common.with_weights(build, weights, name=settings["encoder"].split(".")[-1])
 
 
+def pick_composite(compile_loss):
+    """`composite_as_written`, compiled, or `composite_loss` where that is not wanted or not possible."""
+    if compile_loss == "no":
+        return composite_loss
+    compiled = torch.compile(composite_as_written)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        compiled(torch.zeros(1, 2, 4, 4, device=device, requires_grad=True),
+                 {"label": torch.zeros(1, 4, 4, dtype=torch.int64, device=device)}, {"ce": 1.0}).backward()
+    except Exception as error:  # whatever the compiler lacks, the loss can do without
+        common.say_once(f"compile_loss: {type(error).__name__}, so the loss runs as it is")
+        return composite_loss
+    return compiled
+
+
+def frequency_weights(frames, scheme):
+    """One over the root of each class's share of the valid pixels, with mean 1; 0 for a class that never occurs."""
+    labels = (scheme.table[common.read_label(frame.label)] for frame in frames)
+    counts = sum(np.bincount(label.ravel(), minlength=256) for label in labels)[: len(scheme.classes)]
+    weights = np.where(counts > 0, np.maximum(counts / counts.sum(), 1e-12) ** -0.5, 0)
+    return torch.from_numpy(weights / weights[counts > 0].mean()).float()
+
+
 # %%
-def train_variant(folder, terms, settings, size, splits, weights, norm, lambdas, seed, **options):
+CONTOURS = {"boundary_f1_as_published": "boundary_f1", "trimap_iou_as_published": "trimap_iou", "boundary_f1_strict": "boundary_f1"}
+
+
+def more_contours(pred, truth):
+    """Contour scores of one image: the first, wrong estimators, and boundary F1 without frame and void rims."""
+    wrong, strict = {"estimator": "as_published"}, {"count_frame": False, "count_void_rim": False}
+    return {"boundary_f1_as_published": common.boundary_f1(pred, truth, 19, **wrong),
+            "trimap_iou_as_published": common.trimap_iou(pred, truth, 19, **wrong),
+            "boundary_f1_strict": common.boundary_f1(pred, truth, 19, **strict)}
+
+
+def mean_over_images(scores):
+    """Mean over images of the mean over their classes, of (N, C) scores with nan for what is absent."""
+    scores = scores[~np.isnan(scores).all(1)]
+    return float(np.nanmean(scores, axis=1).mean()) if len(scores) else None
+
+
+def evaluate(model, data, accelerator=None, **options):
+    """`common.evaluate` with all contour scores."""
+    metrics, per_image = common.evaluate(model, data, accelerator, contours=True, score=more_contours, **options)
+    return metrics | {name: mean_over_images(per_image[name]) for name in CONTOURS}, per_image
+
+
+# %%
+def train_variant(folder, terms, settings, size, splits, weights, norm, seed, augmentation, weighted, compile_loss, **options):
     """Train one variant and leave it in `folder`."""
     torch.manual_seed(seed)
-    model, weights = build_network(settings, weights)
+    model, started_from = build_network(settings, weights)
     targets = partial(distance_targets, num_classes=19, norm=norm) if "boundary" in terms else None
     train, val, test = (common.StreetScenes(s, size, seed=seed) if s else None for s in splits)
-    train.augment, train.targets = augment, targets
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"])
+    train.augment, train.targets = partial(augment, **augmentation), targets
+    rate = settings["scratch_lr" if started_from == "none" else "lr"]
+    fused = {"fused": True} if torch.cuda.is_available() else {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=settings["weight_decay"], **fused)
     scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=settings["epochs"], power=1.0)
-    loss_fn = partial(training_loss, terms=terms, lambda_d=lambdas[0], lambda_b=lambdas[1])
+    loss_fn = partial(training_loss, composite=pick_composite(compile_loss), terms=terms)
+    if weighted:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        loss_fn = partial(loss_fn, class_weights=frequency_weights(train.frames, train.scheme).to(device))
     common.fit(folder, model, loss_fn, train, val, optimizer=optimizer, scheduler=scheduler, test_data=test,
                epochs=settings["epochs"], batch_size=settings["batch_size"], accumulation=settings["accumulation"],
-               evaluate=partial(common.evaluate, contours=True), eval_every=settings["eval_every"],
-               weights=weights, **options)
+               evaluate=evaluate, eval_every=settings["evaluate_at"], weights=started_from, **options)
 
 
 # %% [markdown]
@@ -488,14 +606,41 @@ def train_variant(folder, terms, settings, size, splits, weights, norm, lambdas,
 # compare (`count_frame` and `count_void_rim` of `common.boundary_f1` switch that off).
 
 # %%
+defaults, _ = common.parameter_cells(globals())
+augmentation = {"flip": flip, "jitter": jitter, "hue": hue, "blur": blur}
+changes |= {name: value for name, value in augmentation.items() if value != defaults[name]}
+changes |= {"weights_": weights} if weights in ("imagenet", "none") else {}
+compiling = compile_loss
+if compile_loss == "auto":
+    compiling = "yes" if mode != "quick" and shutil.which("nvidia-smi") else "no"
+
+
+# %%
+def loss_facts(letter, recipe, lambda_d, lambda_b, norm):
+    """What of the loss's parameters a variant uses; None for what it does not."""
+    terms = loss_terms(letter, recipe, lambda_d, lambda_b)
+    return {"variant": letter, "recipe": recipe, "lambda_d": lambda_d if "dice" in terms else None,
+            "lambda_b": lambda_b if "boundary" in terms else None, "norm": norm if "boundary" in terms else None}
+
+
+def run_name(facts, defaults, changes):
+    """A run's name: the variant, and all that departs from the mode, as in D-lambda_b0.5-epochs20."""
+    departs = {k: v for k, v in facts.items() if k != "variant" and v not in (None, defaults[k])}
+    return "-".join([facts["variant"], *(f"{key}{value}" for key, value in (departs | changes).items())])
+
+
+# %%
 summaries, folders = {}, {}
+splits = {"train": train_frames, "val": val_frames, "test": test_frames}
 for letter in common.several("variant", variant, VARIANTS):
-    folder = common.run_folder(out_dir, NOTEBOOK, common.dataset_name(root), mode, letter, seed)
-    splits = {"train": train_frames, "val": val_frames, "test": test_frames}
-    config = common.run_config(globals(), letter, settings, root, splits, variant=letter)
-    train = partial(train_variant, terms=VARIANTS[letter], settings=settings, size=size, splits=list(splits.values()),
-                    weights=weights, norm=norm, lambdas=(lambda_d, lambda_b), seed=seed, precision=precision,
-                    max_hours=max_hours)
+    facts = loss_facts(letter, recipe, lambda_d, lambda_b, norm)
+    method = run_name(facts, defaults, changes)
+    folder = common.run_folder(out_dir, NOTEBOOK, common.dataset_name(root), mode, method, seed)
+    config = common.run_config(globals(), method, settings, root, splits, **facts)
+    train = partial(train_variant, terms=loss_terms(letter, recipe, lambda_d, lambda_b), settings=settings, size=size,
+                    splits=list(splits.values()), weights=weights, norm=norm, seed=seed, augmentation=augmentation,
+                    weighted=recipe == "author_config", compile_loss=compiling, precision=precision,
+                    keep_at=epochs_named(keep_at, settings["epochs"]), max_hours=max_hours)
     summary = common.train_or_load(folder, config, train, rerun=rerun, num_processes=num_processes)
     if summary is None:
         break
