@@ -636,6 +636,12 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarr
     return difference, float(low), float(high), float(min(1, 2 * (tail + 1) / (len(differences) + 1)))
 
 
+def film_blocks(cities: Sequence[str], length: int = 10) -> np.ndarray:
+    """(N,) block ids for `paired_bootstrap`: runs of neighbouring frames of one city (a drive, on CamVid), in order."""
+    cities = pd.Series(list(cities), dtype=str)
+    return (cities + "/" + (cities.groupby(cities).cumcount() // length).astype(str)).to_numpy()
+
+
 def _resampled(values: np.ndarray, times: np.ndarray, statistic: Callable) -> np.ndarray:
     if values.ndim != 3:
         return np.array([statistic(np.repeat(values, t, axis=0)) for t in times])
@@ -1283,6 +1289,13 @@ def show_pair(photo: np.ndarray, label: np.ndarray, scheme: Scheme):
     return fig
 
 
+def error_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: the photo in pale grey, wrong pixels red, void black."""
+    picture = np.repeat(image.mean(2, keepdims=True), 3, axis=2).astype(np.uint8) // 2 + 100
+    picture[(pred != label) & (label != 255)], picture[label == 255] = (220, 30, 30), 0
+    return picture
+
+
 def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, scheme: Scheme,
                      titles: Sequence[str] = ()):
     """Rows of photo, truth, prediction and error (wrong pixels red, void black), with a legend; returns the figure.
@@ -1293,10 +1306,7 @@ def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, 
     fig, axes = plt.subplots(len(images), 4, figsize=(14, 3.5 * len(images) * height / width + 0.3), squeeze=False,
                              layout="constrained")
     for i, (row, image, label, pred) in enumerate(zip(axes, images, labels, predictions, strict=True)):
-        wrong = (pred != label) & (label != 255)
-        error = np.repeat(image.mean(2, keepdims=True), 3, axis=2).astype(np.uint8) // 2 + 100
-        error[wrong], error[label == 255] = (220, 30, 30), 0
-        panels = (image, as_colors(label, scheme), as_colors(pred, scheme), error)
+        panels = (image, as_colors(label, scheme), as_colors(pred, scheme), error_picture(image, label, pred))
         for axis, panel, title in zip(row, panels, ("photo", "truth", "prediction", "error"), strict=True):
             axis.imshow(panel, interpolation="nearest")
             axis.set_axis_off()

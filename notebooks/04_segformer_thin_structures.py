@@ -1040,8 +1040,7 @@ def read_counts(run_folders, split, classes):
     tables = [table[table["split"] == split] for table in tables]
     columns = [f"{name} {kind}" for name in classes for kind in ("tp", "fp", "fn")]
     counts = np.concatenate([table[columns].to_numpy().reshape(len(table), len(classes), 3) for table in tables], axis=1)
-    position = tables[0].groupby("city").cumcount()
-    return counts, (tables[0]["city"].astype(str) + "/" + (position // 10).astype(str)).to_numpy()
+    return counts, common.film_blocks(tables[0]["city"])
 
 
 # %%

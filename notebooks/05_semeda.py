@@ -1214,9 +1214,7 @@ def read_counts(run_folders, split):
     """(counts, blocks) of one run or several seeds' runs: counts (N, S * 6 * C, 3) everywhere and within each radius, N ids."""
     kept = [np.load(folder / f"{split}_per_image.npz") for folder in run_folders]
     counts = np.stack([np.concatenate([tp_fp_fn(one["confusion"])[:, None], one["trimaps"]], axis=1) for one in kept], axis=1)
-    cities = pd.Series(kept[0]["image"]).str.split("/").str[0]
-    blocks = cities + "/" + (cities.groupby(cities).cumcount() // 10).astype(str)
-    return counts.reshape(len(counts), -1, 3), blocks.to_numpy()
+    return counts.reshape(len(counts), -1, 3), common.film_blocks(name.split("/")[0] for name in kept[0]["image"])
 
 
 # %%

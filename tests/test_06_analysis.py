@@ -1,0 +1,227 @@
+"""Notebook 06 after its training: the statistics on published numbers and on runs, the gradients, and the viewer."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+import common
+
+NAME = "06_kervadec_ablation"
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def nb(notebook):
+    return notebook(NAME)
+
+
+@pytest.fixture(scope="module")
+def study(nb):
+    return nb.published_scores(common.read_published(NAME))
+
+
+def put_runs(base, values, epochs=(5, 10), classes=("road", "pole"), images=("aachen/a", "aachen/b", "bonn/c", "bonn/d")):
+    """Finished runs {(variant, seed): final mIoU}, as they lie on disk, and what find_variants makes of them."""
+    rng = np.random.default_rng(0)
+    for (letter, seed), miou in values.items():
+        folder = base / NAME / "camvid32-course" / f"{letter}_seed{seed}"
+        iou = {name: miou + 0.01 * k for k, name in enumerate(classes)}
+        rows = [{"epoch": e, "miou": miou * e / epochs[-1], "boundary_f1": 0.5, "trimap_iou": 0.4}
+                | {f"iou_{name}": v for name, v in iou.items()} for e in epochs]  # fmt: skip
+        summary = {"notebook": NAME, "method": letter, "mode": "course", "dataset": "camvid32", "seed": seed,
+                   "metrics": {"miou": miou, "boundary_f1": 0.5, "trimap_iou": 0.4, "iou": iou}}  # fmt: skip
+        common.write_json(folder / "summary.json", summary)
+        pd.DataFrame(rows).to_csv(folder / "history.csv", index=False)
+        confusion = rng.integers(0, 50, (len(images), 19, 19)) + np.eye(19, dtype=int) * int(1000 * miou)
+        scores = rng.random((len(images), 19)) + miou
+        np.savez_compressed(folder / "val_per_image.npz", image=np.array(images), confusion=confusion, boundary_f1=scores, trimap_iou=scores)
+    return common.find_runs(base)
+
+
+def find(nb, base, letters="ABCD"):
+    return nb.find_variants(base, "camvid32", "course", {letter: letter for letter in letters})
+
+
+def test_published_intervals_are_students_and_agree_with_the_corrected_ones(nb, study):
+    table = nb.interval_table(study)
+    published = common.read_published(NAME)
+    for metric, name in nb.METRICS.items():
+        stated = published[(published["metric"] == metric) & published["note"].str.startswith("v0.2, Student")]
+        for row in stated.itertuples():
+            ours = table.loc[(name, row.method)]
+            assert ours["mean"] == pytest.approx(float(row.value), abs=0.011)
+            assert ours["± t"] == pytest.approx(float(row.half_width), abs=0.021)
+            assert ours["± t"] / ours["± 1.96"] == pytest.approx(stats.t.ppf(0.975, 2) / 1.96, rel=0.1)
+
+
+def test_published_p_values_come_out_again(nb, study):
+    published = common.read_published(NAME)
+    stated = published[published["metric"].str.startswith("p_holm")]
+    assert len(stated) == 7
+    for row in stated.itertuples():
+        ours = nb.compare_pairs(study, row.metric.removeprefix("p_holm_")).loc[row.method, "holm"]
+        assert ours == pytest.approx(row.value, abs=0.003)
+
+
+def test_the_sources_slips_are_found_from_its_own_numbers(nb, study):
+    means, _ = nb.over_epochs(study, "miou")
+    last = means.iloc[-1]
+    assert last["C"] - last["B"] == pytest.approx(0.13, abs=0.011) and last["C"] - last["D"] == pytest.approx(-0.46, abs=0.011)
+    assert means.loc[50].max() - means.loc[50].min() > 1
+    assert means.idxmax(axis=1)[[10, 20, 80, 90, 100]].tolist() == ["C", "B", "B", "B", "D"]
+
+
+def test_paired_table_equals_scipys_paired_t_test(nb, study):
+    last = nb.last_of(study, "miou")
+    oracle = stats.ttest_rel(last["C"], last["D"])
+    row = nb.compare_pairs(study, "miou").loc["C-D"]
+    assert row["p"] == pytest.approx(oracle.pvalue, abs=5e-4)
+    interval = oracle.confidence_interval()
+    assert row["± t"] == pytest.approx((interval.high - interval.low) / 2, abs=5e-4)
+
+
+def scores_of(table):
+    """Tidy table of mIoU from {(variant, seed, epoch): value}."""
+    rows = [{"variant": v, "seed": s, "epoch": e, "metric": "miou", "value": y} for (v, s, e), y in table.items()]
+    return pd.DataFrame(rows)
+
+
+def test_the_probability_of_a_wrong_winner_is_that_of_two_normal_draws(nb):
+    table = {(v, s, e): base + noise for v, base in {"A": 50.0, "B": 51.0}.items() for e in (10, 20)
+             for s, noise in {"1": -1.0, "2": 0.0, "3": 1.0}.items()}  # fmt: skip
+    for seeds in (1, 3):
+        expected = stats.norm.sf(1.0 / (np.sqrt(2 / seeds) * 1.0))  # the spread of the seeds is 1
+        np.testing.assert_allclose(nb.wrong_pick(scores_of(table), "miou", seeds), expected, atol=0.015)
+
+
+def test_a_ranking_that_turns_is_always_wrong_before_and_never_after(nb):
+    table = {("A", s, e): y for s in "12" for e, y in {5: 60.0, 10: 60.0}.items()}
+    table |= {("B", s, e): y for s in "12" for e, y in {5: 50.0, 10: 70.0}.items()}
+    table["A", "1", 5] += 0.001  # some spread, far below the difference
+    assert nb.wrong_pick(scores_of(table), "miou").round(3).tolist() == [1.0, 0.0]
+
+
+def test_runs_are_found_by_variant_and_seed_and_others_are_left_out(nb, tmp_path):
+    put_runs(tmp_path, {("A", 1): 0.5, ("D", 1): 0.6, ("D", 2): 0.7})
+    found = find(nb, tmp_path)
+    assert set(found) == {("A", "1"), ("D", "1"), ("D", "2")}
+    assert set(nb.find_variants(tmp_path, "camvid32", "course", {"D": "D"})) == {("D", "1"), ("D", "2")}
+    assert not nb.find_variants(tmp_path, "camvid32", "paper", {"D": "D"}) and not find(nb, tmp_path / "nothing")
+    scores = nb.run_scores(found)
+    assert nb.last_of(scores, "miou").to_numpy().tolist() == [[50.0, 60.0]]  # the one seed that both have
+    middle, half = nb.over_epochs(scores, "miou")
+    assert middle.loc[10].tolist() == [50.0, pytest.approx(65.0)] and np.isnan(half.loc[10, "A"])
+    assert half.loc[10, "D"] == pytest.approx(stats.t.ppf(0.975, 1) * 5)
+
+
+def test_class_changes_are_paired_over_seeds(nb, tmp_path):
+    put_runs(tmp_path, {("A", 1): 0.5, ("A", 2): 0.4, ("D", 1): 0.6, ("D", 2): 0.7})
+    table = nb.class_changes(find(nb, tmp_path))
+    assert table.loc["pole", "difference"] == pytest.approx(20) and table.loc["pole", "half"] == pytest.approx(12.706 * 10, rel=1e-3)
+
+
+def test_intervals_over_images_are_the_shared_bootstrap_of_the_mean_over_seeds(nb, tmp_path):
+    put_runs(tmp_path, {("A", 1): 0.5, ("A", 2): 0.4, ("D", 1): 0.6, ("D", 2): 0.7, ("D", 3): 0.1})
+    found = find(nb, tmp_path)
+    difference, low, high, p = nb.image_interval(found, "D", "A", "miou", split="val", film=False)
+    kept = {key: np.load(row.folder / "val_per_image.npz")["confusion"].sum(0) for key, row in found.items()}
+    mean = {v: np.mean([common.miou(kept[v, s]) for s in "12"]) for v in "AD"}
+    assert difference == pytest.approx(100 * (mean["D"] - mean["A"])) and low <= difference <= high and 0 < p <= 1
+    f1 = {key: np.load(row.folder / "val_per_image.npz")["boundary_f1"].mean() for key, row in found.items()}
+    expected = 100 * (np.mean([f1["D", s] for s in "12"]) - np.mean([f1["A", s] for s in "12"]))
+    assert nb.image_interval(found, "D", "A", "boundary_f1", split="val")[0] == pytest.approx(expected)
+    assert nb.image_table(found, ("miou",), split="val", film=False).shape == (1, 1)
+
+
+def test_figures_are_drawn_for_many_runs_for_one_epoch_and_for_one_seed(nb, study, tmp_path):
+    put_runs(tmp_path / "one", {("A", 1): 0.5, ("D", 1): 0.6}, epochs=(3,))
+    one = nb.run_scores(find(nb, tmp_path / "one"))
+    for scores in (study, one):
+        assert len(nb.show_convergence(scores).axes) == 3
+    assert len(nb.show_ranks(study).axes) == 2
+    assert [t.get_text() for t in nb.show_convergence(one).axes[0].get_xticklabels()] == ["A", "D"]
+    assert len(nb.show_deltas(nb.class_changes(find(nb, tmp_path / "one")), "points").axes[0].patches) == 2
+
+
+def test_term_gradients_add_up_to_the_gradient_of_the_whole_loss(nb):
+    logits, label = torch.randn(2, 5, 6, 7), torch.randint(0, 5, (2, 6, 7))
+    batch, terms = {"label": label, "phi": torch.randn(2, 5, 6, 7)}, {"ce": 1.0, "dice": 0.7, "boundary": 0.3}
+    parts = nb.term_gradients(logits, batch, terms)
+    leaf = logits.clone().requires_grad_()
+    nb.composite_loss(leaf, batch, terms).backward()
+    torch.testing.assert_close(sum(parts.values()), leaf.grad)
+
+
+def test_cosine_of_gradients_over_a_mask(nb):
+    a, b = torch.zeros(1, 2, 1, 3), torch.zeros(1, 2, 1, 3)
+    a[0, :, 0] = torch.tensor([[1.0, 1.0, 5.0], [0.0, 0.0, 5.0]])
+    b[0, :, 0] = torch.tensor([[1.0, 0.0, -5.0], [0.0, 1.0, -5.0]])
+    masks = [torch.tensor([[row]]) for row in ([True, False, False], [False, True, False], [False, False, True])]
+    assert [round(nb.cosine(a, b, mask), 5) for mask in masks] == [1.0, 0.0, -1.0]
+
+
+EVIL = '</script><script>document.title="broken"</script><b>"&\'.png'
+
+
+@pytest.fixture(scope="module")
+def page(nb, tmp_path_factory):
+    base = tmp_path_factory.mktemp("viewer")
+    put_runs(base, {("A", 1): 0.5, ("A", 2): 0.45, ("D", 1): 0.6, ("D", 2): 0.7}, classes=("road", "traffic <i>light"))
+    scheme = common.SCHEMES["cityscapes19"]
+    photo, label = np.full((48, 96, 3), 90, np.uint8), np.zeros((48, 96), np.uint8)
+    predictions = {"A": [label, label], "D": [label + 1, label]}
+    pictures = nb.picture_entries([EVIL, "second.png"], [photo, photo], [label, label], predictions, scheme)
+    return nb.write_viewer(base / "viewer.html", f"title {EVIL}", find(nb, base), pictures, ["road", "traffic <i>light"])
+
+
+def test_the_viewer_is_one_file_below_8_mb_that_asks_nobody_and_escapes_names(page):
+    text = page.read_text(encoding="utf-8")
+    assert page.stat().st_size < 8e6
+    ours = text[text.index("const data ="):]
+    assert "<b>" not in ours and "<i>light" not in ours and html.escape("traffic <i>light") in ours
+    assert text.count("</script>") == 2, "no name may end the script"
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=.?https?:", text)
+
+
+ACTS = """
+<script>
+window.problems = window.problems || [];
+const set = (id, value, key = "value") => { const c = document.getElementById(id); c[key] = value; c.dispatchEvent(new Event("input", {bubbles: true})); };
+const bars = () => document.getElementById("classes").data.map(t => [t.name, t.y[0]]);
+const seen = {start: bars(), lines: document.getElementById("curves").data.length, title: document.getElementById("title").textContent};
+set("variant0", false, "checked"); seen.without_a = bars();
+set("variant0", true, "checked"); set("seed", "1"); seen.seed_1 = bars();
+set("epoch", "0"); seen.epoch = document.getElementById("epoch_shown").textContent;
+set("view", "3"); seen.view = document.getElementById("view_shown").textContent; const error = document.getElementById("left_image").src;
+set("view", "0"); seen.changed = document.getElementById("left_image").src != error;
+set("view", "2"); set("left", "1"); seen.left = document.getElementById("left_image").title;
+seen.pictures = [...document.getElementById("picture").options].map(o => o.text); seen.problems = window.problems;
+document.body.innerHTML = ""; document.body.dataset.seen = JSON.stringify(seen);
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the viewer in")
+def test_a_browser_switches_variants_seeds_epochs_and_pictures_without_an_error(page, tmp_path):
+    text = page.read_text(encoding="utf-8")
+    catch = '<script>window.problems = []; window.onerror = message => { window.problems.push(String(message)); };</script>'
+    (tmp_path / "acted.html").write_text(text.replace("<meta", catch + "<meta", 1).replace("</html>", ACTS + "</html>"), encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+               "--virtual-time-budget=5000", "--dump-dom", f"file://{tmp_path / 'acted.html'}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search(r'data-seen="([^"]*)"', done.stdout)
+    assert found, done.stderr[-2000:]
+    seen = json.loads(html.unescape(found[1]))
+    assert seen["problems"] == [] and not [line for line in done.stderr.splitlines() if "CONSOLE" in line and "rror" in line]
+    assert seen["start"] == [["variant A", pytest.approx(47.5)], ["variant D", pytest.approx(65.0)]] and seen["lines"] == 12
+    assert seen["without_a"] == [["variant D", pytest.approx(65.0)]]
+    assert seen["seed_1"] == [["variant A", pytest.approx(50.0)], ["variant D", pytest.approx(60.0)]]
+    assert seen["epoch"] == "5" and seen["view"] == "error" and seen["changed"] and seen["left"] == "D: prediction"
+    assert seen["pictures"] == [EVIL, "second.png"] and seen["title"] == f"title {EVIL}"
