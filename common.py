@@ -49,6 +49,7 @@ from matplotlib.patches import Patch
 from safetensors import SafetensorError
 from scipy import stats
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.datasets import Cityscapes
 from tqdm import tqdm
@@ -759,27 +760,41 @@ def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "
     An unfinished run resumes. A finished one is trained again in quick mode or with rerun = "yes"; not so the `parent`
     of a run that is wanted, where its weights are there and its configuration is the same. Returns None for a
     run that max_hours stopped early. Raises StreetsError if the folder holds a run of another configuration or
-    another process is writing there. Under `accelerate launch` or torchrun every process comes here; the first one
-    locks and clears the folder for all.
+    another process is writing there. Under `accelerate launch` or torchrun every process comes here, num_processes is
+    theirs to say, and the first one locks and clears the folder for all.
     """
-    first = int(os.environ.get("RANK", 0)) == 0
+    first, launched = int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+    def summary():
+        """What the first process reads; the others, to whom a network's disk may show it later, wait for that."""
+        found = read_json(folder / "summary.json")
+        return broadcast_object_list([found])[0] if launched else found
+
+    def train_forked():
+        # threads of OpenMP (and of OpenCV, see below) do not outlive a fork, and waiting for them would never end
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+        train(folder)
+
     with lock_folder(folder) if first else nullcontext():
         if first:
             prepare_folder(folder, json.loads(json.dumps(config)), rerun, parent)
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if launched:
             make_accelerator().wait_for_everyone()
-        if summary := read_json(folder / "summary.json"):
-            return summary
+            if not (folder / "config.json").exists():
+                raise StreetsError(f"{folder} is not the same on all machines: choose an out_dir that they share.")
+        if finished := summary():
+            return finished
         try:
-            if num_processes > 1:
-                # torch's launcher wants a function with a name, which a functools.partial does not have
-                notebook_launcher(lambda: train(folder), num_processes=num_processes)
-            else:
+            if launched or num_processes < 2:
                 train(folder)
+            else:
+                cv2.setNumThreads(1)
+                notebook_launcher(train_forked, num_processes=num_processes, use_port=str(get_free_port()))
         except ChildFailedError:
             raise StreetsError("A training process ended with the error printed above: mend it and run again. (Where "
                                "it speaks of fork, start the notebook's .py with `accelerate launch`.)") from None
-        return read_json(folder / "summary.json")
+        return summary()
 
 
 def lock_folder(folder: Path):
@@ -855,7 +870,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> N
             for path in new.iterdir():
                 with open(path, "r+b") as file:  # Windows refuses fsync on a file opened to read
                     os.fsync(file.fileno())
-            write_json(new / "progress.json", progress)
+            write_json(new / "progress.json", progress | {"num_processes": accelerator.num_processes})
             for path in new.parent.iterdir():
                 if path != new:
                     remove(path)
@@ -868,6 +883,10 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict | None:
     """Restore the newest complete state and return its progress; None where there is nothing to resume."""
     for path in sorted((folder / "checkpoint").glob("epoch_*"), reverse=True):
         if progress := read_json(path / "progress.json"):
+            now = accelerator.num_processes
+            if (before := progress.get("num_processes", now)) != now:
+                raise StreetsError(f"{folder} was begun with num_processes = {before}; with {now} its batches and so "
+                                   f"its numbers would change: go on with {before}, or start again with rerun = \"yes\".")
             try:
                 accelerator.load_state(str(path))
             except Exception as error:  # torch, safetensors and zipfile each have their own way to say "damaged"
@@ -916,15 +935,18 @@ def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerato
     return metrics_of(per_image, data.scheme.classes), per_image
 
 
+def mean_over_images(scores: np.ndarray) -> float | None:
+    """Mean over images of each one's mean over its classes; scores (N, C), nan for an absent class; None without any."""
+    scores = scores[~np.isnan(scores).all(1)]
+    return float(np.nanmean(scores, axis=1).mean()) if len(scores) else None
+
+
 def metrics_of(per_image: dict[str, np.ndarray], classes: Sequence[str]) -> dict:
     """The metrics that `evaluate` returns, from its per-image arrays."""
     total = per_image["confusion"].sum(0)
     iou = np.where(total.sum(1) > 0, iou_per_class(total), np.nan)
     metrics = {"accuracy": accuracy(total), "miou": miou(total)}
-    for name in ("boundary_f1", "trimap_iou"):
-        if name in per_image:
-            scores = per_image[name][~np.isnan(per_image[name]).all(1)]
-            metrics[name] = float(np.nanmean(scores, axis=1).mean()) if len(scores) else None
+    metrics |= {name: mean_over_images(per_image[name]) for name in ("boundary_f1", "trimap_iou") if name in per_image}
     if "loss" in per_image:
         metrics["eval_loss"] = float(per_image["loss"].mean())
     return metrics | {"iou": {c: None if math.isnan(v) else float(v) for c, v in zip(classes, iou, strict=True)}}
@@ -1041,7 +1063,8 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
                 return
         splits = {"val": val_data} | ({"test": test_data} if test_data else {})
         finish_run(accelerator, folder, model, progress, evaluate, splits, select, final_scores,
-                   {"weights": weights, "selected": select} | ({"best_by": best_by} if select == "best" else {}))
+                   {"weights": weights, "num_processes": accelerator.num_processes, "selected": select}
+                   | ({"best_by": best_by} if select == "best" else {}))
 
 
 def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, row: dict,
@@ -1316,14 +1339,16 @@ def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, 
     return fig
 
 
-def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("train_loss", "miou")):
+def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("train_loss", "miou"),
+                 colors: Sequence[str] = CURVES):
     """One panel per column of history.csv, two in a row, one curve per run; returns the figure."""
     rows = math.ceil(len(metrics) / 2)
     fig, axes = plt.subplots(rows, 2, figsize=(8.5, 2.8 * rows), layout="constrained", squeeze=False)
     for axis, metric in zip(axes.flat, metrics):
-        for color, (name, history) in zip(cycle(CURVES), histories.items()):
+        for color, (name, history) in zip(cycle(colors), histories.items()):
             axis.plot(history["epoch"], history[metric], color=color, label=name, marker=".")
-        axis.set(xlabel="epoch", ylabel=metric.replace("_", " ").replace("miou", "mIoU").replace("iou", "IoU"))
+        label = metric.replace("_", " ").replace("miou", "mIoU").replace("iou", "IoU").replace("f1", "F1")
+        axis.set(xlabel="epoch", ylabel=label)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(metrics) :]:
         axis.remove()
@@ -1331,12 +1356,12 @@ def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("
     return fig
 
 
-def show_per_class(scores: dict[str, dict[str, float | None]], metric: str = "IoU"):
+def show_per_class(scores: dict[str, dict[str, float | None]], metric: str = "IoU", colors: Sequence[str] = CURVES):
     """Horizontal bars of a score per class for one or more runs, best class on top; returns the figure."""
     table = pd.DataFrame(scores).astype(float).dropna(how="all")
     table = table.loc[table.mean(axis=1).sort_values().index]
     fig, axis = plt.subplots(figsize=(7, 1 + 0.14 * table.size + 0.14 * len(table)), layout="constrained")
-    table.plot.barh(ax=axis, color=CURVES[: table.shape[1]], width=0.8, legend=False)
+    table.plot.barh(ax=axis, color=list(colors)[: table.shape[1]], width=0.8, legend=False)
     axis.set(xlabel=metric, xlim=(0, 1))
     axis.grid(axis="x", alpha=0.3)
     fig.legend(loc="outside right upper", frameon=False)

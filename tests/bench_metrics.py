@@ -51,50 +51,61 @@ def side_by_side(capsys, benchmark, plain, ours, what):
               f"{plain_time / our_time:.0f} times faster")
 
 
+def plain_boundary_f1(pred, label, n):
+    """One morphology per class, on the whole picture."""
+    square, tolerance = np.ones((3, 3), bool), np.ones((7, 7), bool)
+    valid, scores = label != VOID, np.full(n, np.nan)
+    for c in np.unique(label[valid]):
+        masks = [(labels == c) & valid for labels in (pred, label)]
+        p, t = (ndimage.binary_dilation(m, square) ^ ndimage.binary_erosion(m, square) for m in masks)
+        precision = (p & ndimage.binary_dilation(t, tolerance)).sum() / max(p.sum(), 1)
+        recall = (t & ndimage.binary_dilation(p, tolerance)).sum() / t.sum()
+        scores[c] = 2 * precision * recall / (precision + recall or 1)
+    return scores
+
+
+def plain_trimap_iou(pred, label, n):
+    valid, seam = label != VOID, np.zeros(SIZE, bool)
+    for a, b in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
+        differ = (label[a] != label[b]) & valid[a] & valid[b]
+        seam[a] |= differ
+        seam[b] |= differ
+    band = ndimage.binary_dilation(seam, np.ones((7, 7), bool)) & valid
+    hits = np.array([((pred == c) & (label == c) & band).sum() for c in range(n)])
+    unions = np.array([(((pred == c) | (label == c)) & band).sum() for c in range(n)])
+    return np.where(unions > 0, hits / np.maximum(unions, 1), np.nan)
+
+
+def plain_confusion_matrix(pred, label, n):
+    pred, label = (torch.as_tensor(labels).long() for labels in (pred, label))
+    return multiclass_confusion_matrix(pred, label, n, ignore_index=VOID).numpy()
+
+
 def test_boundary_f1(scene, benchmark, capsys):
-    pred, label, n = scene
-
-    def one_morphology_per_class():
-        square, tolerance = np.ones((3, 3), bool), np.ones((7, 7), bool)
-        valid, scores = label != VOID, np.full(n, np.nan)
-        for c in np.unique(label[valid]):
-            masks = [(labels == c) & valid for labels in (pred, label)]
-            p, t = (ndimage.binary_dilation(m, square) ^ ndimage.binary_erosion(m, square) for m in masks)
-            precision = (p & ndimage.binary_dilation(t, tolerance)).sum() / max(p.sum(), 1)
-            recall = (t & ndimage.binary_dilation(p, tolerance)).sum() / t.sum()
-            scores[c] = 2 * precision * recall / (precision + recall or 1)
-        return scores
-
-    side_by_side(capsys, benchmark, one_morphology_per_class, lambda: common.boundary_f1(pred, label, n),
-                 f"boundary F1, {n} classes")
+    side_by_side(capsys, benchmark, lambda: plain_boundary_f1(*scene), lambda: common.boundary_f1(*scene),
+                 f"boundary F1, {scene[2]} classes")
 
 
 def test_trimap_iou(scene, benchmark, capsys):
-    pred, label, n = scene
-
-    def plain():
-        valid, seam = label != VOID, np.zeros(SIZE, bool)
-        for a, b in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
-            differ = (label[a] != label[b]) & valid[a] & valid[b]
-            seam[a] |= differ
-            seam[b] |= differ
-        band = ndimage.binary_dilation(seam, np.ones((7, 7), bool)) & valid
-        hits = np.array([((pred == c) & (label == c) & band).sum() for c in range(n)])
-        unions = np.array([(((pred == c) | (label == c)) & band).sum() for c in range(n)])
-        return np.where(unions > 0, hits / np.maximum(unions, 1), np.nan)
-
-    side_by_side(capsys, benchmark, plain, lambda: common.trimap_iou(pred, label, n), "trimap IoU")
+    side_by_side(capsys, benchmark, lambda: plain_trimap_iou(*scene), lambda: common.trimap_iou(*scene), "trimap IoU")
 
 
 def test_confusion_matrix(scene, benchmark, capsys):
     pred, label = (torch.from_numpy(labels).long() for labels in scene[:2])
     n = scene[2]
+    side_by_side(capsys, benchmark, lambda: plain_confusion_matrix(pred, label, n),
+                 lambda: common.confusion_matrix(pred, label, n), "confusion matrix (plain: torchmetrics)")
 
-    def plain():
-        return multiclass_confusion_matrix(pred, label, n, ignore_index=VOID).numpy()
 
-    side_by_side(capsys, benchmark, plain, lambda: common.confusion_matrix(pred, label, n),
-                 "confusion matrix (plain: torchmetrics)")
+def test_all_metrics_of_an_image(scene, benchmark, capsys):
+    pred, label, n = scene[0], scene[1].astype(np.int64), scene[2]  # the types that common.evaluate hands over
+
+    def every(*metrics):
+        return np.concatenate([metric(pred, label, n).ravel() for metric in metrics])
+
+    side_by_side(capsys, benchmark, lambda: every(plain_confusion_matrix, plain_boundary_f1, plain_trimap_iou),
+                 lambda: every(common.confusion_matrix, common.boundary_f1, common.trimap_iou),
+                 "confusion matrix, boundary F1 and trimap IoU")
 
 
 def test_paired_bootstrap(benchmark, capsys):

@@ -34,15 +34,16 @@ def put_runs(base, values, epochs=(5, 10), classes=("road", "pole"), images=("aa
     for (letter, seed), miou in values.items():
         folder = base / NAME / "camvid32-course" / f"{letter}_seed{seed}"
         iou = {name: miou + 0.01 * k for k, name in enumerate(classes)}
-        rows = [{"epoch": e, "miou": miou * e / epochs[-1], "boundary_f1": 0.5, "trimap_iou": 0.4}
+        rows = [{"epoch": e, "miou": miou * e / epochs[-1], "boundary_f1_strict": 0.5, "trimap_iou": 0.4}
                 | {f"iou_{name}": v for name, v in iou.items()} for e in epochs]  # fmt: skip
         summary = {"notebook": NAME, "method": letter, "mode": "course", "dataset": "camvid32", "seed": seed,
-                   "metrics": {"miou": miou, "boundary_f1": 0.5, "trimap_iou": 0.4, "iou": iou}}  # fmt: skip
+                   "metrics": {"miou": miou, "boundary_f1_strict": 0.5, "trimap_iou": 0.4, "iou": iou}}  # fmt: skip
         common.write_json(folder / "summary.json", summary)
         pd.DataFrame(rows).to_csv(folder / "history.csv", index=False)
         confusion = rng.integers(0, 50, (len(images), 19, 19)) + np.eye(19, dtype=int) * int(1000 * miou)
         scores = rng.random((len(images), 19)) + miou
-        np.savez_compressed(folder / "val_per_image.npz", image=np.array(images), confusion=confusion, boundary_f1=scores, trimap_iou=scores)
+        scores = {"boundary_f1_strict": scores, "trimap_iou": scores}
+        np.savez_compressed(folder / "val_per_image.npz", image=np.array(images), confusion=confusion, **scores)
     return common.find_runs(base)
 
 
@@ -116,7 +117,10 @@ def test_runs_are_found_by_variant_and_seed_and_others_are_left_out(nb, tmp_path
     assert set(nb.find_variants(tmp_path, "camvid32", "course", {"D": "D"})) == {("D", "1"), ("D", "2")}
     assert not nb.find_variants(tmp_path, "camvid32", "paper", {"D": "D"}) and not find(nb, tmp_path / "nothing")
     scores = nb.run_scores(found)
-    assert nb.last_of(scores, "miou").to_numpy().tolist() == [[50.0, 60.0]]  # the one seed that both have
+    last = nb.last_of(scores, "miou")
+    assert last.loc["1"].tolist() == [50.0, 60.0] and last.loc["2"].isna().tolist() == [True, False]
+    assert nb.interval_table(scores, nb.STRICT).loc["mIoU", "seeds"].tolist() == [1, 2]  # an interval needs no pairs
+    assert nb.compare_pairs(scores, "miou").loc["A-D", "difference"] == pytest.approx(-10)  # a difference does
     middle, half = nb.over_epochs(scores, "miou")
     assert middle.loc[10].tolist() == [50.0, pytest.approx(65.0)] and np.isnan(half.loc[10, "A"])
     assert half.loc[10, "D"] == pytest.approx(stats.t.ppf(0.975, 1) * 5)
@@ -135,19 +139,28 @@ def test_intervals_over_images_are_the_shared_bootstrap_of_the_mean_over_seeds(n
     kept = {key: np.load(row.folder / "val_per_image.npz")["confusion"].sum(0) for key, row in found.items()}
     mean = {v: np.mean([common.miou(kept[v, s]) for s in "12"]) for v in "AD"}
     assert difference == pytest.approx(100 * (mean["D"] - mean["A"])) and low <= difference <= high and 0 < p <= 1
-    f1 = {key: np.load(row.folder / "val_per_image.npz")["boundary_f1"].mean() for key, row in found.items()}
+    f1 = {key: np.load(row.folder / "val_per_image.npz")["boundary_f1_strict"].mean() for key, row in found.items()}
     expected = 100 * (np.mean([f1["D", s] for s in "12"]) - np.mean([f1["A", s] for s in "12"]))
-    assert nb.image_interval(found, "D", "A", "boundary_f1", split="val")[0] == pytest.approx(expected)
-    assert nb.image_table(found, ("miou",), split="val", film=False).shape == (1, 1)
+    assert nb.image_interval(found, "D", "A", "boundary_f1_strict", split="val")[0] == pytest.approx(expected)
+    assert nb.image_table(found, {"miou": "mIoU"}, split="val", film=False).shape == (1, 1)
+
+
+def test_runs_without_scores_per_image_or_without_a_shared_seed_make_no_interval_and_no_error(nb, tmp_path):
+    put_runs(tmp_path, {("A", 1): 0.5, ("B", 2): 0.5, ("D", 1): 0.6})
+    found = find(nb, tmp_path)
+    (found["D", "1"].folder / "val_per_image.npz").unlink()
+    assert nb.image_table(found, {"miou": "mIoU"}, split="val").index.tolist() == ["A-B"]
+    assert np.isnan(nb.image_interval(found, "A", "B", "miou", split="val")).all()
+    assert nb.compare_pairs(nb.run_scores(found), "miou").loc["A-B"].isna().all()
 
 
 def test_figures_are_drawn_for_many_runs_for_one_epoch_and_for_one_seed(nb, study, tmp_path):
     put_runs(tmp_path / "one", {("A", 1): 0.5, ("D", 1): 0.6}, epochs=(3,))
     one = nb.run_scores(find(nb, tmp_path / "one"))
-    for scores in (study, one):
-        assert len(nb.show_convergence(scores).axes) == 3
+    for scores, metrics in ((study, nb.METRICS), (one, nb.STRICT)):
+        assert len(nb.show_convergence(scores, metrics).axes) == 3
     assert len(nb.show_ranks(study).axes) == 2
-    assert [t.get_text() for t in nb.show_convergence(one).axes[0].get_xticklabels()] == ["A", "D"]
+    assert [t.get_text() for t in nb.show_convergence(one, nb.STRICT).axes[0].get_xticklabels()] == ["A", "D"]
     assert len(nb.show_deltas(nb.class_changes(find(nb, tmp_path / "one")), "points").axes[0].patches) == 2
 
 

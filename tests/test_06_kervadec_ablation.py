@@ -6,25 +6,44 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import cv2
+import jupytext
 import numpy as np
+import pandas as pd
 import papermill
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from torch.nn import functional as F
+from torchvision.datasets import Cityscapes
 
 import common
 import data_prep
 
 NAME = "06_kervadec_ablation"
 TINY = {"epochs": 2, "images": 8, "height": 32, "weights": "none"}
+TAG = "-height32-images8-epochs2-weights_none_seed42"
+RECIPES = ("paper", "author_config")
 
 
 @pytest.fixture(scope="module")
 def nb(notebook):
     return notebook(NAME)
+
+
+@pytest.fixture(params=["composite_as_written", "composite_loss"])
+def composite(nb, request):
+    """Both forms of the composite loss."""
+    return getattr(nb, request.param)
+
+
+@pytest.fixture
+def in_double(monkeypatch):
+    """The composite losses compute in float32, whatever they get; here in float64."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
 def random_case(classes=5, void=True, absent=True, seed=0, dtype=torch.float64):
@@ -97,27 +116,179 @@ def test_gradients_are_those_of_finite_differences(nb, loss):
     assert torch.autograd.gradcheck(calls[loss], logits)
 
 
-@pytest.mark.parametrize("terms", [("ce",), ("ce", "dice"), ("ce", "dice", "boundary"), ("ce", "boundary")])
-def test_void_pixels_get_no_gradient_and_an_all_void_batch_is_finite(nb, terms):
+@pytest.mark.parametrize("variant", "ABCD")
+@pytest.mark.parametrize("weighted", [False, True])
+def test_void_pixels_get_no_gradient_and_an_all_void_batch_is_finite(nb, composite, variant, weighted):
     logits, label = random_case()
     logits.requires_grad_()
     batch = {"label": label, "phi": torch.randn_like(logits)}
-    nb.composite_loss(logits, batch, terms, 1.0, 0.2).backward()
+    options = {"terms": nb.loss_terms(variant, "paper", 1.0, 0.2)}
+    options |= {"class_weights": torch.linspace(0.5, 2, 5)} if weighted else {}
+    composite(logits, batch, **options).backward()
     per_pixel = logits.grad.abs().sum(1)
     assert (per_pixel[label == 255] == 0).all() and (per_pixel[label != 255] > 0).all()
-    batch["label"] = torch.full_like(label, 255)
-    loss = nb.composite_loss(logits, batch, terms, 1.0, 0.2)
+    batch["label"], logits.grad = torch.full_like(label, 255), None
+    loss = composite(logits, batch, **options)
     loss.backward()
-    assert math.isfinite(loss.item()) and logits.grad.isfinite().all()
+    assert math.isfinite(loss.item()) and (logits.grad == 0).all()
 
 
-def test_composite_is_the_weighted_sum_of_its_terms(nb):
+def test_composite_is_the_weighted_sum_of_its_terms(nb, composite):
     logits, label = random_case(dtype=torch.float32)
     batch = {"label": label, "phi": torch.randn_like(logits)}
     probs = logits.softmax(1)
     expected = (F.cross_entropy(logits, label, ignore_index=255) + 0.7 * nb.dice_loss(probs, label)
                 + 0.3 * nb.boundary_loss(probs, batch["phi"], label))
-    torch.testing.assert_close(nb.composite_loss(logits, batch, nb.VARIANTS["C"], 0.7, 0.3), expected)
+    torch.testing.assert_close(composite(logits, batch, nb.loss_terms("C", "paper", 0.7, 0.3)), expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_authors_configuration_of_b_is_half_weighted_cross_entropy_and_half_dice(nb, composite, weighted):
+    logits, label = random_case(dtype=torch.float32)
+    class_weights = torch.tensor([0.2, 1.0, 3.0, 0.7, 0.0]) if weighted else None
+    ce, dice = F.cross_entropy(logits, label, class_weights, ignore_index=255), naive_dice(logits.softmax(1), label)
+    found = composite(logits, {"label": label}, nb.loss_terms("B", "author_config", 1.0, 0.2), class_weights)
+    torch.testing.assert_close(found, 0.5 * ce + 0.5 * dice)
+
+
+def test_the_terms_of_each_variant_and_recipe(nb):
+    terms = {(v, r): nb.loss_terms(v, r, 0.8, 0.2) for v in "ABCD" for r in RECIPES}
+    for recipe in RECIPES:
+        assert terms["A", recipe] == {"ce": 1.0} and terms["D", recipe] == {"ce": 1.0, "boundary": 0.2}
+    assert terms["B", "paper"] == {"ce": 1.0, "dice": 0.8}
+    assert terms["C", "paper"] == {"ce": 1.0, "dice": 0.8, "boundary": 0.2}
+    assert terms["B", "author_config"] == {"ce": 0.5, "dice": 0.4}
+    assert terms["C", "author_config"] == {"ce": 0.5, "dice": 0.4, "boundary": 0.2}
+
+
+def street_batch(shape, dtype=torch.float32, phi="int8", void=0.2):
+    """(logits, batch) of a shape (B, C, H, W) with a share of void and one class absent."""
+    rng = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn(*shape, generator=rng, dtype=dtype)
+    label = torch.randint(0, shape[1] - 1, (shape[0], *shape[2:]), generator=rng)
+    label[torch.rand(label.shape, generator=rng) < void] = 255
+    maps = torch.randint(-127, 128, shape, generator=rng, dtype=torch.int8)
+    return logits, {"label": label, "phi": maps if phi == "int8" else maps.to(dtype) / 127}
+
+
+def value_and_gradient(loss, logits, *args):
+    logits = logits.clone().requires_grad_()
+    value = loss(logits, *args)
+    return value.detach(), *torch.autograd.grad(value, logits)
+
+
+def assert_same_loss(nb, ours, logits, *args, rtol=1e-5, atol=1e-5):
+    """Value and gradient of `ours` are those of composite_as_written; atol is relative to the largest gradient."""
+    value, gradient = value_and_gradient(ours, logits, *args)
+    expected, slope = value_and_gradient(nb.composite_as_written, logits, *args)
+    torch.testing.assert_close(value, expected, rtol=rtol, atol=rtol)
+    torch.testing.assert_close(gradient, slope, rtol=rtol, atol=atol * slope.abs().max().item())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("variant", "ABCD")
+def test_strips_give_what_the_formulas_give(nb, in_double, variant, recipe, weighted):
+    logits, batch = street_batch((2, 19, 40, 1000), torch.float64)
+    class_weights = torch.linspace(0, 2, 19, dtype=torch.float64) if weighted else None
+    terms = nb.loss_terms(variant, recipe, 0.9, 0.4)
+    assert_same_loss(nb, nb.composite_loss, logits, batch, terms, class_weights, rtol=1e-12, atol=1e-12)
+    batch["label"] = torch.full_like(batch["label"], 255)
+    assert_same_loss(nb, nb.composite_loss, logits, batch, terms, class_weights, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("phi", ["int8", "float"])
+@pytest.mark.parametrize(("shape", "strips"), [
+    ((2, 5, 6, 7), [6]), ((1, 19, 100, 700), [39, 39, 22]), ((2, 19, 96, 700), [19] * 5 + [1]),
+    ((2, 19, 3, 14000), [1, 1, 1]),
+])
+def test_strips_of_any_height_give_the_same_in_single_precision(nb, shape, strips, phi, monkeypatch):
+    logits, batch = street_batch(shape, phi=phi)
+    heights, pixel_sums = [], nb.pixel_sums
+    terms = nb.loss_terms("C", "paper", 1.0, 0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(nb, "pixel_sums", lambda strip, *rest: heights.append(strip.shape[2]) or pixel_sums(strip, *rest))
+        nb.composite_loss(logits, batch, terms)
+    assert heights == strips
+    assert_same_loss(nb, nb.composite_loss, logits, batch, terms, torch.linspace(0, 2, shape[1]))
+
+
+def test_int8_and_float_maps_give_the_same(nb, composite):
+    logits, batch = street_batch((1, 7, 20, 30))
+    terms = nb.loss_terms("D", "paper", 1.0, 0.5)
+    floats = batch | {"phi": batch["phi"].float() / 127}
+    ours, theirs = (value_and_gradient(composite, logits, one, terms) for one in (batch, floats))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradients_of_the_composite_are_those_of_finite_differences(nb, composite, in_double, weighted):
+    logits, label = random_case(classes=3)
+    logits, label = logits[:, :, :3, :3].contiguous().requires_grad_(), label[:, :3, :3].contiguous()
+    assert (label == 255).any()
+    batch = {"label": label, "phi": torch.randn(2, 3, 3, 3, dtype=torch.float64)}
+    class_weights = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64) if weighted else None
+    terms = nb.loss_terms("C", "paper", 0.7, 0.3)
+    assert torch.autograd.gradcheck(lambda x: composite(x, batch, terms, class_weights), logits)
+
+
+@pytest.fixture(scope="module")
+def compiled(nb):
+    """The compiled composite loss."""
+    found = nb.pick_composite("yes", "cpu")
+    if found is nb.composite_loss:
+        pytest.skip("torch.compile finds no compiler here")
+    return found
+
+
+@pytest.mark.parametrize(("variant", "recipe", "phi"), [
+    ("C", "paper", "int8"), ("B", "author_config", None), ("D", "paper", "float"),
+])
+def test_the_compiled_loss_gives_what_the_formulas_give(nb, compiled, variant, recipe, phi):
+    class_weights = torch.linspace(0, 2, 19) if recipe == "author_config" else None
+    terms = nb.loss_terms(variant, recipe, 1.0, 0.2)
+    for shape in ((2, 19, 32, 48), (1, 19, 40, 64)):
+        logits, batch = street_batch(shape, phi=phi)
+        batch = batch if phi else {"label": batch["label"]}
+        assert_same_loss(nb, compiled, logits, batch, terms, class_weights)
+    batch["label"] = torch.full_like(batch["label"], 255)
+    assert_same_loss(nb, compiled, logits, batch, terms, class_weights)
+
+
+def test_where_nothing_compiles_one_line_says_so_and_the_strips_serve(nb, monkeypatch, capsys):
+    assert nb.pick_composite("no", "cpu") is nb.composite_loss and not capsys.readouterr().out
+
+    def no_compiler(*args):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(nb.torch, "compile", lambda function: no_compiler)
+    common.say_once.cache_clear()
+    assert all(nb.pick_composite("yes", "cpu") is nb.composite_loss for _ in range(2))
+    assert capsys.readouterr().out == "compile_loss: RuntimeError, so the loss runs as it is\n"
+
+
+def test_the_auxiliary_head_pays_the_whole_sum_times_two_fifths(nb, composite):
+    (main, batch), aux = street_batch((1, 19, 8, 9)), torch.randn(1, 19, 8, 9)
+    terms, batch = nb.loss_terms("C", "paper", 1.0, 0.2), batch | {"image": None}
+    found = nb.training_loss(lambda image: (main, aux), batch, composite, terms=terms)
+    torch.testing.assert_close(found, composite(main, batch, terms) + 0.4 * composite(aux, batch, terms))
+
+
+def test_frequency_weights_equal_a_count_by_hand(nb, toy):
+    train_id = {c.id: c.train_id for c in Cityscapes.classes}
+    counts = dict.fromkeys(range(19), 0)
+    frames = common.list_frames(toy, "train")[:3]
+    for frame in frames:
+        for value, times in zip(*np.unique(np.array(Image.open(frame.label)), return_counts=True)):
+            if 0 <= train_id[value] < 255:
+                counts[train_id[value]] += int(times)
+    total = sum(counts.values())
+    plain = {c: (n / total) ** -0.5 for c, n in counts.items() if n}
+    mean = sum(plain.values()) / len(plain)
+    assert 5 < len(plain) < 19
+    weights = nb.frequency_weights(frames, common.SCHEMES["cityscapes19"])
+    torch.testing.assert_close(weights, torch.tensor([plain.get(c, 0) / mean for c in range(19)]))
+    assert weights[weights > 0].mean() == pytest.approx(1) and (weights == 0).sum() == 19 - len(plain)
 
 
 def test_the_true_label_has_a_lower_boundary_loss_than_any_shift_of_it(nb):
@@ -164,6 +335,57 @@ def test_augmentation_moves_image_and_label_together_and_leaves_the_input_alone(
     assert (image[:, :, 0] == ramp * 3).all() and ramp[0, 0] == 0
 
 
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_flip_is_the_share_of_mirrored_images(nb, flip):
+    label = np.tile(np.arange(40, dtype=np.uint8), (8, 1))
+    image = np.stack([label * 6] * 3, axis=2)
+    for seed in range(30):
+        _, new = nb.augment(image, label, np.random.default_rng(seed), flip=flip)
+        np.testing.assert_array_equal(new, label[:, ::-1] if flip else label)
+
+
+STILL = {"flip": 0, "jitter": 0, "hue": 0, "blur": 0}
+
+
+def smooth_photo():
+    """A photo (48, 64, 3) of many colours without noise."""
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (64, 48), interpolation=cv2.INTER_CUBIC)
+
+
+def test_without_jitter_hue_and_blur_the_pixels_stay(nb):
+    image, label = smooth_photo(), np.zeros((48, 64), np.uint8)
+    for seed in range(10):
+        same, _ = nb.augment(image, label, np.random.default_rng(seed), **STILL)
+        change = np.abs(same.astype(int) - image)
+        assert change.max() <= 8 and change.mean() < 1  # what a round trip through HSV in bytes costs
+
+
+@pytest.mark.parametrize("change", [{"jitter": 0.25}, {"hue": 0.03}, {"blur": 1.0}])
+def test_each_magnitude_changes_the_image_and_never_the_label(nb, change):
+    image, label = smooth_photo(), np.random.default_rng(1).integers(0, 19, (48, 64), dtype=np.uint8)
+    image[::2] //= 2  # rows that a blur mixes
+    largest = []
+    for seed in range(20):
+        new, kept = nb.augment(image, label, np.random.default_rng(seed), **STILL | change)
+        np.testing.assert_array_equal(kept, label)
+        largest.append(np.abs(new.astype(int) - image).max())
+    changed = np.mean(np.array(largest) > 8)
+    assert 0.3 < changed < 0.7 if "blur" in change else changed > 0.7
+
+
+def test_larger_magnitudes_change_more(nb):
+    image, label = smooth_photo(), np.zeros((48, 64), np.uint8)
+
+    def change(**magnitudes):
+        views = (nb.augment(image, label, np.random.default_rng(seed), **STILL | magnitudes) for seed in range(20))
+        return np.mean([np.abs(view.astype(int) - image).mean() for view, _ in views])
+
+    for name, values in {"jitter": (0.05, 0.2, 0.5), "hue": (0.02, 0.1, 0.3), "blur": (0.5, 1.0, 3.0)}.items():
+        changes = [change(**{name: value}) for value in values]
+        assert changes == sorted(changes) and changes[0] < changes[-1] / 2
+
+
 def test_the_network_answers_twice_in_training_and_once_in_evaluation(nb):
     net = nb.UPerNetWithAux("tu-convnextv2_atto", 32)
     image = torch.randn(2, 3, 64, 96)
@@ -185,13 +407,56 @@ def test_the_paper_network_has_the_published_size(nb):
 def nb_settings(mode):
     import conftest
 
-    return conftest.notebook_definitions(NAME).MODES[mode]
+    nb = conftest.notebook_definitions(NAME)
+    return nb.MODES[mode] | nb.NETWORKS[nb.MODES[mode]["network"]]
 
 
 def test_paper_mode_is_the_published_recipe():
     settings = nb_settings("paper")
     assert (settings["lr"], settings["weight_decay"], settings["epochs"]) == (6e-5, 0.01, 160)
     assert (settings["batch_size"], settings["accumulation"], settings["height"]) == (2, 4, 1024)
+    assert settings["network"] == "base"
+
+
+@pytest.mark.parametrize(("text", "epochs", "named"), [
+    ("10", 35, [10, 20, 30]), ("10", 9, []), ("1", 3, [1, 2, 3]), ("5,20,80", 80, [5, 20, 80]),
+    ("5, 20,80", 50, [5, 20]), ("3,", 9, [3]), ("", 9, []),
+])
+def test_epochs_named_are_every_nth_or_just_these_up_to_the_last(nb, text, epochs, named):
+    assert nb.epochs_named(text, epochs) == named
+
+
+@pytest.mark.parametrize("text", ["ten", "0", "5,0", "-5", "2.5", "5;20", "1e1"])
+def test_what_names_no_epochs_is_one_sentence(nb, text):
+    with pytest.raises(common.StreetsError, match="does not name epochs: use one number such as 10, or several"):
+        nb.epochs_named(text, 100)
+
+
+@pytest.fixture(scope="module")
+def defaults():
+    return common.parameter_cells({"__file__": ROOT / "notebooks" / f"{NAME}.py"})[0]
+
+
+@pytest.mark.parametrize(("variant", "given", "changes", "name"), [
+    ("D", {}, {}, "D"),
+    ("D", {"lambda_b": 0.5}, {"epochs": 20}, "D-lambda_b0.5-epochs20"),
+    ("A", {"lambda_b": 0.5, "lambda_d": 2.0, "norm": "absmax"}, {"epochs": 20}, "A-epochs20"),
+    ("B", {"lambda_b": 0.5, "lambda_d": 2.0, "norm": "absmax"}, {}, "B-lambda_d2.0"),
+    ("C", {"lambda_b": 0.5, "lambda_d": 2.0, "norm": "absmax"}, {"network": "base"},
+     "C-lambda_d2.0-lambda_b0.5-normabsmax-networkbase"),
+    ("D", {"recipe": "author_config"}, {"weights_": "none"}, "D-recipeauthor_config-weights_none"),
+])
+def test_a_run_is_named_after_what_it_uses_and_what_departs_from_the_mode(nb, defaults, variant, given, changes, name):
+    values = {k: defaults[k] for k in ("recipe", "lambda_d", "lambda_b", "norm")} | given
+    assert nb.run_name(nb.loss_facts(variant, **values), defaults, changes) == name
+
+
+def test_the_facts_of_a_loss_leave_out_what_it_does_not_use(nb):
+    facts = {v: nb.loss_facts(v, "paper", 1.0, 0.2, "clip127") for v in "ABCD"}
+    assert facts["A"] == {"variant": "A", "recipe": "paper", "lambda_d": None, "lambda_b": None, "norm": None}
+    assert facts["B"] == {"variant": "B", "recipe": "paper", "lambda_d": 1.0, "lambda_b": None, "norm": None}
+    assert facts["C"] == {"variant": "C", "recipe": "paper", "lambda_d": 1.0, "lambda_b": 0.2, "norm": "clip127"}
+    assert facts["D"] == {"variant": "D", "recipe": "paper", "lambda_d": None, "lambda_b": 0.2, "norm": "clip127"}
 
 
 def test_published_numbers_give_the_published_means_and_differences():
@@ -208,22 +473,66 @@ def test_published_numbers_give_the_published_means_and_differences():
         assert len(classes) == 19 and classes.mean() == pytest.approx(mean, abs=0.02)
 
 
+CONTOURS = {
+    "boundary_f1": common.boundary_f1,
+    "boundary_f1_as_published": partial(common.boundary_f1, estimator="as_published"),
+    "boundary_f1_strict": partial(common.boundary_f1, count_frame=False, count_void_rim=False),
+    "trimap_iou": common.trimap_iou,
+    "trimap_iou_as_published": partial(common.trimap_iou, estimator="as_published"),
+}
+
+
+def contour_scores(model, data):
+    """Mean over images of the mean over classes of each contour score."""
+    scores = []
+    for item in data:
+        with torch.no_grad():
+            pred = model(item["image"][None]).argmax(1)[0]
+        scores.append({name: np.nanmean(score(pred, item["label"], 19)) for name, score in CONTOURS.items()})
+    return {name: np.mean([one[name] for one in scores]) for name in CONTOURS}
+
+
+def test_evaluation_returns_every_contour_score(nb, toy):
+    torch.manual_seed(0)
+    net = nb.UPerNetWithAux("tu-convnextv2_atto", 32).eval()
+    data = common.StreetScenes(common.list_frames(toy, "val"), (64, 128))
+    metrics, per_image = nb.evaluate(net, data)
+    expected = contour_scores(net, data)
+    assert {name: metrics[name] for name in CONTOURS} == pytest.approx(expected, abs=1e-9)
+    assert len(set(expected.values())) == 5
+    assert per_image["boundary_f1_strict"].shape == (3, 19) and per_image["boundary_f1_as_published"].shape == (3, 1)
+
+
+def test_the_mean_over_images_leaves_out_images_without_any_score():
+    scores = np.array([[0.2, np.nan], [np.nan, np.nan], [0.4, 0.8]])
+    assert common.mean_over_images(scores) == pytest.approx(0.4)
+    assert common.mean_over_images(scores[1:2]) is None
+
+
 def run_notebook(out, cwd=ROOT, path=None, **parameters):
     parameters = TINY | {"out_dir": str(out / "results")} | parameters
-    path = path or ROOT / "notebooks" / f"{NAME}.ipynb"
+    if path is None:
+        path = out / "in.ipynb"
+        jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAME}.py"), path)
     papermill.execute_notebook(str(path), str(out / "out.ipynb"), parameters=parameters, cwd=str(cwd), progress_bar=False)
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
 
 
-def test_all_variants_run_in_turn_under_papermill_and_leave_complete_results(toy, tmp_path):
+def test_all_variants_run_in_turn_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
     summaries = run_notebook(tmp_path, variant="all", data_dir=str(toy))
-    assert set(summaries) == {f"{letter}_seed42" for letter in "ABCD"}
+    assert set(summaries) == {letter + TAG for letter in "ABCD"}
     losses = set()
     for name, summary in summaries.items():
         assert summary["dataset"] == "toy" and summary["mode"] == "quick" and summary["weights"] == "none"
-        assert {"accuracy", "miou", "boundary_f1", "trimap_iou", "iou"} <= set(summary["metrics"])
+        assert {"accuracy", "miou", "iou", *CONTOURS} <= set(summary["metrics"])
+        folder = tmp_path / "results" / NAME / "toy-quick" / name
+        settings = json.loads((folder / "config.json").read_text())["settings"]
+        model = nb.UPerNetWithAux(settings["encoder"], settings["decoder_width"])
+        common.load_weights(folder / "last.safetensors", model).eval()
+        found = contour_scores(model, common.StreetScenes(common.evenly(common.list_frames(toy, "val"), 2), (32, 64)))
+        assert {key: summary["metrics"][key] for key in CONTOURS} == pytest.approx(found, abs=1e-6)
         assert summary["n_train"] == 8 and summary["n_val"] == 2 and summary["test"]["miou"] > 0
-        losses.add((tmp_path / "results" / NAME / "toy-quick" / name / "history.csv").read_text().splitlines()[1].split(",")[1])
+        losses.add(pd.read_csv(folder / "history.csv")["train_loss"][0])
     assert len(losses) == 4, "four variants, four losses"
     executed = json.loads((tmp_path / "out.ipynb").read_text())
     pictures = [o for c in executed["cells"] for o in c.get("outputs", []) if {"image/png", "image/jpeg"} & set(o.get("data", {}))]
@@ -278,7 +587,7 @@ def test_the_notebook_runs_as_a_plain_script_from_any_folder(toy, tmp_path):
     env = os.environ | {"STREETS_HOME": str(ROOT), "MPLBACKEND": "agg"}
     done = subprocess.run([sys.executable, script], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert list((tmp_path / "results").rglob("D_seed42/summary.json"))
+    assert list((tmp_path / "results").rglob(f"D{TAG}/summary.json"))
 
 
 def test_a_script_with_a_misspelt_parameter_stops_too(toy, tmp_path):
@@ -288,7 +597,9 @@ def test_a_script_with_a_misspelt_parameter_stops_too(toy, tmp_path):
     assert done.returncode and "There is no parameter 'varient' here" in done.stderr
 
 
-def test_the_notebook_alone_in_an_empty_folder_fetches_its_helpers_and_labels_a_photo_of_ones_own(toy, tmp_path, monkeypatch):
+def test_the_notebook_alone_in_an_empty_folder_fetches_its_helpers_and_labels_a_photo_of_ones_own(
+    nb, toy, tmp_path, monkeypatch
+):
     repo, alone = tmp_path / "repo", tmp_path / "alone"
     alone.mkdir()
     (repo / "results").mkdir(parents=True)
@@ -300,8 +611,16 @@ def test_the_notebook_alone_in_an_empty_folder_fetches_its_helpers_and_labels_a_
     shutil.copy(ROOT / "notebooks" / f"{NAME}.ipynb", alone)
     cv2.imwrite(str(alone / "mine.jpg"), np.random.default_rng(0).integers(0, 255, (90, 130, 3), np.uint8))
     monkeypatch.setenv("STREETS_REPO", str(repo))
-    summaries = run_notebook(tmp_path, cwd=alone, path=alone / f"{NAME}.ipynb", data_dir=str(toy), photo="mine.jpg")
-    assert (alone / "street-segmentation" / "common.py").exists() and set(summaries) == {"D_seed42"}
+    summaries = run_notebook(tmp_path, alone, alone / f"{NAME}.ipynb", data_dir=str(toy), photo="mine.jpg", variant="B",
+                             recipe="author_config", epochs=3, evaluate_at="1,", keep_at="1,", flip=1, blur=0)
+    name = "B-recipeauthor_config-height32-images8-epochs3-flip1.0-blur0.0-weights_none_seed42"
+    assert (alone / "street-segmentation" / "common.py").exists() and set(summaries) == {name}
+    folder = tmp_path / "results" / NAME / "toy-quick" / name
+    assert pd.read_csv(folder / "history.csv")["epoch"].tolist() == [1, 3]  # the last one, too
+    assert {path.stem for path in folder.glob("*.safetensors")} == {"best", "last", "epoch_0001"}
+    first, last = (common.load_weights(folder / f"{stem}.safetensors", nb.UPerNetWithAux("tu-convnextv2_atto", 64))
+                   for stem in ("epoch_0001", "last"))
+    assert not torch.equal(first.aux_head[0].weight, last.aux_head[0].weight)
 
 
 @pytest.mark.parametrize(("form", "folder"), [("camvid11", "."), ("camvid32", "notebooks")])
@@ -315,7 +634,7 @@ def test_the_notebook_runs_on_real_photos_from_either_folder(real_data, tmp_path
                 (split / name / path.name).symlink_to(path)
     data_prep.convert_camvid(split, tmp_path / "camvid")
     summaries = run_notebook(tmp_path, ROOT / folder, data_dir=str(tmp_path / "camvid"), images=16, epochs=3, height=64)
-    summary = summaries["D_seed42"]
+    summary = summaries["D-height64-images16-epochs3-weights_none_seed42"]
     assert summary["dataset"] == form
     assert sum(iou is not None for iou in summary["metrics"]["iou"].values()) in (10, 11, 12)
     assert summary["metrics"]["accuracy"] > summary["majority_baseline"]["accuracy"]
@@ -335,8 +654,7 @@ def test_pretrained_weights_come_from_the_hubs_cache_without_a_network(nb, tmp_p
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(common, "hub_reachable", lambda: False)
-    settings = nb.MODES["quick"]
-    net, used = nb.build_network(settings, "auto")
+    net, used = nb.build_network(nb_settings("quick"), "auto")
     assert used == "fcmae_ft_in1k"
     stem = source.stem[0].weight
     assert any(torch.equal(p, stem) for p in net.encoder.parameters() if p.shape == stem.shape)
@@ -345,7 +663,7 @@ def test_pretrained_weights_come_from_the_hubs_cache_without_a_network(nb, tmp_p
 def test_without_weights_auto_starts_from_scratch_and_says_so_and_imagenet_stops(nb, capsys, monkeypatch):
     monkeypatch.setattr(common, "hub_reachable", lambda: False)
     common.say_once.cache_clear()
-    _, used = nb.build_network(nb.MODES["quick"], "auto")
+    _, used = nb.build_network(nb_settings("quick"), "auto")
     assert used == "none" and "random initialisation" in capsys.readouterr().out
     with pytest.raises(common.StreetsError, match="cannot be fetched"):
-        nb.build_network(nb.MODES["quick"], "imagenet")
+        nb.build_network(nb_settings("quick"), "imagenet")

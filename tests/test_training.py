@@ -149,6 +149,15 @@ def test_a_second_process_on_the_same_run_stops_with_a_sentence(toy, tmp_path):
     assert first.returncode == 0
 
 
+def test_two_runs_at_once_in_one_results_folder_do_not_disturb_each_other(toy, tmp_path, uninterrupted):
+    processes = [start(toy, tmp_path, f"method={name}") for name in ("one", "two")]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    for name in ("one", "two"):
+        assert results(tmp_path / "tiny" / "toy-course" / f"{name}_seed3") == uninterrupted
+
+
 def test_a_damaged_checkpoint_is_named(toy, tmp_path):
     folder, _ = tiny_run.run(toy, tmp_path, epochs=2, max_hours=1e-9)
     state = folder / "checkpoint" / "epoch_0001" / "optimizer.bin"
@@ -325,7 +334,7 @@ def run_in_two(command, cwd=SCRIPT.parent):
 
 @pytest.mark.parametrize("launcher", ["notebook", "torchrun"])
 def test_two_processes_leave_one_run_whose_scores_are_those_of_its_weights(toy, tmp_path, launcher):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, SCRIPT, toy, tmp_path]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, SCRIPT, toy, tmp_path, "processes=2"]
     done = run_in_two(torchrun if launcher == "torchrun" else ["-c", LAUNCHED, toy, tmp_path, "good"])
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "tiny" / "toy-course" / "tiny_seed3"

@@ -1,14 +1,17 @@
-"""A whole training in seconds, as a process that tests can kill: python tests/tiny_run.py DATA OUT [key=value ...]."""
+"""A whole training in seconds, as a process that tests can kill: python tests/tiny_run.py DATA OUT [key=value ...].
+
+Keys: method (name of the run), processes, batch_size, max_hours, kill_before and times.
+"""
 
 import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -98,6 +101,8 @@ if __name__ == "__main__":
     given = dict(pair.split("=") for pair in sys.argv[3:])
     if "kill_before" in given:
         kill_before(given["kill_before"], int(given.get("times", 1)))
+    common.train_or_load = partial(common.train_or_load, num_processes=int(given.get("processes", 1)))
     print("ready", flush=True)
-    np.set_printoptions(precision=4)
-    print(run(sys.argv[1], sys.argv[2])[1]["metrics"]["miou"])
+    summary = run(sys.argv[1], sys.argv[2], given.get("method", "tiny"), batch_size=int(given.get("batch_size", 3)),
+                  max_hours=float(given.get("max_hours", 0)))[1]
+    print(summary["metrics"]["miou"] if summary else "stopped")
