@@ -43,7 +43,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, notebook_launcher
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
 from matplotlib.patches import Patch
 from safetensors import SafetensorError
@@ -668,7 +668,9 @@ def make_accelerator(precision: str = "auto", **options) -> Accelerator:
     Apple's GPU is left alone: the pooling of UPerNet failed there in releases of torch that we support.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(mixed_precision=pick_precision(precision), cpu=not torch.cuda.is_available(), **options)
+    loading = DataLoaderConfiguration(non_blocking=True)  # copies to the GPU while it computes
+    return Accelerator(mixed_precision=pick_precision(precision), cpu=not torch.cuda.is_available(),
+                       dataloader_config=loading, **options)
 
 
 def device_line() -> str:
@@ -880,7 +882,10 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> N
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict | None:
-    """Restore the newest complete state and return its progress; None where there is nothing to resume."""
+    """Restore the newest complete state and return its progress; None where there is nothing to resume.
+
+    StreetsError where that state is damaged or was written by another number of processes.
+    """
     for path in sorted((folder / "checkpoint").glob("epoch_*"), reverse=True):
         if progress := read_json(path / "progress.json"):
             now = accelerator.num_processes

@@ -949,6 +949,7 @@ def train_approach(folder, recipe, settings, splits, size, scheme, weights, past
         source = make_datasets({"train": splits["train"]}, size, scheme, seed)["train"]
         train.augment = partial(copy_paste, data=source, **pasting)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["scratch_lr" if weights == "none" else "lr"], weight_decay=0)
+    processes = max(processes, int(os.environ.get("WORLD_SIZE", 1)))  # several under `accelerate launch`, too
     steps = settings["epochs"] * (len(train) // (settings["batch_size"] * processes))
     scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=1.0)
     loss = torch.compile(hybrid_loss) if compile_loss == "yes" else hybrid_loss

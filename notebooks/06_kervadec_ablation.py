@@ -147,7 +147,7 @@ MODES = {
 def epochs_named(text, epochs):
     """List of epochs up to the last: "10" is every tenth, "5,20,80" just these."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdigit() and int(part) for part in parts):
+    if not all(part.isdecimal() and int(part) for part in parts):
         raise common.StreetsError(f"{text!r} does not name epochs: use one number such as 10, or several: 5,20,80.")
     numbers = [int(part) for part in parts]
     if len(numbers) == 1 and "," not in text:
@@ -229,7 +229,7 @@ def jitter_colors(image, rng, jitter=0.25, hue=0.03):
 def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
     """Mirror a share of the images, jitter the colours of all, blur half; the label is mirrored with its image."""
     if rng.random() < flip:
-        image, label = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
+        image, label = cv2.flip(image, 1), cv2.flip(label, 1)
     image = jitter_colors(image, rng, jitter, hue)
     if rng.random() < 0.5 and blur > 0.1:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.1, blur))
@@ -334,6 +334,7 @@ def one_hot(label, num_classes=19):
     return label.unsqueeze(1) == torch.arange(num_classes, device=label.device).view(1, -1, 1, 1)
 
 
+# %%
 def cross_entropy(log_probs, label, class_weights=None):
     """Mean of -log p of the true class over valid pixels; log_probs (B, C, H, W), label (B, H, W), 255 void."""
     y = one_hot(label, log_probs.shape[1])
@@ -432,6 +433,7 @@ def distance_targets(label, num_classes, norm):
     return {"phi": torch.from_numpy(phi if norm == "none" else phi.astype(np.float16))}
 
 
+# %%
 def boundary_loss(probs, phi, label):
     """Mean of phi * p over valid pixels and classes; probs and phi (B, C, H, W), label (B, H, W), 255 void."""
     valid = (label != 255).unsqueeze(1)
@@ -484,6 +486,7 @@ def loss_terms(variant, recipe, lambda_d, lambda_b):
     return {term: weights[term] for term in VARIANTS[variant]}
 
 
+# %%
 def composite_as_written(logits, batch, terms, class_weights=None):
     """Weighted sum of the terms {name: weight}, for one head's logits (B, C, H, W).
 
@@ -506,7 +509,7 @@ def composite_as_written(logits, batch, terms, class_weights=None):
 #
 # At 1024x2048 one tensor of 19 classes takes 160 MB per image, and the lines above make a dozen of them. But all three
 # losses are made of a few sums over pixels, which can be taken strip by strip: a strip stays in the processor's cache,
-# and the backward pass computes it again instead of keeping it. `torch.compile` fuses the lines above to much the same effect
+# and the backward pass computes it again instead of keeping it. `torch.compile` fuses the lines above, which is faster still
 # where it finds a compiler (`compile_loss = "yes"`; by default on a GPU).
 
 # %%
@@ -542,6 +545,7 @@ def sums_by_strips(logits, label, phi=None, class_weights=None):
     return [sum(column) for column in zip(*sums)]
 
 
+# %%
 def composite_loss(logits, batch, terms, class_weights=None, smooth=1.0):
     """The value and gradient of `composite_as_written`, faster and with less memory; arguments as there."""
     phi = batch["phi"] if "boundary" in terms else None
@@ -635,6 +639,7 @@ def more_contours(pred, truth):
     return dict(zip(CONTOURS, scores))
 
 
+# %%
 def evaluate(model, data, accelerator=None, **options):
     """`common.evaluate` with all contour scores."""
     metrics, per_image = common.evaluate(model, data, accelerator, contours=True, score=more_contours, **options)
@@ -674,9 +679,10 @@ def train_variant(folder, terms, class_weights, settings, size, splits, weights,
 # part of a batch: the statistics of batch norm, the sums of Dice and the number of valid pixels are then those of a part.
 
 # %%
-defaults, _ = common.parameter_cells(globals())
+DEFAULTS = {"recipe": "paper", "lambda_d": 1.0, "lambda_b": 0.2, "norm": "clip127",
+            "flip": 0.5, "jitter": 0.25, "hue": 0.03, "blur": 1.0}
 augmentation = {"flip": flip, "jitter": jitter, "hue": hue, "blur": blur}
-changes |= {name: value for name, value in augmentation.items() if value != defaults[name]}
+changes |= {name: value for name, value in augmentation.items() if value != DEFAULTS[name]}
 changes |= {"weights_": weights} if weights in ("imagenet", "none") else {}
 compiling = compile_loss
 if compile_loss == "auto":
@@ -691,9 +697,10 @@ def loss_facts(letter, recipe, lambda_d, lambda_b, norm):
             "lambda_b": lambda_b if "boundary" in terms else None, "norm": norm if "boundary" in terms else None}
 
 
-def run_name(facts, defaults, changes):
+# %%
+def run_name(facts, changes):
     """A run's name: the variant, and all that departs from the mode, as in D-lambda_b0.5-epochs20."""
-    departs = {k: v for k, v in facts.items() if k != "variant" and v not in (None, defaults[k])}
+    departs = {k: v for k, v in facts.items() if k != "variant" and v not in (None, DEFAULTS[k])}
     return "-".join([facts["variant"], *(f"{key}{value}" for key, value in (departs | changes).items())])
 
 
@@ -708,7 +715,7 @@ summaries, folders = {}, {}
 splits = {"train": train_frames, "val": val_frames, "test": test_frames}
 for letter in common.several("variant", variant, VARIANTS):
     facts = loss_facts(letter, recipe, lambda_d, lambda_b, norm)
-    method = run_name(facts, defaults, changes)
+    method = run_name(facts, changes)
     folder = common.run_folder(out_dir, NOTEBOOK, common.dataset_name(root), mode, method, seed)
     config = common.run_config(globals(), method, settings, root, splits, **facts)
     train = partial(train_variant, terms=loss_terms(letter, recipe, lambda_d, lambda_b), class_weights=class_weights,
@@ -827,6 +834,7 @@ def term_gradients(logits, batch, terms):
     return found
 
 
+# %%
 def cosine(a, b, mask=None):
     """Cosine of the angle between two gradients (B, C, H, W), over the pixels of a (B, H, W) mask."""
     if mask is not None:
@@ -834,6 +842,7 @@ def cosine(a, b, mask=None):
     return F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
 
 
+# %%
 def weight_gradient(model, batch, terms):
     """Gradient of the weighted terms at all weights of a network, one long vector."""
     loss = composite_as_written(model(batch["image"]), batch, terms)
@@ -857,7 +866,7 @@ def look_at_gradients(model, batch, terms, near):
 
 
 # %%
-def short_training(terms, batches, look, steps=90, every=15, lr=2e-3, seed=0):
+def short_training(terms, batches, look, steps, every=15, lr=2e-3, seed=0):
     """Train a small network for some steps and return the rows of look(model), one before and one every so many steps."""
     torch.manual_seed(seed)
     model = UPerNetWithAux(NETWORKS["atto"]["encoder"], 32)
@@ -888,7 +897,8 @@ print(f"{len(batches)} batches of {tuple(batches[0]['image'].shape)}; {near.floa
 
 # %%
 all_terms = loss_terms("C", "paper", lambda_d or 1.0, lambda_b or 0.2)
-angles = short_training(all_terms, batches, partial(look_at_gradients, batch=held_out, terms=all_terms, near=near))
+steps = min(90, 15 * settings["epochs"])
+angles = short_training(all_terms, batches, partial(look_at_gradients, batch=held_out, terms=all_terms, near=near), steps)
 angles.round(4)
 
 # %%
@@ -955,7 +965,7 @@ def score_on(model, batch):
 
 
 # %%
-alone = {name: short_training({term: 1.0}, batches, partial(score_on, batch=held_out), every=30)
+alone = {name: short_training({term: 1.0}, batches, partial(score_on, batch=held_out), steps, every=30)
          for name, term in {"cross-entropy": "ce", "boundary loss": "boundary"}.items()}
 pd.concat(alone, names=["trained on"]).round(4)
 
@@ -1053,6 +1063,7 @@ def published_scores(published):
     return pd.DataFrame(columns).astype({"value": float})
 
 
+# %%
 def last_of(scores, metric):
     """(S, V) table of a metric after the last epoch: a row per seed, a column per variant, nan where there is no run."""
     rows = scores[(scores["metric"] == metric) & (scores["epoch"] == scores["epoch"].max()) & (scores["seed"] != "mean")]
@@ -1112,6 +1123,7 @@ def compare_pairs(scores, metric):
     return table.assign(holm=common.holm(table["p"])).round(3)
 
 
+# %%
 def all_pairs(scores, metrics=METRICS):
     """`compare_pairs` for several metrics, side by side."""
     return pd.concat({label: compare_pairs(scores, metric) for metric, label in metrics.items()}, axis=1)
@@ -1284,11 +1296,12 @@ common.show(show_deltas(table, "D - B, points of IoU (published, with Welch's in
 # find who has the numbers. First what the text says, then what its own tables give:
 
 # %%
-def claim(metric):
-    """The one published value of a claim."""
+def stated_value(published, metric):
+    """The one value that a source states under this name."""
     return published.loc[published["metric"] == metric, "value"].astype(float).item()
 
 
+claim = partial(stated_value, published)
 means, _ = over_epochs(study, "miou")
 lead = means["C"] - means["B"]
 slips = {
@@ -1423,6 +1436,7 @@ def image_scores(folders, metric, split):
     return np.stack([np.where(k.any(1), total / k.sum(1).clip(1), np.nan) for k, total in zip(known, sums)], axis=1)
 
 
+# %%
 def mean_miou(confusions, num_classes=19):
     """Mean over seeds of the mIoU, of (S * C, C) stacked confusion matrices."""
     return np.mean([common.miou(cm) for cm in confusions.reshape(-1, num_classes, num_classes)])
@@ -1434,6 +1448,7 @@ def shared_seeds(found, a, b):
     return sorted({s for v, s in found if v == a} & {s for v, s in found if v == b})
 
 
+# %%
 def image_interval(found, a, b, metric, split="test", film=True):
     """(difference, low, high, p) in points between two variants, by a bootstrap over images; nan without a shared seed."""
     seeds = shared_seeds(found, a, b)
@@ -1490,7 +1505,7 @@ if camvid:
 # Quick runs draw them as well, and prove nothing.
 
 # %%
-methods = {letter: run_name(loss_facts(letter, recipe, lambda_d, lambda_b, norm), defaults, changes) for letter in VARIANTS}
+methods = {letter: run_name(loss_facts(letter, recipe, lambda_d, lambda_b, norm), changes) for letter in VARIANTS}
 own = find_variants(out_dir, common.dataset_name(root), mode, methods)
 letters = sorted({letter for letter, _ in own})
 comparable = len(letters) > 1
@@ -1635,6 +1650,7 @@ def data_uri(picture, kind=".jpg"):
     return f"data:image/{kind[1:].replace('jpg', 'jpeg')};base64," + base64.b64encode(encoded).decode()
 
 
+# %%
 def picture_entries(names, photos, labels, predictions, scheme):
     """Photo, truth and every variant's prediction and errors of a few scenes, for the page."""
     entries = []

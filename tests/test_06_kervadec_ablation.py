@@ -448,7 +448,11 @@ def defaults():
 ])
 def test_a_run_is_named_after_what_it_uses_and_what_departs_from_the_mode(nb, defaults, variant, given, changes, name):
     values = {k: defaults[k] for k in ("recipe", "lambda_d", "lambda_b", "norm")} | given
-    assert nb.run_name(nb.loss_facts(variant, **values), defaults, changes) == name
+    assert nb.run_name(nb.loss_facts(variant, **values), changes) == name
+
+
+def test_the_defaults_that_names_leave_out_are_those_of_the_parameters_cell(nb, defaults):
+    assert nb.DEFAULTS.items() <= defaults.items()
 
 
 def test_the_facts_of_a_loss_leave_out_what_it_does_not_use(nb):

@@ -162,7 +162,7 @@ def test_a_comparison_table_sets_ours_beside_the_published(tmp_path):
 def test_published_numbers_are_complete_rows():
     table = pd.read_csv(common.HERE / "results" / "published.csv", dtype=str, keep_default_na=False)
     assert list(table.columns) == ["notebook", "method", "metric", "class", "seed", "epoch", "value", "half_width", "std", "weights", "note"]
-    assert table["value"].map(lambda v: bool(re.fullmatch(r"\d+\.\d+", v))).all() and not table.duplicated().any()
+    assert table["value"].map(lambda v: bool(re.fullmatch(r"-?\d+\.\d+", v))).all() and not table.duplicated().any()
 
 
 def test_a_changed_recipe_stands_beside_the_published_value_but_does_not_test_it(tmp_path):
