@@ -630,7 +630,7 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarr
     differences = differences[~np.isnan(differences)]
     once = np.ones((1, len(a)), int)
     difference = float((_resampled(a, once, statistic) - _resampled(b, once, statistic))[0])
-    if not len(differences):
+    if not len(differences) or n_blocks < 2:  # one block is drawn whole, always: it says nothing about others
         return difference, float("nan"), float("nan"), float("nan")
     low, high = np.quantile(differences, [0.025, 0.975])
     tail = min((differences <= 0).sum(), (differences >= 0).sum())

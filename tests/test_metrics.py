@@ -512,6 +512,12 @@ def test_bootstrap_takes_scores_per_image_and_class():
     assert (difference, low, high) == (pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1)) and p < 0.01
 
 
+def test_bootstrap_of_a_single_block_makes_no_interval():
+    scores = np.random.default_rng(0).random((2, 6))
+    difference, *interval = common.paired_bootstrap(*scores, np.mean, blocks=["drive"] * 6, repeats=50)
+    assert difference == pytest.approx(scores[0].mean() - scores[1].mean()) and np.isnan(interval).all()
+
+
 def test_bootstrap_refuses_models_scored_on_different_images():
     with pytest.raises(ValueError, match="different images"):
         common.paired_bootstrap(np.zeros(3), np.zeros(4), np.mean)
