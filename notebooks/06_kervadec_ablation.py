@@ -32,7 +32,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2.5 min in all, 1.5 min more per further variant (2 cores of an AMD EPYC, November 2026) | big classes learnt, thin ones not: it works, and is no evidence |
+# | `quick` | toy streets, made on the spot | any CPU | 2.5 min in all, 1.7 min more per further variant (2 cores of an AMD EPYC, November 2026) | big classes learnt, thin ones not: it works, and is no evidence |
 # | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU | not yet measured | curves of four variants that one can compare |
 # | `paper` | Cityscapes, 1024x2048 | one large GPU | not yet measured (the source: 28 h a run) | numbers to set beside the published ones |
 
@@ -971,9 +971,8 @@ pd.concat(alone, names=["trained on"]).round(4)
 
 # %% [markdown]
 # Cross-entropy begins to learn the streets. With the boundary loss alone mIoU stays far below, and the network names fewer
-# and fewer classes: where $p$ is close to 0 its
-# gradient vanishes, so that a class once given up hardly comes back, and a thin class has no inside that could earn
-# anything. Cross-entropy even makes the *boundary loss* as small as training on it does. So it is a loss to add and not one
+# and fewer classes: where $p$ is close to 0 its gradient vanishes, so that a class once given up hardly comes back, and a
+# thin class has no inside that could earn anything. Cross-entropy even makes the *boundary loss* as small as training on it does. So it is a loss to add and not one
 # to begin with; Kervadec's own code raises its weight epoch by epoch.
 
 # %% [markdown]
@@ -1298,7 +1297,6 @@ common.show(show_deltas(table, "D - B, points of IoU (published, with Welch's in
 # The text says that the truck's IoU spreads by ±4.39 with B, as if that were an interval. It is a standard deviation, and the
 # interval of a mean of three is 2.5 times as wide. Truck and wall, whose gains the text explains at length, are not beyond
 # the spread of three seeds. What is, after Holm, is that D is 2 points *worse* than B on traffic lights.
-#
 # %% [markdown]
 # ## Where the source is wrong
 #
@@ -1522,9 +1520,10 @@ if four:
 # seeds, where t is 12.7 and nothing survives Holm:
 #
 # - *D is best in the end*: not here. In both seeds the order is C, B, D, A, and D is 2.9 to 4.6 points of mIoU below B and C.
-#   D is .6 above A, with an interval of ±5.8 over seeds. Over test images the same difference is .8 [.5, 1.2], p = .006. That
-#   looks like proof, and cannot be one: D's loss is A's but for less than a thousandth of its gradient. An interval over
-#   images compares the networks that chance has made, not the losses that they were made with.
+#   D is .6 above A and C 1.7 above B, with intervals of ±5.8 and ±6.2 over seeds; over test images the same two are .8 [.5, 1.2]
+#   and 1.7 [.9, 2.5], p = .006. That looks like proof and is none: an interval over images compares the networks that came out,
+#   not the losses that they were trained with, and these losses differ by less than a thousandth of their gradient. Whether such
+#   a nudge helps or chance was kind four times, two seeds cannot tell.
 # - *Dice is better near contours*: yes, by 4 to 5 points of trimap IoU on the validation images, in both seeds. But it is as
 #   much better everywhere (3 to 5 points of mIoU), and its boundary F1 rises too, where the source's falls. On the
 #   test images little is left of the trimap IoU (.4 to 1.1) and more of the boundary F1 (2 to 3.7).
