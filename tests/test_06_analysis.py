@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -162,6 +163,7 @@ def test_figures_are_drawn_for_many_runs_for_one_epoch_and_for_one_seed(nb, stud
     assert len(nb.show_ranks(study).axes) == 2
     assert [t.get_text() for t in nb.show_convergence(one, nb.STRICT).axes[0].get_xticklabels()] == ["A", "D"]
     assert len(nb.show_deltas(nb.class_changes(find(nb, tmp_path / "one")), "points").axes[0].patches) == 2
+    plt.close("all")
 
 
 def test_term_gradients_add_up_to_the_gradient_of_the_whole_loss(nb):
