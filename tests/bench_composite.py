@@ -2,8 +2,8 @@
 
 pytest tests/bench_composite.py
 """
-import time
 from itertools import accumulate
+from timeit import repeat
 
 import pytest
 import torch
@@ -44,16 +44,6 @@ def value_and_gradient(loss, logits, batch):
     return value.detach(), *torch.autograd.grad(value, logits)
 
 
-def fastest(call, repeats=5):
-    """Seconds of the fastest call."""
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
-
-
 def peak_memory(call):
     """The most that a call holds in addition to what was there, in MiB."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
@@ -74,7 +64,7 @@ def test_composite(scene, capsys):
         torch.testing.assert_close(value, expected[0], rtol=1e-4, atol=0)
         torch.testing.assert_close(gradient, expected[1], rtol=1e-4, atol=1e-4 * expected[1].abs().max().item())
         del value, gradient
-        seconds = fastest(lambda loss=loss: value_and_gradient(loss, logits, batch))
+        seconds = min(repeat(lambda loss=loss: value_and_gradient(loss, logits, batch), number=1))
         rows.append((name, seconds, peak_memory(lambda loss=loss: value_and_gradient(loss, logits, batch))))
     with capsys.disabled():
         print(f"\nCE, Dice and boundary at 1x19x512x1024 ({logits.nbytes / 2**20:.0f} MiB), forward and backward:")

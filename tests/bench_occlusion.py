@@ -2,7 +2,7 @@
 
 pytest tests/bench_occlusion.py
 """
-import time
+from timeit import repeat
 
 import numpy as np
 from conftest import notebook_definitions
@@ -56,23 +56,13 @@ def plain_occlude(image, label, rng, hide):
     return image, label
 
 
-def best_of(call, repeats):
-    """Seconds of the fastest of some calls."""
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
-
-
 def test_occlusion(capsys, benchmark):
     image, label = crowd()
     for seed in range(5):
         ours, plain = (f(image, label, np.random.default_rng(seed), hide=0.8)[0] for f in (nb.occlude, plain_occlude))
         np.testing.assert_array_equal(ours, plain)
     benchmark(lambda: nb.occlude(image, label, np.random.default_rng(0), hide=0.8))
-    ours = best_of(lambda: nb.occlude(image, label, np.random.default_rng(0), hide=0.8), 50)
-    plain = best_of(lambda: plain_occlude(image, label, np.random.default_rng(0), hide=0.8), 3)
+    ours = min(repeat(lambda: nb.occlude(image, label, np.random.default_rng(0), hide=0.8), repeat=50, number=1))
+    plain = min(repeat(lambda: plain_occlude(image, label, np.random.default_rng(0), hide=0.8), repeat=3, number=1))
     with capsys.disabled():
         print(f"\nocclusion 256x256: {1e3 * ours:.2f} ms, pixel by pixel {1e3 * plain:.1f} ms, ratio {plain / ours:.0f}")
