@@ -722,7 +722,7 @@ def run_config(scope: dict, method: str, settings: dict, root: Path, frames: dic
 
     `scope` is the notebook's globals(), `settings` the values of the mode, `frames` the images used per split.
     """
-    aside = ("method", "data_dir", "out_dir", "num_processes", "max_hours", "rerun", "photo", "compile_loss", "keep_at", "viewer")
+    aside = ("method", "data_dir", "out_dir", "num_processes", "max_hours", "rerun", "photo", "compile_loss", "keep_at")
     declared, _ = parameter_cells(scope)
     changed = {k: scope[k] for k, default in declared.items() if scope[k] != default}
     options = "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in changed.items())
