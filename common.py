@@ -145,6 +145,21 @@ def several(name: str, value: str, allowed: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(parts))
 
 
+def exercises_only(lines: list[str]) -> list[str]:
+    """IPython input transformer for grading: of a cell that belongs to no exercise, keep what defines something.
+
+    Imports, functions, classes and constants (ALL_CAPS) stay, since exercises use them; training and pictures go. The
+    cells of an exercise begin with a comment, `# Exercise`, and run as they are.
+    """
+    text = "".join(lines)
+    if not statements(text) or any(line.startswith("# Exercise") for line in lines):
+        return lines
+    kinds = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
+    kept = [node for node in statements(text) if isinstance(node, kinds)
+            or any(name.isupper() for name in literal_assignments(ast.unparse(node)))]
+    return [ast.unparse(ast.Module(kept, [])) + "\n"]
+
+
 def check_parameters(scope: dict, choices: dict[str, Iterable[str]], lists: dict[str, Iterable[str]] | None = None):
     """Check a notebook's parameters and bring each to the type that its parameters cell declares.
 
@@ -152,6 +167,10 @@ def check_parameters(scope: dict, choices: dict[str, Iterable[str]], lists: dict
     one, `lists` for those that take several. Raises StreetsError for a name that the parameters cell does not declare
     (papermill only warns of a misspelt -p), a value that is not allowed, or a directory that does not exist.
     """
+    if os.environ.get("NBGRADER_EXECUTION") and "get_ipython" in scope:
+        scope["get_ipython"]().input_transformers_post.append(exercises_only)
+        print("Graded by nbgrader: of the lesson only its definitions are run, then the exercises.")
+        return
     declared, injected = parameter_cells(scope)
     for name in injected:
         if declared and name not in declared:
@@ -167,6 +186,41 @@ def check_parameters(scope: dict, choices: dict[str, Iterable[str]], lists: dict
         several(name, scope[name], allowed)
     if scope.get("data_dir") and not Path(scope["data_dir"]).expanduser().is_dir():
         raise StreetsError(f"data_dir: there is no folder {scope['data_dir']} (seen from {Path.cwd()}).")
+
+
+@contextmanager
+def exercise(name: str):
+    """Run the self-check of an exercise; StreetsError, which Jupyter shows as one sentence, unless all of it is right."""
+    try:
+        yield
+    except NotImplementedError:
+        raise StreetsError(f"{name} is waiting for you: write your answer in the cell above in place of the last two lines, "
+                           "run that cell, then this one; the notebook goes on from here.") from None
+    except AssertionError as error:
+        raise StreetsError(f"{name} is not right yet: {error}") from None
+    print(f"{name}: right")
+
+
+def check(what: str, got, expected=None, *, between: tuple[float, float] | None = None, tolerance: float = 1e-5) -> None:
+    """Print a result beside what is expected, and raise AssertionError where it is something else.
+
+    expected: a number, an array or tensor (equal within `tolerance`) or a text; between: the lowest and the highest
+    number that are right, where there is no single one.
+    """
+    got = got.detach().cpu().numpy() if torch.is_tensor(got) else got
+    expected = expected.detach().cpu().numpy() if torch.is_tensor(expected) else expected
+    wanted = f"between {between[0]:g} and {between[1]:g}" if between else expected
+    try:
+        if between:
+            right = bool(between[0] <= got <= between[1])
+        elif isinstance(expected, str):
+            right = got == expected
+        else:
+            right = np.shape(got) == np.shape(expected) and np.allclose(got, expected, 0, tolerance, equal_nan=True)
+    except (TypeError, ValueError):  # no number at all
+        right = False
+    assert right, f"{what} is {got!r}, expected {wanted}"
+    print(f"{what}: {got} (expected {wanted})")
 
 
 def definitions_digest(scope: dict) -> str:
@@ -582,30 +636,6 @@ def student_interval(values: Sequence[float], confidence: float = 0.95) -> tuple
         return float(values.mean()), float("nan")
     quantile = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
     return float(values.mean()), float(quantile * stats.sem(values))
-
-
-def paired_t(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Return the mean of a - b over pairs (one per seed), the half-width of its interval, and the two-sided p value.
-
-    The p value is nan for one pair. Where all differences are equal there is no spread to judge by: p is then 0, or 1
-    if they are all 0.
-    """
-    differences = np.subtract(a, b, dtype=float)
-    mean, half_width = student_interval(differences, confidence)
-    if len(differences) > 1 and np.ptp(differences) == 0:
-        return mean, 0.0, float(mean == 0)
-    p = stats.ttest_1samp(differences, 0).pvalue if len(differences) > 1 else float("nan")
-    return mean, half_width, float(p)
-
-
-def holm(pvalues: Sequence[float]) -> np.ndarray:
-    """Return p values adjusted for their number by Holm's step-down method, in the order given."""
-    pvalues = np.asarray(pvalues, float)
-    order = np.argsort(pvalues)
-    steps = pvalues[order] * np.arange(len(pvalues), 0, -1)
-    adjusted = np.empty_like(pvalues)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return adjusted
 
 
 def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarray], float],
@@ -1037,8 +1067,7 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
                disable=not accelerator.is_main_process, file=sys.stdout)
     with bar, plain_errors(f"batch_size {batch_size} at {shape[1]}x{shape[2]}"):
         for epoch in range(progress["epoch"] + 1, epochs + 1):
-            started, lr = time.monotonic(), optimizer.param_groups[0]["lr"]
-            sampler.epoch = epoch
+            started, lr, sampler.epoch = time.monotonic(), optimizer.param_groups[0]["lr"], epoch
             torch.manual_seed(seed * 1_000_003 + epoch * 1_009 + accelerator.process_index)
             per_step = scheduler if schedule == "step" else None
             loss = train_epoch(accelerator, model, loss_fn, loader, optimizer, per_step, clip_norm, bar)
@@ -1055,21 +1084,28 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
                     scheduler.step(metrics["miou"])
                 row = {"epoch": epoch, "train_loss": loss, "lr": lr, "seconds": round(seconds, 3)} | flat(metrics)
                 keep_scores(accelerator, folder, model, progress, row, best_by)
-            now = time.monotonic()
-            stop = max_hours and epoch < epochs and now - STARTED + 1.2 * (now - started) > max_hours * 3600
-            save = stop or epoch == epochs or now - saved > SAVE_SECONDS
-            stop, save = broadcast_object_list([stop, save])  # no two processes' clocks agree
-            if save:
-                save_checkpoint(accelerator, folder, progress)
-                saved = time.monotonic()
-            if stop:
-                accelerator.print(f"{folder.name}: stopped after epoch {epoch} of {epochs} (max_hours); "
-                                  "run again to resume")
+            saved = save_if_due(accelerator, folder, progress, epochs, max_hours, started, saved)
+            if saved is None:
                 return
+        facts = {"weights": weights, "num_processes": accelerator.num_processes, "selected": select}
+        facts |= {"best_by": best_by} if select == "best" else {}
         splits = {"val": val_data} | ({"test": test_data} if test_data else {})
-        finish_run(accelerator, folder, model, progress, evaluate, splits, select, final_scores,
-                   {"weights": weights, "num_processes": accelerator.num_processes, "selected": select}
-                   | ({"best_by": best_by} if select == "best" else {}))
+        finish_run(accelerator, folder, model, progress, evaluate, splits, select, final_scores, facts)
+
+
+def save_if_due(accelerator: Accelerator, folder: Path, progress: dict, epochs: int, max_hours: float, started: float,
+                saved: float) -> float | None:
+    """Save the state if the last time, `saved`, is long ago; returns the new time, None if max_hours stops the run here."""
+    epoch, now = progress["epoch"], time.monotonic()
+    stop = max_hours and epoch < epochs and now - STARTED + 1.2 * (now - started) > max_hours * 3600
+    save = stop or epoch == epochs or now - saved > SAVE_SECONDS
+    stop, save = broadcast_object_list([stop, save])  # no two processes' clocks agree
+    if save:
+        save_checkpoint(accelerator, folder, progress)
+    if stop:
+        accelerator.print(f"{folder.name}: stopped after epoch {epoch} of {epochs} (max_hours); run again to resume")
+        return None
+    return now if save else saved
 
 
 def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, row: dict,
@@ -1359,49 +1395,6 @@ def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("
         axis.remove()
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return fig
-
-
-def show_per_class(scores: dict[str, dict[str, float | None]], metric: str = "IoU", colors: Sequence[str] = CURVES):
-    """Horizontal bars of a score per class for one or more runs, best class on top; returns the figure."""
-    table = pd.DataFrame(scores).astype(float).dropna(how="all")
-    table = table.loc[table.mean(axis=1).sort_values().index]
-    fig, axis = plt.subplots(figsize=(7, 1 + 0.14 * table.size + 0.14 * len(table)), layout="constrained")
-    table.plot.barh(ax=axis, color=list(colors)[: table.shape[1]], width=0.8, legend=False)
-    axis.set(xlabel=metric, xlim=(0, 1))
-    axis.grid(axis="x", alpha=0.3)
-    fig.legend(loc="outside right upper", frameon=False)
-    return fig
-
-
-def show_confusion(confusion: np.ndarray, classes: Sequence[str]):
-    """Confusion matrix with every row (a true class) summing to 1; absent classes are left out; returns the figure."""
-    keep = np.flatnonzero(confusion.sum(1))
-    shares = confusion[keep][:, keep] / confusion[keep].sum(1, keepdims=True)
-    names = [classes[i] for i in keep]
-    fig, axis = plt.subplots(figsize=(1.5 + 0.5 * len(keep), 1 + 0.45 * len(keep)), layout="constrained")
-    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axis.set_xticks(range(len(keep)), names, rotation=90)
-    axis.set_yticks(range(len(keep)), names)
-    axis.set(xlabel="prediction", ylabel="truth")
-    for (i, j), share in np.ndenumerate(shares):
-        if share >= 0.005:
-            axis.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=8,
-                      color="white" if share > 0.5 else "black")
-    fig.colorbar(picture, label="share of the true class's pixels")
-    return fig
-
-
-def comparison_table(summaries: dict[str, dict], published: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
-    """Our score and the published one per method, in per cent, with the majority class's where it is known."""
-    claims = headline(published, metric)
-    theirs = dict(zip(claims["method"], claims["value"].astype(float), strict=True))
-    rows = {}
-    for method, run in summaries.items():
-        constant = run["majority_baseline"].get(metric)
-        rows[method] = {"ours": round(100 * run["metrics"][metric], 2), "published": theirs.get(method),
-                        "majority class": None if constant is None else round(100 * constant, 2),
-                        "data": f"{run['dataset']}, {run['mode']}", "weights": run["weights"]}
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def main() -> None:

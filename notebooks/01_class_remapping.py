@@ -66,24 +66,26 @@ import sys
 from pathlib import Path
 
 REPO = "https://github.com/street-segmentation/street-segmentation"
+TAG = "v1.0"
 NOTEBOOK = "01_class_remapping"
 NEEDS = {"accelerate": "accelerate", "cv2": "opencv-python-headless"}
 
 script = Path(globals().get("__file__", "notebook")).parent
 places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", script / "..", "street-segmentation")]
-places += [p.parent for depth in ("*", "*/*", "*/*/*") for p in sorted(Path("/kaggle/input").glob(f"{depth}/data_prep.py"))]
+places += [p.parent for depth in range(1, 6) for p in sorted(Path("/kaggle/input").glob("*/" * depth + "data_prep.py"))]
 home = next((p for p in places if (p / "common.py").exists() and (p / "data_prep.py").exists()), None)
 if home is None:
-    home = Path("street-segmentation")
-    clone = ["git", "clone", "--depth", "1", os.environ.get("STREETS_REPO", REPO), home]
-    if shutil.which("git") is None or subprocess.run(clone).returncode:
-        raise RuntimeError("The helpers cannot be cloned: connect, or set STREETS_HOME to a folder that holds common.py.")
+    home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
+    clone = ["git", "-c", "advice.detachedHead=false", "clone", "--depth", "1", "--branch", TAG, source, home]
+    if shutil.which("git") is None or subprocess.run(clone, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"}).returncode:
+        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on Kaggle in "
+                           "the notebook's settings), or set STREETS_HOME to a folder that holds common.py.")
 
 # %%
 missing = [wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None]
-if missing:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
-    importlib.invalidate_caches()
+if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing]).returncode:
+    raise RuntimeError(f"pip cannot install {', '.join(missing)}: turn the internet on (on Kaggle in the notebook's settings).")
+importlib.invalidate_caches()
 sys.path.insert(0, str(home.resolve()))
 
 import common

@@ -85,25 +85,27 @@ import sys
 from pathlib import Path
 
 REPO = "https://github.com/street-segmentation/street-segmentation"
+TAG = "v1.0"
 NOTEBOOK = "06_kervadec_ablation"
 NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "accelerate": "accelerate",
          "cv2": "opencv-python-headless", "plotly": "plotly"}
 
 script = Path(globals().get("__file__", "notebook")).parent
 places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", script / "..", "street-segmentation")]
-places += [p.parent for depth in ("*", "*/*", "*/*/*") for p in sorted(Path("/kaggle/input").glob(f"{depth}/data_prep.py"))]
+places += [p.parent for depth in range(1, 6) for p in sorted(Path("/kaggle/input").glob("*/" * depth + "data_prep.py"))]
 home = next((p for p in places if (p / "common.py").exists() and (p / "data_prep.py").exists()), None)
 if home is None:
-    home = Path("street-segmentation")
-    clone = ["git", "clone", "--depth", "1", os.environ.get("STREETS_REPO", REPO), home]
-    if shutil.which("git") is None or subprocess.run(clone).returncode:
-        raise RuntimeError("The helpers cannot be cloned: connect, or set STREETS_HOME to a folder that holds common.py.")
+    home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
+    clone = ["git", "-c", "advice.detachedHead=false", "clone", "--depth", "1", "--branch", TAG, source, home]
+    if shutil.which("git") is None or subprocess.run(clone, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"}).returncode:
+        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on Kaggle in "
+                           "the notebook's settings), or set STREETS_HOME to a folder that holds common.py.")
 
 # %%
 missing = [wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None]
-if missing:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
-    importlib.invalidate_caches()
+if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing]).returncode:
+    raise RuntimeError(f"pip cannot install {', '.join(missing)}: turn the internet on (on Kaggle in the notebook's settings).")
+importlib.invalidate_caches()
 sys.path.insert(0, str(home.resolve()))
 
 import common
@@ -752,9 +754,23 @@ common.show(fig)
 # whether contours lie within 3 pixels of the true ones; *trimap IoU* is the IoU in a band of 3 pixels around the true seams.
 
 # %%
+def comparison_table(summaries, published, metric):
+    """Our score and the published one per method, in per cent, with the majority class's where it is known."""
+    claims = common.headline(published, metric)
+    theirs = dict(zip(claims["method"], claims["value"].astype(float), strict=True))
+    rows = {}
+    for method, run in summaries.items():
+        constant = run["majority_baseline"].get(metric)
+        rows[method] = {"ours": round(100 * run["metrics"][metric], 2), "published": theirs.get(method),
+                        "majority class": None if constant is None else round(100 * constant, 2),
+                        "data": f"{run['dataset']}, {run['mode']}", "weights": run["weights"]}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+# %%
 METRICS = {"miou": "mIoU", "boundary_f1": "boundary F1", "trimap_iou": "trimap IoU"}
 published = common.read_published(NOTEBOOK)
-tables = {m: common.comparison_table(summaries, published, m) for m in METRICS}
+tables = {m: comparison_table(summaries, published, m) for m in METRICS}
 pd.concat(tables, names=["in per cent", "variant"])
 
 # %% [markdown]
@@ -781,8 +797,21 @@ claimed = published[published["metric"] == "iou"].pivot(index="class", columns="
 pd.concat({"ours": ours, "published": claimed[list(summaries)]}, axis=1).loc[scheme.classes].round(1)
 
 # %%
+def show_per_class(scores, colors, metric="IoU"):
+    """Horizontal bars of a score per class for one or more runs, best class on top; returns the figure."""
+    table = pd.DataFrame(scores).astype(float).dropna(how="all")
+    table = table.loc[table.mean(axis=1).sort_values().index]
+    fig, axis = plt.subplots(figsize=(7, 1 + 0.14 * table.size + 0.14 * len(table)), layout="constrained")
+    table.plot.barh(ax=axis, color=list(colors)[: table.shape[1]], width=0.8, legend=False)
+    axis.set(xlabel=metric, xlim=(0, 1))
+    axis.grid(axis="x", alpha=0.3)
+    fig.legend(loc="outside right upper", frameon=False)
+    return fig
+
+
+# %%
 ious = {f"variant {k}": s["metrics"]["iou"] for k, s in summaries.items()}
-fig = common.show_per_class(ious, colors=[COLORS[k] for k in summaries])
+fig = show_per_class(ious, [COLORS[k] for k in summaries])
 common.show(fig)
 
 # %% [markdown]
@@ -1109,6 +1138,32 @@ interval_table(study)
 # method corrects: it multiplies the smallest p by 6, the next by 5, and so on.
 
 # %%
+def paired_t(a, b):
+    """Return the mean of a - b over pairs (one per seed), the half-width of its interval, and the two-sided p value.
+
+    The p value is nan for one pair. Where all differences are equal there is no spread to judge by: p is then 0, or 1
+    if they are all 0.
+    """
+    differences = np.subtract(a, b, dtype=float)
+    mean, half_width = common.student_interval(differences)
+    if len(differences) > 1 and np.ptp(differences) == 0:
+        return mean, 0.0, float(mean == 0)
+    p = stats.ttest_1samp(differences, 0).pvalue if len(differences) > 1 else float("nan")
+    return mean, half_width, float(p)
+
+
+# %%
+def holm(pvalues):
+    """Return p values adjusted for their number by Holm's step-down method, in the order given."""
+    pvalues = np.asarray(pvalues, float)
+    order = np.argsort(pvalues)
+    steps = pvalues[order] * np.arange(len(pvalues), 0, -1)
+    adjusted = np.empty_like(pvalues)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
+
+
+# %%
 from itertools import combinations
 
 
@@ -1117,9 +1172,9 @@ def compare_pairs(scores, metric):
     last, tests = last_of(scores, metric), {}
     for a, b in combinations(last.columns, 2):
         both = last[[a, b]].dropna()
-        tests[f"{a}-{b}"] = common.paired_t(both[a], both[b]) if len(both) else (np.nan,) * 3
+        tests[f"{a}-{b}"] = paired_t(both[a], both[b]) if len(both) else (np.nan,) * 3
     table = pd.DataFrame(tests, index=["difference", "± t", "p"]).T
-    return table.assign(holm=common.holm(table["p"])).round(3)
+    return table.assign(holm=holm(table["p"])).round(3)
 
 
 # %%
@@ -1288,7 +1343,7 @@ freedom = variances.sum(axis=1) ** 2 / (variances**2 / 2).sum(axis=1)
 half_width = stats.t.ppf(0.975, freedom) * np.sqrt(variances.sum(axis=1))
 table = pd.DataFrame({"difference": d[0] - b[0], "half": half_width, "std of B": b[1], "std of D": d[1]})
 table["p"] = stats.ttest_ind_from_stats(*d, *b, equal_var=False).pvalue
-table.assign(holm=common.holm(table["p"])).sort_values("p").round(3)
+table.assign(holm=holm(table["p"])).sort_values("p").round(3)
 
 # %%
 common.show(show_deltas(table, "D - B, points of IoU (published, with Welch's interval)"))
@@ -1351,7 +1406,7 @@ print("best mean by epoch:", " ".join(f"{epoch}:{name}" for epoch, name in means
 late = published[(published["metric"] == "miou") & (published["epoch"] == "120") & (published["seed"] == "456")]
 print("epoch 120, seed 456:", dict(zip(late["method"], late["value"])))
 early = published[published["metric"] == "miou_difference"]["value"].astype(float)
-difference, half, p = common.paired_t(early, np.zeros(len(early)))
+difference, half, p = paired_t(early, np.zeros(len(early)))
 print(f"C - B at epoch 10 over three seeds: {difference:+.2f} ± {half:.2f}, p = {p:.2f}")
 
 # %% [markdown]
@@ -1479,7 +1534,7 @@ def image_table(found, metrics=STRICT, split="test", **options):
     pairs = list(combinations(sorted({v for v, _ in found}), 2))
     for metric, label in metrics.items():
         intervals = [image_interval(found, a, b, metric, split, **options) for a, b in pairs]
-        adjusted = common.holm([p for *_, p in intervals])
+        adjusted = holm([p for *_, p in intervals])
         columns[label] = {f"{a}-{b}": f"{d:+.2f} [{low:+.2f}, {high:+.2f}], {p:.3f}"
                           for (a, b), (d, low, high, _), p in zip(pairs, intervals, adjusted)}
     return pd.DataFrame(columns)

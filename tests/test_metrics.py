@@ -385,6 +385,12 @@ def test_student_interval_gives_the_published_ones(seeds, published):
         assert ours == (pytest.approx(mean_, abs=0.01), pytest.approx(half_width, abs=0.015))  # seeds are rounded
 
 
+@pytest.fixture(scope="module")
+def statistics(notebook):
+    """Notebook 06, which defines the paired test and Holm's correction."""
+    return notebook("06_kervadec_ablation")
+
+
 def test_student_interval_equals_scipys():
     values = np.random.default_rng(6).normal(size=7)
     low, high = stats.t.interval(0.9, 6, values.mean(), stats.sem(values))
@@ -392,26 +398,26 @@ def test_student_interval_equals_scipys():
     assert (center - half_width, center + half_width) == (pytest.approx(low), pytest.approx(high))
 
 
-def test_one_run_has_a_mean_but_no_interval():
+def test_one_run_has_a_mean_but_no_interval(statistics):
     assert common.student_interval([0.5])[0] == 0.5 and np.isnan(common.student_interval([0.5])[1])
-    difference, half_width, p = common.paired_t([0.5], [0.25])
+    difference, half_width, p = statistics.paired_t([0.5], [0.25])
     assert difference == 0.25 and np.isnan(half_width) and np.isnan(p)
 
 
-def test_paired_t_equals_scipys():
+def test_paired_t_equals_scipys(statistics):
     rng = np.random.default_rng(7)
     for count in (2, 3, 10):
         a, b = rng.normal(size=(2, count))
         expected = stats.ttest_rel(a, b)
-        difference, half_width, p = common.paired_t(a, b)
+        difference, half_width, p = statistics.paired_t(a, b)
         low, high = expected.confidence_interval()
         assert p == pytest.approx(expected.pvalue)
         assert (difference - half_width, difference + half_width) == (pytest.approx(low), pytest.approx(high))
 
 
-def test_paired_t_of_equal_differences():
-    assert common.paired_t([1, 2, 3], [1, 2, 3]) == (0, 0, 1)
-    assert common.paired_t([2, 3, 4], [1, 2, 3]) == (1, 0, 0)
+def test_paired_t_of_equal_differences(statistics):
+    assert statistics.paired_t([1, 2, 3], [1, 2, 3]) == (0, 0, 1)
+    assert statistics.paired_t([2, 3, 4], [1, 2, 3]) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("seeds, published", [
@@ -419,21 +425,21 @@ def test_paired_t_of_equal_differences():
     (BF1, {"AB": 0.010, "BD": 0.011}),
     (TRIMAP, {"AB": 0.010, "AC": 0.011, "BD": 0.012, "CD": 0.005}),
 ])
-def test_paired_t_with_holm_gives_the_published_significant_pairs(seeds, published):
+def test_paired_t_with_holm_gives_the_published_significant_pairs(statistics, seeds, published):
     pairs = ["".join(pair) for pair in combinations("ABCD", 2)]
-    adjusted = dict(zip(pairs, common.holm([common.paired_t(seeds[a], seeds[b])[2] for a, b in pairs])))
+    adjusted = dict(zip(pairs, statistics.holm([statistics.paired_t(seeds[a], seeds[b])[2] for a, b in pairs])))
     assert {pair for pair in pairs if adjusted[pair] < 0.05} == set(published)
     for pair, p in published.items():
         assert adjusted[pair] == pytest.approx(p, abs=0.002)  # seeds are rounded to 0.01
 
 
-def test_holm_of_a_worked_example():
-    np.testing.assert_allclose(common.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-    np.testing.assert_allclose(common.holm([0.6, 0.7]), [1, 1])
-    np.testing.assert_allclose(common.holm([0.03]), [0.03])
+def test_holm_of_a_worked_example(statistics):
+    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(statistics.holm([0.6, 0.7]), [1, 1])
+    np.testing.assert_allclose(statistics.holm([0.03]), [0.03])
 
 
-def test_holm_rejects_what_the_step_down_procedure_rejects():
+def test_holm_rejects_what_the_step_down_procedure_rejects(statistics):
     rng = np.random.default_rng(8)
     for _ in range(50):
         p = rng.random(rng.integers(1, 8)) ** 3
@@ -443,7 +449,7 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
                 if p[i] > alpha / (len(p) - step):
                     break
                 rejected.add(i)
-            assert set(np.flatnonzero(common.holm(p) <= alpha)) == rejected
+            assert set(np.flatnonzero(statistics.holm(p) <= alpha)) == rejected
 
 
 def image_matrices(rng, images, gain):

@@ -109,7 +109,7 @@ def test_the_majority_baseline_names_one_class_everywhere():
     assert common.majority_baseline(confusion) == {"miou": pytest.approx(0.75 / 2), "accuracy": pytest.approx(0.75)}
 
 
-def test_pictures_hold_what_they_are_given_and_are_shown_once(monkeypatch):
+def test_pictures_hold_what_they_are_given_and_are_shown_once(monkeypatch, notebook):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
     rng = np.random.default_rng(0)
@@ -121,8 +121,8 @@ def test_pictures_hold_what_they_are_given_and_are_shown_once(monkeypatch):
     figures = [
         common.show_predictions([photo] * 2, [label] * 2, [label % 19] * 2, scheme),
         common.show_history({"A": history, "B": history}),
-        common.show_per_class({"A": {"road": 0.9, "sky": None}, "B": {"road": 0.8, "sky": None}}),
-        common.show_confusion(np.array([[3, 1], [0, 0]]), ["a", "b"]),
+        notebook("06_kervadec_ablation").show_per_class({"A": {"road": 0.9, "sky": None}, "B": {"road": 0.8, "sky": None}}, "br"),
+        notebook("02_unet_from_scratch").show_confusion(np.array([[3, 1], [0, 0]]), ["a", "b"]),
     ]
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == scheme.classes
     error = figures[0].axes[3].images[0].get_array()
@@ -153,9 +153,9 @@ def test_colors_are_the_official_ones():
     assert colors.tolist() == [[[128, 64, 128], [70, 130, 180], [0, 0, 0]]]
 
 
-def test_a_comparison_table_sets_ours_beside_the_published(tmp_path):
+def test_a_comparison_table_sets_ours_beside_the_published(notebook):
     summary = {"metrics": {"miou": 0.5}, "dataset": "toy", "mode": "quick", "weights": "none", "majority_baseline": {"miou": 0.02}}
-    table = common.comparison_table({"D": summary, "new": summary}, common.read_published(NOTEBOOK))
+    table = notebook(NOTEBOOK).comparison_table({"D": summary, "new": summary}, common.read_published(NOTEBOOK), "miou")
     assert table.loc["D", "published"] == 81.69 and table.loc["D", "ours"] == 50 and pd.isna(table.loc["new", "published"])
 
 
