@@ -1249,26 +1249,31 @@ def headline(published: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
-    """One row per finished run below a results folder: the summary's fields, `folder`, and the metrics as columns."""
-    rows = []
+    """One row per finished run below a results folder.
+
+    Columns: the summary's fields, `folder`, `rows` (of the images that the network saw), the metrics, and what else was
+    scored at the end as final_...
+    """
+    found = []
     for path in sorted(results_folder(out_dir).glob("*/*/*/summary.json")):
-        summary = read_json(path)
-        rows.append({"folder": path.parent} | summary | flat(summary["metrics"]))
-    return pd.DataFrame(rows)
+        summary, settings = read_json(path), (read_json(path.parent / "config.json") or {}).get("settings", {})
+        facts = {"folder": path.parent, "rows": settings.get("height") or settings.get("size"), "test": None}
+        final = flat(summary["final"], "final_") if summary.get("final") else {}
+        found.append(facts | summary | flat(summary["metrics"]) | final)
+    return pd.DataFrame(found)
 
 
 REPORT_HEAD = """# Results
 
-Written by `python common.py report` from the summary.json files below this folder and from published.csv; do not edit.
-mIoU in per cent on the validation images (*miou6*: the mean of six classes without background, where a source reports
-that), mean over seeds ± 95 % Student-t interval (none for a single seed). A row is a test of the published claim only
-where data, recipe and initialisation are the published ones; the last column but one says what is different where they
-are not.
+Written by `python common.py report` from the summaries of the runs below this folder and from published.csv and
+claims.csv; do not edit. All numbers are per cent; an interval is a 95 % Student-t interval, over seeds (n) or, where
+one seed was cut in folds, over folds; one run has none. Published numbers come from Cityscapes at full size and, but for
+notebook 02, from pretrained weights; a run under other conditions never tests them, and says what is different.
 """
 
 
 def report(out_dir: str = "", quick: bool = False) -> str:
-    """The results page as Markdown: every finished run beside the published value of its method.
+    """The results page as Markdown: the sources' claims, CamVid's test split, and every finished run of each notebook.
 
     Quick runs show that the code works and are no evidence; they are listed only with `quick`.
     """
@@ -1279,39 +1284,138 @@ def report(out_dir: str = "", quick: bool = False) -> str:
         runs = runs[runs["mode"] != "quick"]
     if not len(runs):
         return REPORT_HEAD + "\nThere are no finished runs yet.\n"
-    published = read_published()
-    page = REPORT_HEAD
+    names = [method.partition("-") for method in runs["method"]]
+    runs = runs.assign(recipe=[name[0] for name in names], changes=[name[2] for name in names])
+    page = REPORT_HEAD + report_claims(runs) + report_camvid(runs)
     for notebook, of_notebook in runs.groupby("notebook"):
-        claims = published[published["notebook"] == notebook]
+        claims = read_published(notebook)
         metric = "miou6" if len(headline(claims, "miou6")) else "miou"
-        page += f"\n## {notebook}\n\n| data, mode | method | seeds | epochs | {metric.replace('miou', 'mIoU')} | published | "
-        page += "difference | majority class | a test of the claim? | command |\n|---|---|---|---|---|---|---|---|---|---|\n"
-        for (data, mode, method, epochs), group in of_notebook.groupby(["dataset", "mode", "method", "epochs"]):
-            recipe, _, changes = method.partition("-")
-            claim = headline(claims, metric)
-            page += report_row(data, mode, method, epochs, group, claim[claim["method"] == recipe], changes, metric)
+        page += f"\n## {notebook}\n\n" + table_head(
+            "data, mode", "method", "rows", "seeds", "epochs", metric.replace("miou", "mIoU") + " on val", "published",
+            "difference", "majority class", "a test of the claim?")
+        for _, group in of_notebook.groupby(["dataset", "mode", "method", "epochs"]):
+            page += report_row(group, headline(claims, metric), metric)
+        commands = sorted(set(of_notebook["command"].str.replace(r" -p seed \d+", "", regex=True)))
+        page += "\nMade by (besides `-p seed`):\n\n" + "".join(f"- `{command}`\n" for command in commands)
     return page
 
 
-def report_row(data: str, mode: str, method: str, epochs: int, group: pd.DataFrame, claim: pd.DataFrame,
-               changes: str = "", metric: str = "miou") -> str:
-    mean, half = student_interval(100 * group[metric])
-    ours = f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+def table_head(*titles: str) -> str:
+    return table_row(*titles) + "|" + "---|" * len(titles) + "\n"
+
+
+def table_row(*cells) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def whole(number: float | None) -> str:
+    return "" if number is None or math.isnan(number) else f"{number:.0f}"
+
+
+def plus_minus(values: Sequence[float], sign: str = "") -> str:
+    """Mean of fractions and its interval in per cent, such as "81.00 ± 2.48"; sign = "+" for a difference."""
+    mean, half = student_interval(100 * np.asarray(values, float))
+    return f"{mean:{sign}.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+
+
+def conditions(group: pd.DataFrame, pretrained: str) -> list[str]:
+    """What is not as in the source for runs of one method; nothing where they do test what it claims."""
+    run, started = group.iloc[0], "/".join(sorted(set(group["weights"])))
+    reasons = [f"data {run['dataset']}"] * (run["dataset"] != "cityscapes") + [f"mode {run['mode']}"] * (run["mode"] != "paper")
+    reasons += [f"recipe changed: {run['changes']}"] * bool(run["changes"])
+    return reasons + [f"weights {started}, not {pretrained}"] * (started == "none" and pretrained != "none")
+
+
+def report_row(group: pd.DataFrame, claims: pd.DataFrame, metric: str = "miou") -> str:
+    """A method's runs beside the published value among `claims`."""
+    run, claim = group.iloc[0], claims[claims["method"] == group["recipe"].iloc[0]]
     theirs, difference, verdict = "", "", "nothing published"
     if len(claim):
         theirs = f"{float(claim['value'].iloc[0]):.2f}"
-        pretrained = claim["weights"].iloc[0]
-        started = "/".join(sorted(set(group["weights"])))
-        reasons = [f"data {data}"] * (data != "cityscapes") + [f"mode {mode}"] * (mode != "paper")
-        reasons += [f"recipe changed: {changes}"] * bool(changes)
-        reasons += [f"weights {started}, not {pretrained}"] * (started == "none" and pretrained != "none")
+        reasons = conditions(group, claim["weights"].iloc[0])
         verdict = "no: " + "; ".join(reasons) if reasons else "yes" if len(group) > 1 else "one seed, no interval"
-        difference = f"{mean - float(theirs):+.2f}" if not reasons else "not comparable"
+        difference = f"{100 * group[metric].mean() - float(theirs):+.2f}" if not reasons else "not comparable"
     majority = [100 * b[metric] for b in group["majority_baseline"] if metric in b]
-    majority = f"{np.mean(majority):.2f}" if majority else ""
-    cells = (f"{data}, {mode}", method, len(group), epochs, ours, theirs, difference, majority, verdict,
-             f"`{group['command'].iloc[0]}`")
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |\n"
+    return table_row(f"{run['dataset']}, {run['mode']}", run["method"], whole(run["rows"]), len(group), run["epochs"],
+                     plus_minus(group[metric]), theirs, difference, f"{np.mean(majority):.2f}" if majority else "", verdict)
+
+
+def published_score(published: pd.DataFrame, name: str) -> float:
+    """Value of "method metric", such as "dice_occlusion iou_person", in per cent; nan where nothing is published."""
+    method, _, metric = name.partition(" ")
+    of_class = metric.removeprefix("iou_") if metric.startswith("iou_") else ""
+    rows = published.query("method == @method and seed == '' and `class` == @of_class and epoch in ('last', 'best')")
+    rows = rows[rows["metric"] == ("iou" if of_class else metric)]
+    return float(rows["value"].iloc[0]) if len(rows) else math.nan
+
+
+def report_claims(runs: pd.DataFrame) -> str:
+    """The table of claims.csv: each source's claims, what our runs give, and one sentence."""
+    page = "\n## What the sources claim\n\n" + table_head("notebook", "claim", "published", "ours", "n", "our data", "verdict")
+    for claim in pd.read_csv(HERE / "results" / "claims.csv", keep_default_na=False, comment="#").itertuples():
+        published = read_published(claim.notebook)
+        a, b = claim.published_a or claim.a, claim.published_b or claim.b
+        theirs = published_score(published, a) - published_score(published, b)
+        shown = "" if math.isnan(theirs) else f"{theirs:+.2f}"
+        pairs = claim_pairs(runs[runs["notebook"] == claim.notebook], claim.a, claim.b)
+        if not pairs:
+            page += table_row(claim.notebook[:2], claim.claim, shown, "", 0, "", "Not tested: no run on real streets yet.")
+        for (data, rows), (group, differences) in pairs.items():
+            verdict = claim_verdict(theirs, differences, conditions(group, published["weights"].iloc[0]))
+            page += table_row(claim.notebook[:2], claim.claim, shown, plus_minus(differences, "+"), len(differences),
+                              f"{data}, {whole(rows)} rows, val", verdict)
+    return page
+
+
+def claim_pairs(runs: pd.DataFrame, a: str, b: str) -> dict[tuple, tuple[pd.DataFrame, np.ndarray]]:
+    """{(data, rows): (runs, differences a - b)} of runs that are equal but for the method and share a seed (or fold)."""
+    found = {}
+    for (data, _, _, rows), group in runs.groupby(["dataset", "mode", "changes", "rows"], dropna=False):
+        scores = []
+        for method, _, metric in (a.partition(" "), b.partition(" ")):
+            chosen = group[group["recipe"].str.fullmatch(method + r"\d?")]
+            scores.append(chosen.assign(fold=chosen["recipe"].str.removeprefix(method)).set_index(["fold", "seed"]).get(metric))
+        if scores[0] is not None and scores[1] is not None:
+            differences = (scores[0] - scores[1]).dropna()
+            if len(differences):
+                found[data, rows] = group, differences.to_numpy(float)
+    return found
+
+
+def claim_verdict(published: float, differences: np.ndarray, reasons: list[str]) -> str:
+    """One sentence: reproduced, not reproduced, undecided, or not testable here and which way our runs point."""
+    mean, half = student_interval(100 * differences)
+    decided = not math.isnan(half) and abs(mean) > half
+    same = math.isnan(published) or mean * published > 0
+    if not reasons:
+        return ("Reproduced." if same else "Not reproduced.") if decided else "Undecided: the interval holds 0 or is missing."
+    way = "the same way" if same else "the other way"
+    if math.isnan(published):
+        way = "that way" if mean > 0 else "the other way"
+    how = f"here the difference points {way}" + ("" if decided else ", but " + (
+        "one run decides nothing" if math.isnan(half) else "its interval holds 0"))
+    missing = [reason for reason in reasons if not reason.startswith("recipe")]
+    return f"Not testable without Cityscapes at full size ({'; '.join(missing)}); {how}."
+
+
+CAMVID_CLASSES = ("sky", "building", "pole", "road", "sidewalk", "vegetation", "traffic sign", "fence", "car", "person", "rider")
+
+
+def report_camvid(runs: pd.DataFrame) -> str:
+    """Our runs on the test split of CamVid with 11 classes, beside what others published for it."""
+    published = read_published("camvid11_test")
+    page = "\n## CamVid, test split, 11 classes\n\n"
+    page += table_head("network", "from", "rows", "n", "epochs", "mIoU", *CAMVID_CLASSES)
+    for method, rows in published.groupby("method", sort=False):
+        scores = rows.set_index(["metric", "class"])["value"].astype(float)
+        each = [f"{scores['iou', name]:.1f}" if ("iou", name) in scores else "" for name in CAMVID_CLASSES]
+        page += table_row(method, rows["note"].iloc[0], "", "", "", f"{scores['miou', '']:.2f}", *each)
+    ours = runs[(runs["dataset"] == "camvid11") & runs["test"].map(lambda test: bool(test) and "rider" in test["iou"])]
+    for (notebook, method, epochs), group in ours.groupby(["notebook", "method", "epochs"]):
+        each = [f"{100 * np.mean([test['iou'][name] for test in group['test']]):.1f}" for name in CAMVID_CLASSES]
+        page += table_row(f"{notebook[:2]} {method}", "ours, weights " + group["weights"].iloc[0], whole(group["rows"].iloc[0]),
+                          len(group), epochs, plus_minus([test["miou"] for test in group["test"]]), *each)
+    return page
 
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart

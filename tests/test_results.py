@@ -29,7 +29,7 @@ def test_three_seeds_give_mean_interval_and_difference(tmp_path):
         put_run(tmp_path, seed=seed, miou=miou)
     row = row_of(common.report(tmp_path), "D")
     half = 4.302653 * 1.0 / 3**0.5
-    assert f"| 3 | 160 | 81.00 ± {half:.2f} | 81.69 | -0.69 | 2.00 | yes |" in row
+    assert f"|  | 3 | 160 | 81.00 ± {half:.2f} | 81.69 | -0.69 | 2.00 | yes |" in row
 
 
 def test_where_a_source_reports_the_mean_of_six_classes_that_is_compared(tmp_path):
@@ -37,7 +37,7 @@ def test_where_a_source_reports_the_mean_of_six_classes_that_is_compared(tmp_pat
         put_run(tmp_path, method="bas", seed=seed, weights="cityscapes", notebook="04_segformer_thin_structures",
                 metrics={"miou": 0.7, "miou6": miou6})  # fmt: skip
     page = common.report(tmp_path)
-    assert "| mIoU6 | published |" in page and "| 61.00 ± 2.48 | 59.63 | +1.37 |  | yes |" in row_of(page, "bas")
+    assert "| mIoU6 on val | published |" in page and "| 61.00 ± 2.48 | 59.63 | +1.37 |  | yes |" in row_of(page, "bas")
 
 
 def test_a_network_that_is_part_of_a_loss_is_no_row_of_the_report(tmp_path):
@@ -87,11 +87,79 @@ def test_a_damaged_summary_is_named(tmp_path):
 
 def test_the_committed_page_is_what_the_committed_runs_give():
     page = (common.HERE / "results" / "README.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("|")]
+    by_notebook = re.split(r"\n## (?=0)", page)[1:]
+    rows = [line for part in by_notebook for line in part.splitlines() if line.startswith("|")]
     committed = [p for p in common.HERE.glob("results/*/*/*/summary.json") if not p.parent.parent.name.endswith("-quick")]
     summaries = [s for s in map(json.loads, (p.read_text() for p in committed)) if "miou" in s["metrics"]]
     methods = {(s["notebook"], s["dataset"], s["mode"], s["method"]) for s in summaries}
     assert len(rows) == len(methods) + 2 * len({m[0] for m in methods})
+
+
+def put_pair(base, differences, **more):
+    """Runs of D and A whose mIoU differ by these many per cent, a seed each."""
+    for seed, difference in enumerate(differences):
+        put_run(base, method="A", seed=seed, miou=0.8, **more)
+        put_run(base, method="D", seed=seed, miou=0.8 + difference / 100, **more)
+
+
+def claim_row(page):
+    return next(line for line in page.splitlines() if "is better than cross-entropy alone (A)" in line)
+
+
+@pytest.mark.parametrize(("differences", "ours", "verdict"), [
+    ((0.4, 0.5, 0.6), "+0.50 ± 0.25", "Reproduced."),
+    ((-0.4, -0.5, -0.6), "-0.50 ± 0.25", "Not reproduced."),
+    ((0.4, -0.5, 0.6), "+0.17 ±", "Undecided"),
+    ((0.4,), "+0.40 |", "Undecided"),
+])
+def test_a_claim_is_judged_by_the_interval_of_paired_differences(tmp_path, differences, ours, verdict):
+    put_pair(tmp_path, differences)
+    row = claim_row(common.report(tmp_path))
+    assert "| +0.41 |" in row and ours in row and verdict in row and f"| {len(differences)} |" in row
+
+
+@pytest.mark.parametrize(("differences", "verdict"), [
+    ((0.4, 0.5, 0.6), "points the same way."),
+    ((-0.4, -0.5, -0.6), "points the other way."),
+    ((0.4, -0.5, 0.6), "its interval holds 0."),
+    ((0.4,), "one run decides nothing."),
+])
+def test_under_other_conditions_a_claim_is_not_tested_whatever_the_runs_say(tmp_path, differences, verdict):
+    put_pair(tmp_path, differences, dataset="camvid32", mode="course", weights="none")
+    row = claim_row(common.report(tmp_path))
+    assert "Not testable without Cityscapes at full size (data camvid32; mode course; weights none, not" in row and verdict in row
+
+
+def test_only_runs_of_one_recipe_and_one_seed_are_paired(tmp_path):
+    put_run(tmp_path, method="A", seed=1)
+    put_run(tmp_path, method="D", seed=2)
+    put_run(tmp_path, method="D-height512", seed=1)
+    assert "| 0 |" in claim_row(common.report(tmp_path)) and "Not tested" in claim_row(common.report(tmp_path))
+
+
+def test_folds_are_paired_with_themselves(tmp_path):
+    for fold, (start, end) in enumerate(((0.6, 0.5), (0.7, 0.6), (0.8, 0.7)), start=1):
+        final = {"held_out": {"low": {"best": start}}, "official_val": {"full": {"last": end}}}
+        put_run(tmp_path, method=f"fold{fold}", notebook="03_unet_resnet50_cv", weights="imagenet", final=final)
+    row = next(line for line in common.report(tmp_path).splitlines() if "held-out fold" in line)
+    assert "| -2.21 | -10.00 ± 0.00 | 3 |" in row and "Reproduced." in row
+
+
+def test_scores_on_camvids_test_images_stand_beside_the_published_ones(tmp_path):
+    iou = dict.fromkeys(common.CAMVID_CLASSES, 0.5) | {"sky": 0.9, "train": None}
+    put_run(tmp_path, dataset="camvid11", mode="course", weights="none", test={"miou": 0.54, "iou": iou})
+    put_run(tmp_path, dataset="camvid11", mode="course", method="U", test={"miou": 0.7, "iou": {"person": 0.5}})
+    page = common.report(tmp_path)
+    assert "| ENet |" in page and "| 52.85 | 90.0 | 70.3 |" in page and "| 06 D | ours, weights none |  | 1 | 160 | 54.00 | 90.0 |" in page
+    assert "06 U |" not in page, "a run with other classes does not compare"
+
+
+def test_every_claim_names_published_scores():
+    claims = pd.read_csv(common.HERE / "results" / "claims.csv", keep_default_na=False, comment="#")
+    for claim in claims.itertuples():
+        published = common.read_published(claim.notebook)
+        scores = [common.published_score(published, name) for name in (claim.published_a or claim.a, claim.published_b or claim.b)]
+        assert np.isfinite(scores).all() != claim.claim.startswith("(our control)"), claim.claim
 
 
 def test_per_image_scores_give_the_metrics_of_the_whole_set():

@@ -1,0 +1,71 @@
+"""A student presses the stop button while a network trains, and then runs the same cell again in the same kernel."""
+
+import asyncio
+import threading
+import time
+
+import jupytext
+import pandas as pd
+import pytest
+from conftest import ROOT
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+NAME = "02_unet_from_scratch"
+EPOCHS = 60
+SMALL = {"stage": "scratch", "epochs": EPOCHS, "images": 8, "size": 32, "width": 4}
+
+
+def edited(parameters):
+    """The notebook as a student leaves it who types other values into the parameters cell."""
+    notebook = jupytext.read(ROOT / "notebooks" / f"{NAME}.py")
+    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    lines = cell.source.splitlines()
+    for name, value in parameters.items():
+        (at,) = [i for i, line in enumerate(lines) if line.startswith(f"{name}: ")]
+        declared, _, comment = lines[at].partition("  # ")
+        lines[at] = f"{declared.partition(' = ')[0]} = {value!r}  # {comment}"
+    cell.source = "\n".join(lines)
+    return notebook
+
+
+def press_stop(kernel, when, done):
+    """Interrupt the kernel as soon as `when` is true; give up when `done` is set."""
+    while not done.is_set():
+        if when():
+            asyncio.run(kernel.interrupt_kernel())
+            return
+        time.sleep(0.01)
+
+
+def printed(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def test_after_the_stop_button_the_training_cell_resumes_in_the_same_kernel_and_no_epoch_is_lost_or_repeated(toy, tmp_path):
+    notebook = edited(SMALL | {"data_dir": str(toy), "out_dir": str(tmp_path)})
+    code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    (training,) = [i for i in code if "common.train_or_load(" in notebook.cells[i].source]
+    cell = notebook.cells[training]
+    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "notebooks")}})
+    with client.setup_kernel():
+        for i in code[: code.index(training)]:
+            client.execute_cell(notebook.cells[i], i)
+        over = threading.Event()
+        saved = lambda: bool(list(tmp_path.rglob("checkpoint/epoch_*/progress.json")))  # noqa: E731
+        student = threading.Thread(target=press_stop, args=(client.km, saved, over))
+        student.start()
+        with pytest.raises(CellExecutionError) as stopped:
+            client.execute_cell(cell, training)
+        over.set()
+        student.join()
+        assert stopped.value.ename == "KeyboardInterrupt"
+        assert not list(tmp_path.rglob("summary.json")), "nothing looks finished"
+        before = pd.read_csv(next(tmp_path.rglob("history.csv")))["epoch"].tolist()
+        assert before == list(range(1, len(before) + 1)) and 0 < len(before) < EPOCHS
+
+        client.execute_cell(cell, training)
+        assert "_seed42: resuming after epoch 1 of" in printed(cell)
+        assert not [output for output in cell.outputs if output.output_type == "error"]
+        assert pd.read_csv(next(tmp_path.rglob("history.csv")))["epoch"].tolist() == list(range(1, EPOCHS + 1))
+        assert len(list(tmp_path.rglob("summary.json"))) == 1 and not list(tmp_path.rglob("checkpoint"))

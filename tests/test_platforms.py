@@ -1,0 +1,349 @@
+"""Colab and Kaggle, simulated: a notebook alone in an empty folder, read-only inputs, small machines, older GPUs."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jupytext
+import papermill
+import pytest
+import torch
+from conftest import ROOT
+
+import common
+
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
+# what both platforms bring along, as far as the notebooks and the helpers import it
+SHIPPED = {"torch", "torchvision", "numpy", "scipy", "matplotlib", "pandas", "tqdm", "IPython", "filelock", "safetensors",
+           "huggingface_hub", "PIL", "psutil"}
+
+
+def bootstrap(name, kaggle_input="/kaggle/input"):
+    """The two cells of a notebook that find the helpers and install what is missing, up to `import common`."""
+    sources = [cell.source for cell in jupytext.read(ROOT / "notebooks" / f"{name}.py").cells if cell.cell_type == "code"]
+    first = next(i for i, source in enumerate(sources) if "REPO = " in source)
+    assert sources[first].count('"/kaggle/input"') == 1 and "\nimport common" in sources[first + 1]
+    find, install = sources[first], sources[first + 1].partition("\nimport common")[0]
+    return find.replace('"/kaggle/input"', repr(str(kaggle_input))), install
+
+
+def assigned(name, variable):
+    """Value of a literal that the bootstrap cells of a notebook assign."""
+    values = [node.value for node in ast.parse(bootstrap(name)[0]).body
+              if isinstance(node, ast.Assign) and node.targets[0].id == variable]
+    assert len(values) == 1
+    return ast.literal_eval(values[0])
+
+
+def run(cells, cwd, environment=(), **more):
+    """Run the source of cells in a Python of its own, in the folder `cwd`; what it ends with and prints."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("STREETS_", "GIT_", "PYTHON"))}
+    return subprocess.run([sys.executable, "-c", "\n".join(cells)], cwd=cwd, env=clean | dict(environment) | more,
+                          capture_output=True, text=True)
+
+
+def git(*arguments, cwd):
+    who = ["-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false", "-c", "tag.gpgsign=false"]
+    return subprocess.run(["git", *who, *map(str, arguments)], cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def helpers(folder, text="", copies=()):
+    """Make a folder that the bootstrap cell takes for the helpers: empty files, or copies of the real ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("common.py", "data_prep.py"):
+        (folder / name).write_text((ROOT / name).read_text() if name in copies else text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Environment in which the notebooks' REPO is a bare repository on this disk, one commit ahead of its release."""
+    base = tmp_path_factory.mktemp("published")
+    work = helpers(base / "work", "released = True\n")
+    git("init", "--quiet", "--initial-branch", "main", work, cwd=base)
+    git("add", ".", cwd=work)
+    git("commit", "--quiet", "-m", "release", cwd=work)
+    git("tag", assigned(NAMES[0], "TAG"), cwd=work)
+    helpers(work, "released = False\n")
+    git("commit", "--quiet", "-a", "-m", "later", cwd=work)
+    git("clone", "--quiet", "--bare", work, base / "repository.git", cwd=base)
+    return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{base / 'repository.git'}.insteadOf",
+            "GIT_CONFIG_VALUE_0": assigned(NAMES[0], "REPO")}
+
+
+# the same cells everywhere
+
+
+def test_the_cells_that_find_and_install_differ_in_the_name_of_the_notebook_and_its_needs_only():
+    def rest(name):
+        find, install = bootstrap(name)
+        return re.sub(r"NOTEBOOK = .*\nNEEDS = \{[^}]*\}", "", find), install
+
+    assert len({rest(name) for name in NAMES}) == 1
+    assert all(assigned(name, "NOTEBOOK") == name for name in NAMES)
+
+
+def test_all_notebooks_fetch_the_same_release():
+    lines = [line for path in (ROOT / "notebooks").glob("*.py") for line in path.read_text().splitlines() if line.startswith("TAG = ")]
+    assert len(lines) == len(NAMES) and len(set(lines)) == 1
+    assert re.fullmatch(r"v\d+\.\d+(\.\d+)?", assigned(NAMES[0], "TAG"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_badges_open_this_notebook_of_this_repository(name):
+    text = (ROOT / "notebooks" / f"{name}.py").read_text()
+    repository = assigned(name, "REPO")
+    revision = f"(main|{re.escape(assigned(name, 'TAG'))})"
+    assert repository.startswith("https://github.com/")
+    places = {"https://colab.research.google.com/github/": repository.removeprefix("https://github.com/"),
+              "https://kaggle.com/kernels/welcome?src=": repository}
+    for site, address in places.items():
+        assert len(re.findall(re.escape(site), text)) == 1
+        assert re.search(rf"\]\({re.escape(site + address)}/blob/{revision}/notebooks/{name}\.ipynb\)", text)
+
+
+# where the helpers are
+
+
+SHOW = 'print("home:", home.resolve())'
+
+
+@pytest.mark.parametrize("where", [".", "..", "street-segmentation", "$STREETS_HOME", "kaggle/helpers",
+                                   "kaggle/datasets/someone/helpers", "kaggle/datasets/someone/helpers/unpacked/helpers-main"])
+def test_helpers_that_are_there_are_used_and_nothing_is_cloned(tmp_path, where):
+    cwd = tmp_path / "above" / "working"
+    cwd.mkdir(parents=True)
+    environment = {"PATH": ""}  # no git
+    if where == "$STREETS_HOME":
+        environment["STREETS_HOME"] = str(tmp_path / "elsewhere")
+        home = helpers(tmp_path / "elsewhere")
+    else:
+        home = helpers(tmp_path / where if where.startswith("kaggle") else cwd / where)
+    find, _ = bootstrap(NAMES[0], kaggle_input=tmp_path / "kaggle")
+    assert run([find, SHOW], cwd, environment).stdout == f"home: {home.resolve()}\n"
+
+
+def test_a_notebook_alone_clones_the_release_and_not_what_came_after_and_only_once(tmp_path, published):
+    cells = [bootstrap(NAMES[0], kaggle_input=tmp_path / "none")[0], SHOW]
+    first = run(cells, tmp_path, published)
+    clone = tmp_path / "street-segmentation"
+    assert first.stdout == f"home: {clone}\n", first.stderr
+    assert (clone / "common.py").read_text() == "released = True\n"
+    assert git("describe", "--tags", cwd=clone).strip() == assigned(NAMES[0], "TAG")
+    assert git("rev-list", "--count", "HEAD", cwd=clone).strip() == "1", "only the release itself is fetched"
+    assert run(cells, tmp_path, {"PATH": ""}).stdout == first.stdout, "the clone is found again, without git"
+
+
+@pytest.mark.parametrize("reason", ["no git", "no release", "no network"])
+def test_helpers_that_cannot_be_cloned_end_in_a_sentence_that_says_what_to_do(tmp_path, published, reason):
+    source = assigned(NAMES[0], "REPO")
+    environment = dict(published)
+    if reason == "no git":
+        environment = {"PATH": ""}
+    elif reason == "no release":
+        git("init", "--quiet", "--bare", tmp_path / "empty.git", cwd=tmp_path)
+        environment["STREETS_REPO"] = source = f"file://{tmp_path / 'empty.git'}"
+    else:
+        environment["GIT_CONFIG_KEY_0"] = "url.file:///nowhere/.insteadOf"
+    done = run([bootstrap(NAMES[0], kaggle_input=tmp_path / "none")[0]], tmp_path, environment)
+    assert done.returncode == 1
+    sentence = done.stderr.splitlines()[-1]
+    assert sentence.startswith(f"RuntimeError: The helpers, {assigned(NAMES[0], 'TAG')} of {source}, cannot be cloned with git")
+    assert "turn the internet on" in sentence and "STREETS_HOME" in sentence
+    assert not (tmp_path / "street-segmentation").exists()
+
+
+def test_git_never_waits_for_a_password_that_nobody_can_type(tmp_path):
+    program = tmp_path / "bin" / "git"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "prompt: $GIT_TERMINAL_PROMPT"\nexit 1\n')
+    program.chmod(0o755)
+    done = run([bootstrap(NAMES[0], kaggle_input=tmp_path / "none")[0]], tmp_path, PATH=str(program.parent))
+    assert done.stdout == "prompt: 0\n"
+
+
+# what is installed
+
+
+def install(name, tmp_path, missing, status=0):
+    """Run the bootstrap cells where the modules `missing` are not installed; (what it ends with, calls of pip)."""
+    home, pip, log = helpers(tmp_path / "helpers"), tmp_path / "python", tmp_path / "pip.json"
+    pip.write_text(f"#!{sys.executable}\nimport json, sys\nopen({str(log)!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+                   f"sys.exit({status})\n")
+    pip.chmod(0o755)
+    find, rest = bootstrap(name, kaggle_input=tmp_path / "none")
+    fake = f"importlib.util.find_spec = lambda module: None if module in {set(missing)} else 'there'\nsys.executable = {str(pip)!r}"
+    done = run([find, fake, rest, "print('went on')"], tmp_path, STREETS_HOME=str(home))
+    return done, [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_what_is_missing_is_installed_at_once_and_nothing_is_upgraded(tmp_path, name):
+    needs = assigned(name, "NEEDS")
+    done, calls = install(name, tmp_path, needs)
+    assert done.stdout == "went on\n", done.stderr
+    assert calls == [["-m", "pip", "install", "--quiet", *needs.values()]], "no option to upgrade, and no versions, below"
+    assert all(re.fullmatch(r"[a-z0-9-]+", wheel) for wheel in needs.values())
+
+
+def test_pip_is_asked_for_the_one_missing_module_or_not_at_all(tmp_path):
+    assert install(NAMES[-1], tmp_path, ["cv2"])[1] == [["-m", "pip", "install", "--quiet", "opencv-python-headless"]]
+    (tmp_path / "pip.json").unlink()
+    done, calls = install(NAMES[-1], tmp_path, [])
+    assert done.stdout == "went on\n" and calls == []
+
+
+def test_an_installation_that_fails_ends_in_a_sentence_that_names_the_packages(tmp_path):
+    done, _ = install(NAMES[-1], tmp_path, ["cv2", "accelerate"], status=1)
+    assert done.returncode == 1 and done.stdout == ""
+    assert re.match(r"RuntimeError: pip cannot install accelerate, opencv-python-headless: turn the internet on",
+                    done.stderr.splitlines()[-1])
+
+
+def imported(path):
+    """Names of the packages that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_import_is_shipped_by_the_platforms_or_named_in_needs_which_names_nothing_that_they_ship(name):
+    needs = assigned(name, "NEEDS")
+    used = {package for path in (ROOT / "notebooks" / f"{name}.py", ROOT / "common.py", ROOT / "data_prep.py")
+            for package in imported(path)}
+    assert used - set(sys.stdlib_module_names) - {"common", "data_prep"} <= SHIPPED | set(needs)
+    assert not set(needs) & SHIPPED and not set(needs.values()) & SHIPPED
+
+
+def test_requirements_leave_room_for_what_the_platforms_ship():
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            assert "==" not in line and "~=" not in line
+            assert re.fullmatch(r"[a-z-]+>=[\d.]+,<\d+", line), f"{line}: a floor, and the next major release as a cap"
+
+
+# Kaggle: read-only inputs
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_beside_read_only_helpers_everything_is_written_to_the_working_directory(tmp_path):
+    """For root every folder is writable, so that the answer of os.access is made up, and what was written is looked at."""
+    kaggle, working = tmp_path / "input", tmp_path / "working"
+    home = helpers(kaggle / "datasets" / "someone" / "streets", copies=("common.py", "data_prep.py"))
+    text = (home / "common.py").read_text()
+    assert '"/kaggle/input"' in text
+    (home / "common.py").write_text(text.replace('"/kaggle/input"', repr(str(kaggle))))
+    working.mkdir()
+    before = snapshot(kaggle)
+    find, rest = bootstrap(NAMES[0], kaggle_input=kaggle)
+    read_only = f"""
+import os, sys
+access = os.access
+os.access = lambda path, mode, **k: access(path, mode) and not (mode & os.W_OK and str(path).startswith({str(kaggle)!r}))
+sys.dont_write_bytecode = True
+"""
+    use = """
+import json, functools, common, data_prep
+data_prep.make_toy = functools.partial(data_prep.make_toy, size=(64, 128), train=2, val=1, test=1)
+found = {"toy": common.find_data(), "results": common.results_folder(), "named": common.results_folder("mine"),
+         "run": common.run_folder("", "01", "toy", "quick", "D", 1)}
+with common.lock_folder(found["run"]):
+    pass
+print(json.dumps({key: str(path) for key, path in found.items()}))
+"""
+    # a data set that is attached later is found in its place
+    attach = f"""
+streets = {str(kaggle)!r} + "/datasets/someone/cityscapes"
+os.makedirs(streets + "/leftImg8bit")
+print(common.find_data())
+"""
+    done = run([read_only, find, rest, use, "print('attach')", attach], working)
+    assert done.returncode == 0, done.stderr
+    printed, _, attached = done.stdout.partition("attach\n")
+    assert json.loads(printed.splitlines()[-1]) == {
+        "toy": str(working / "data" / "toy"), "results": str(working / "results"), "named": str(working / "mine"),
+        "run": str(working / "results" / "01" / "toy-quick" / "D_seed1")}
+    assert "data: toy in" in printed and "2 train, 1 val, 1 test" in printed
+    assert (working / "data" / "toy" / "leftImg8bit").is_dir() and (working / "results" / "01").is_dir()
+    assert attached.splitlines()[-1] == str(kaggle / "datasets" / "someone" / "cityscapes")
+    written = {path for path, time in snapshot(kaggle).items() if before.get(path) != time}
+    assert written == {kaggle / "datasets" / "someone", *(kaggle / "datasets" / "someone" / "cityscapes").rglob("*"),
+                       kaggle / "datasets" / "someone" / "cityscapes"}, "nothing but what was attached"
+
+
+# small machines
+
+
+@pytest.fixture
+def streets(toy):
+    return common.StreetScenes(common.list_frames(toy, "train"), (64, 128))
+
+
+@pytest.mark.parametrize(("batches", "workers"), [(2.5, 0), (3.5, 1), (8, 2), (100, 4)])
+def test_where_shared_memory_is_small_fewer_workers_load_and_a_line_says_so(streets, monkeypatch, capsys, batches, workers):
+    batch = 2 * sum(value.nbytes for value in streets[0].values() if torch.is_tensor(value))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(common.shutil, "disk_usage", lambda path: SimpleNamespace(free=int(batches * batch)))
+    common.say_once.cache_clear()
+    for _ in range(2):
+        assert common.make_loader(streets, 2, num_workers=4).num_workers == workers
+    line = f"num_workers: {workers} instead of 4, because /dev/shm has no room for more batches\n"
+    assert capsys.readouterr().out == ("" if workers == 4 else line)
+
+
+@pytest.mark.parametrize(("cpus", "workers"), [(2, 2), (4, 4), (64, 8)])
+def test_beside_a_gpu_no_more_workers_load_than_there_are_cpus(streets, monkeypatch, cpus, workers):
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cpus)), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert common.make_loader(streets, 2).num_workers == workers
+
+
+def test_without_a_gpu_no_worker_takes_a_cpu_from_the_network(streets, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert common.make_loader(streets, 2).num_workers == 0
+
+
+@pytest.mark.parametrize(("gpu", "capability", "precision"), [("P100", (6, 0), "fp16"), ("T4", (7, 5), "fp16"),
+                                                              ("A100", (8, 0), "bf16"), ("L4", (8, 9), "bf16")])
+def test_precision_is_bf16_only_where_the_gpu_computes_in_it_and_what_is_asked_for_is_taken(monkeypatch, gpu, capability, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: True)  # torch says so of a T4, too: it emulates
+    assert common.pick_precision("auto") == precision
+    assert [common.pick_precision(p) for p in ("fp32", "fp16", "bf16")] == ["no", "fp16", "bf16"]
+
+
+# all of it
+
+
+def test_a_notebook_alone_in_an_empty_folder_fetches_the_helpers_and_runs_to_its_end(tmp_path, monkeypatch):
+    # what the working tree holds, as a release; what git ignores is left out
+    repository, release = tmp_path / "release.git", ["--git-dir", tmp_path / "release.git", "--work-tree", ROOT]
+    git("init", "--quiet", "--bare", repository, cwd=tmp_path)
+    git(*release, "add", "common.py", "data_prep.py", "results/published.csv", cwd=ROOT)
+    git(*release, "commit", "--quiet", "-m", "release", cwd=ROOT)
+    git(*release, "tag", assigned(NAMES[0], "TAG"), cwd=ROOT)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAMES[0]}.py"), alone / f"{NAMES[0]}.ipynb")
+    for variable in ("STREETS_HOME", "PYTHONPATH"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("STREETS_REPO", f"file://{repository}")
+    done = papermill.execute_notebook(alone / f"{NAMES[0]}.ipynb", tmp_path / "out.ipynb", {"images": 4}, cwd=alone, progress_bar=False)
+    outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert [output for output in outputs if "image/png" in output.get("data", {}) or "image/jpeg" in output.get("data", {})]
+    assert any("data: toy in data/toy" in output.get("text", "") for output in outputs)
+    assert {path.name for path in alone.iterdir()} == {f"{NAMES[0]}.ipynb", "street-segmentation"}
+    assert list((alone / "street-segmentation" / "results").rglob("classes.csv"))
