@@ -145,19 +145,25 @@ def several(name: str, value: str, allowed: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(parts))
 
 
-def exercises_only(lines: list[str]) -> list[str]:
-    """IPython input transformer for grading: of a cell that belongs to no exercise, keep what defines something.
+def exercises_only() -> Callable[[list[str]], list[str]]:
+    """IPython input transformer for grading: up to the first exercise, keep of each cell only what defines something.
 
     Imports, functions, classes and constants (ALL_CAPS) stay, since exercises use them; training and pictures go. The
-    cells of an exercise begin with a comment, `# Exercise`, and run as they are.
+    cells of an exercise begin with a comment, `# Exercise`; from the first of them on, all cells run as they are.
     """
-    text = "".join(lines)
-    if not statements(text) or any(line.startswith("# Exercise") for line in lines):
-        return lines
-    kinds = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
-    kept = [node for node in statements(text) if isinstance(node, kinds)
-            or any(name.isupper() for name in literal_assignments(ast.unparse(node)))]
-    return [ast.unparse(ast.Module(kept, [])) + "\n"]
+    kinds, begun = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef, False
+
+    def keep(lines: list[str]) -> list[str]:
+        nonlocal begun
+        begun = begun or any(line.startswith("# Exercise") for line in lines)
+        body = statements("".join(lines))
+        if begun or not body:
+            return lines
+        kept = [node for node in body if isinstance(node, kinds)
+                or any(name.isupper() for name in literal_assignments(ast.unparse(node)))]
+        return [ast.unparse(ast.Module(kept, [])) + "\n"]
+
+    return keep
 
 
 def check_parameters(scope: dict, choices: dict[str, Iterable[str]], lists: dict[str, Iterable[str]] | None = None):
@@ -168,7 +174,7 @@ def check_parameters(scope: dict, choices: dict[str, Iterable[str]], lists: dict
     (papermill only warns of a misspelt -p), a value that is not allowed, or a directory that does not exist.
     """
     if os.environ.get("NBGRADER_EXECUTION") and "get_ipython" in scope:
-        scope["get_ipython"]().input_transformers_post.append(exercises_only)
+        scope["get_ipython"]().input_transformers_post.append(exercises_only())
         print("Graded by nbgrader: of the lesson only its definitions are run, then the exercises.")
         return
     declared, injected = parameter_cells(scope)
@@ -207,25 +213,26 @@ def check(what: str, got, expected=None, *, between: tuple[float, float] | None 
     expected: a number, an array or tensor (equal within `tolerance`) or a text; between: the lowest and the highest
     number that are right, where there is no single one.
     """
-    got = got.detach().cpu().numpy() if torch.is_tensor(got) else got
-    expected = expected.detach().cpu().numpy() if torch.is_tensor(expected) else expected
-    wanted = f"between {between[0]:g} and {between[1]:g}" if between else expected
+    got, expected = (v.detach().cpu().numpy() if torch.is_tensor(v) else v for v in (got, expected))
+    shown, wanted = (np.array2string(np.asarray(v), precision=6, threshold=20) for v in (got, expected))
+    wanted = f"between {between[0]} and {between[1]}" if between else wanted
     try:
         if between:
             right = bool(between[0] <= got <= between[1])
-        elif isinstance(expected, str):
-            right = got == expected
+        elif np.asarray(expected).dtype.kind == "U":
+            right = np.array_equal(got, expected)
         else:
             right = np.shape(got) == np.shape(expected) and np.allclose(got, expected, 0, tolerance, equal_nan=True)
     except (TypeError, ValueError):  # no number at all
         right = False
-    assert right, f"{what} is {got!r}, expected {wanted}"
-    print(f"{what}: {got} (expected {wanted})")
+    assert right, f"{what} is {shown}, expected {wanted}"
+    print(f"{what}: {shown} (expected {wanted})")
 
 
 def definitions_digest(scope: dict) -> str:
-    """Short hash of all functions and classes that the notebook defines: it tells when a saved run is out of date."""
-    nodes = [node for cell in notebook_cells(scope) for node in statements(cell)]
+    """Short hash of the functions and classes of the lesson, without its exercises: it tells when a run is out of date."""
+    lesson = [cell for cell in notebook_cells(scope) if "\n# Exercise" not in "\n" + cell]
+    nodes = [node for cell in lesson for node in statements(cell)]
     source = {n.name: ast.unparse(n) for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -23,6 +23,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/01_class_remapping.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/01_class_remapping.ipynb)
 #
+# Notebook 1 of 6 · after it: [02 U-Net from scratch](02_unet_from_scratch.ipynb) · [all six](../README.md)
+#
 # **Sources.** M. Cordts et al., *The Cityscapes Dataset for Semantic Urban Scene Understanding* (CVPR 2016), and two
 # pieces of work that use classes of their own: *the U-Net report* (a course report, a U-Net from scratch on 7 classes,
 # the subject of notebook 02) and *the thin-structure project* (a course project at UCLA, SegFormer-B0 on six classes
@@ -1107,39 +1109,186 @@ print(path.relative_to(common.HERE) if path.is_relative_to(common.HERE) else pat
 #
 # ## Exercises
 #
-# Write your prediction in place of the question mark, then run the cell.
+# Each exercise is a function to write; the cell below it checks what you wrote and prints what is expected. This repository
+# is the instructor's edition, with solutions; a released version has `raise NotImplementedError()` in their place.
+
+# %% [markdown]
+# ### Exercise 1.1: how wide is a street lamp?
 #
-# **1.** To send predictions to the evaluation server, train ids must become label ids again. Someone does it in place,
-# in rising order of the train ids. What does the road (0) become?
+# Predict, then check. A pole 3 pixels wide and 27 high carries a lamp, a square of 9 pixels a side, and both are labelled
+# *pole*: the object is 36 pixels high. Return its width as `common.object_widths` measures it, a number that you reason out
+# from what a width is. And what does that say about the median width of poles above? (1 point)
 
-# %%
-prediction = "?"
-back = remap_in_place(np.arange(19, dtype=np.uint8), [(c.train_id, c.id) for c in evaluated])
-answer = f"you say {prediction}; it becomes {official[int(back[0])].name}: 0 -> 7 -> {back[0]}"
-print("put your answer in place of ?" if prediction == "?" else answer)
+# %% nbgrader={"grade": false, "grade_id": "width_of_street_lamp", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 1.1
+def width_of_street_lamp():
+    """Width of the lamp with its pole, in pixels."""
+    ### BEGIN SOLUTION
+    return 9  # the widest part decides; along the shaft alone, poles would be thinner still than their median says
+    ### END SOLUTION
 
-# %% [markdown]
-# **2.** A data set has four classes with shares 0.7, 0.1, 0.1 and 0.1. What are accuracy and mean IoU of the majority
-# class?
 
-# %%
-prediction = "?"
-answer = f"you say {prediction}; they are {common.majority_baseline(np.diag([70, 10, 10, 10]))}"
-print("put your answer in place of ?" if prediction == "?" else answer)
-
-# %% [markdown]
-# **3.** A pole 3 pixels wide carries a lamp, a square of 9 pixels, and both are labelled *pole*. What is the object's
-# width? And what does that say about the median width of poles above?
-
-# %%
-prediction = "?"
-lamp = np.zeros((40, 20), bool)
-lamp[2:11, 5:14], lamp[11:38, 8:11] = True, True
-answer = (f"you say {prediction}; object_widths says {common.object_widths(lamp)[2][0]:.0f}, since the widest part decides.\n"
-          "A pole with a lamp counts as wider than it mostly is: along the shaft alone, poles would be thinner still.")
-print("put your answer in place of ?" if prediction == "?" else answer)
+# %% nbgrader={"grade": true, "grade_id": "width_of_street_lamp_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# Exercise 1.1: check
+with common.exercise("Exercise 1.1"):
+    common.check("width of the object", width_of_street_lamp(), between=(1, 36))
+    ### BEGIN HIDDEN TESTS
+    lamp = np.zeros((40, 20), bool)
+    lamp[2:11, 5:14], lamp[11:38, 8:11] = True, True
+    common.check("width of the object, measured", width_of_street_lamp(), common.object_widths(lamp)[2][0])
+    ### END HIDDEN TESTS
 
 # %% [markdown]
+# ### Exercise 1.2: find and mend the way back
+#
+# To send predictions to an evaluation server, train ids must become label ids again. Here somebody does it in place, in
+# rising order of the train ids. What does the road (0) become? Say it before you run the second cell.
+
+# %%
+# Exercise 1.2: as given
+def to_label_ids_as_given(prediction):
+    """Label ids of a prediction in train ids, an integer array of any shape; 255 becomes 0, unlabeled."""
+    for c in sorted(Cityscapes.classes, key=lambda c: c.train_id):
+        if not c.ignore_in_eval:
+            prediction[prediction == c.train_id] = c.id
+    prediction[prediction == 255] = 0
+    return prediction
+
+
+# %%
+# Exercise 1.2: the symptom
+names_by_id = {c.id: c.name for c in Cityscapes.classes}
+back = to_label_ids_as_given(np.arange(19))
+print("road, sidewalk, building become", [names_by_id[int(i)] for i in back[:3]])
+
+# %% [markdown]
+# Write the function so that it is right, and leaves its argument as it was: integers 0 to 18 and 255 in, of any shape and
+# integer type, an array of type `uint8` and of the same shape out, with the label id of each class, and 0 for 255. (2 points)
+
+# %% nbgrader={"grade": false, "grade_id": "to_label_ids", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 1.2
+def to_label_ids(prediction):
+    """Label ids, uint8, of a prediction in train ids, an integer array of any shape; 255 becomes 0, unlabeled."""
+    ### BEGIN SOLUTION
+    way_back = np.zeros(256, np.uint8)
+    for c in Cityscapes.classes:
+        if not c.ignore_in_eval:
+            way_back[c.train_id] = c.id
+    return way_back[prediction]
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "to_label_ids_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Exercise 1.2: check
+with common.exercise("Exercise 1.2"):
+    common.check("road, sidewalk, building", to_label_ids(np.arange(3)), [7, 8, 11])
+    common.check("rider, car, truck", to_label_ids(np.array([12, 13, 14])), [25, 26, 27])
+    ### BEGIN HIDDEN TESTS
+    kept_ids = np.array([c.id if c.train_id in range(19) else 0 for c in Cityscapes.classes if c.id >= 0], np.uint8)
+    predicted = common.SCHEMES["cityscapes19"].table[:34].reshape(2, 17)  # all train ids and 255
+    for kind in (np.uint8, np.int64):
+        given = predicted.astype(kind)
+        answered = to_label_ids(given)
+        common.check("there and back", answered, kept_ids.reshape(2, 17))
+        common.check("the argument is as it was", given, predicted)
+        common.check("type", str(answered.dtype), "uint8")
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 1.3: what blindness to rare classes costs
+#
+# The nearly perfect network of above makes no mistake, but it has never heard of the classes whose share is below `limit`,
+# and answers the most frequent class instead. Return its (accuracy, mean IoU) from the pixels per class of a data set,
+# `pixels_per_class` (C,), without a confusion matrix: a fraction for each, by hand, then in code. (2 points)
+
+# %% nbgrader={"grade": false, "grade_id": "scores_of_the_blind", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 1.3
+def scores_of_the_blind(pixels_per_class, limit):
+    """(accuracy, mean IoU) of a network that answers the most frequent class on all classes with a share below `limit`."""
+    ### BEGIN SOLUTION
+    f = pixels_per_class[pixels_per_class > 0] / pixels_per_class.sum()
+    unknown = f < limit
+    perfect = len(f) - unknown.sum() - 1
+    return 1 - f[unknown].sum(), (perfect + f.max() / (f.max() + f[unknown].sum())) / len(f)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "scores_of_the_blind_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Exercise 1.3: check
+with common.exercise("Exercise 1.3"):
+    scored = scores_of_the_blind(np.array([700, 200, 60, 40]), limit=0.1)
+    common.check("accuracy with shares .7 .2 .06 .04", scored[0], 0.9)
+    common.check("mean IoU with shares .7 .2 .06 .04", scored[1], between=(0.45, 0.5))
+    ### BEGIN HIDDEN TESTS
+    for n in ([700, 200, 60, 40], [5, 80, 0, 10, 0, 5], [30, 70], [1, 1, 998, 0]):
+        n, confusion = np.array(n), np.diag(n)
+        confusion[n < 0.1 * n.sum()] = 0
+        confusion[:, n.argmax()] += n * (n < 0.1 * n.sum())
+        wanted = common.accuracy(confusion), common.miou(confusion)
+        common.check(f"accuracy and mean IoU of {n}", scores_of_the_blind(n, 0.1), wanted)
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 1.4: a small project: shrinking a label by a vote
+#
+# The nearest pixel forgets what the other pixels of a block are, and thin things get lost. Shrink a label (H, W) by `factor`
+# so that each block of `factor` x `factor` pixels takes the class with the most votes, where a pixel of class $c$ has
+# $w_c$ votes: `weights` (C,), such as those of the section on class weights, for the classes 0 to C − 1. Void (255) has
+# no vote, and a block without any vote is void; of equal votes the smaller class number wins. Where H or W is no
+# multiple of `factor`, the last blocks are smaller, so that the result, of type `uint8`, has
+# $\lceil H / factor \rceil \times \lceil W / factor \rceil$ pixels. (4 points)
+
+# %% nbgrader={"grade": false, "grade_id": "shrink_by_vote", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 1.4
+def shrink_by_vote(label, factor, weights):
+    """Label of 1 / factor of the size, uint8, in which the pixels of each block have voted, each with its class's weight."""
+    ### BEGIN SOLUTION
+    h, w = label.shape
+    rows, columns = -(-h // factor), -(-w // factor)
+    padded = np.full((rows * factor, columns * factor), 255, np.uint8)
+    padded[:h, :w] = label
+    blocks = padded.reshape(rows, factor, columns, factor)
+    votes = np.zeros((rows, columns, len(weights)))
+    for c, weight in enumerate(weights):
+        votes[..., c] = weight * (blocks == c).sum(axis=(1, 3))
+    winner = votes.argmax(axis=-1)
+    return np.where(votes.max(axis=-1) > 0, winner, 255).astype(np.uint8)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "shrink_by_vote_check", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# Exercise 1.4: check
+with common.exercise("Exercise 1.4"):
+    street = np.zeros((8, 8), np.uint8)
+    street[:, 3] = 2  # a post one pixel wide, on class 0
+    for name, votes, left in (("one vote each", [1, 1, 1], 0), ("four votes for the post", [1, 1, 4], 2)):
+        common.check(f"pixels of the post at 1/4, {name}", (shrink_by_vote(street, 4, votes) == 2).sum(), left)
+    ### BEGIN HIDDEN TESTS
+    rng, voters = np.random.default_rng(4), np.array([0.5, 1, 1.5, 0, 4])
+    for h, w, factor in ((8, 12, 4), (7, 10, 3), (5, 4, 2), (2, 3, 4)):
+        label = rng.choice([0, 1, 2, 3, 4, 255, 255], (h, w)).astype(np.uint8)
+        label[:2, :4] = 255
+        wanted = np.full((-(-h // factor), -(-w // factor)), 255)
+        for r, c in np.ndindex(*wanted.shape):
+            block = label[r * factor : (r + 1) * factor, c * factor : (c + 1) * factor]
+            tally = voters * np.bincount(block[block < 255], minlength=5)
+            wanted[r, c] = tally.argmax() if tally.any() else 255
+        common.check(f"{h}x{w} at 1/{factor}", shrink_by_vote(label, factor, voters), wanted)
+    tie = np.array([[2, 1], [1, 2]], np.uint8)
+    common.check("a tie", shrink_by_vote(tie, 2, np.ones(3)), [[1]])
+    common.check("type", str(shrink_by_vote(tie, 2, np.ones(3)).dtype), "uint8")
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### To go further
+#
+# These are not checked.
+#
+# - Put your `shrink_by_vote`, with the weights of either recipe, in place of the nearest pixel in `shrink_and_enlarge`.
+#   Which classes gain IoU at 1/8, and which pay for it?
+# - Run `-p split val`, then `-p data_dir data/camvid`. Which class changes its size group, and which its place by share?
+# - Let *polegroup* be a pole in `thin7`. What becomes of the width of poles?
+#
 # ## References
 #
 # - M. Cordts et al., *The Cityscapes Dataset for Semantic Urban Scene Understanding*, CVPR 2016. Its class table is
@@ -1148,3 +1297,5 @@ print("put your answer in place of ?" if prediction == "?" else answer)
 #   Convolutional Architecture*, ICCV 2015 (median frequency balancing).
 # - G. J. Brostow et al., *Semantic Object Classes in Video: A High-Definition Ground Truth Database* (CamVid), Pattern
 #   Recognition Letters 2009.
+#
+# **Next:** [02 What can a U-Net learn from nothing?](02_unet_from_scratch.ipynb)

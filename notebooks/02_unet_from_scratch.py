@@ -24,6 +24,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/02_unet_from_scratch.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/02_unet_from_scratch.ipynb)
 #
+# Notebook 2 of 6 · before it: [01 class remapping](01_class_remapping.ipynb) · after it: [03 cross-validation](03_unet_resnet50_cv.ipynb) · [all six](../README.md)
+#
 # **Sources.** *The U-Net report*, a student's course report on Cityscapes with public code (a U-Net from scratch on
 # seven classes, then weighted cross-entropy, occlusion and Dice), after O. Ronneberger, P. Fischer, T. Brox, *U-Net:
 # Convolutional Networks for Biomedical Image Segmentation* (MICCAI 2015).
@@ -1138,11 +1140,232 @@ common.show(common.show_pair(own, prediction, scheme))
 #
 # ## Exercises
 #
-# 1. Predict the parameter count of a U-Net with width 32, then check it. Why is it not exactly a quarter?
-# 2. Take the skip connections out (put zeros in their place). Which classes suffer?
-# 3. Run `-p depth 4`. Is the gain, if there is one, larger than what a second seed changes?
-# 4. Set $\epsilon$ in `dice_per_class` to 1 and look at the gradient of the absent class again.
-# 5. Run `-p select as_published`. Does another epoch win, and by how much does the test half notice?
+# Each exercise is a function to write; the cell below it checks what you wrote and prints what is expected. Nothing here
+# needs training. This repository is the instructor's edition, with solutions; a released version has
+# `raise NotImplementedError()` in their place.
+
+# %% [markdown]
+# ### Exercise 2.1: parameters of a thinner U-Net
+#
+# Predict, then check: how many parameters has `UNet(width=32)`? All channels inside are halved, and yet the count is not a
+# quarter of 7,703,367. Work it out from what grows with the square of the width, what grows with the width, and what does
+# not grow, rather than by building the network. Return an int. (2 points)
+
+# %% nbgrader={"grade": false, "grade_id": "parameters_of_width_32", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 2.1
+def parameters_of_width_32():
+    """Number of parameters of UNet(width=32): an int."""
+    ### BEGIN SOLUTION
+    outputs = 2 * (64 + 128 + 256 + 512 + 256 + 128 + 64)  # of all 3x3 convolutions: each has a bias, a scale and a shift
+    linear = 3 * outputs + (256 + 128 + 64) + 27 * 64 + 7 * 64  # biases of the way up, weights of the first layer and the head
+    return (7_703_367 - linear - 7) // 4 + linear // 2 + 7
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "parameters_of_width_32_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Exercise 2.1: check
+with common.exercise("Exercise 2.1"):
+    common.check("parameters of width 32", parameters_of_width_32(), between=(1_900_000, 1_950_000))
+    ### BEGIN HIDDEN TESTS
+    counted = sum(p.numel() for p in UNet(width=32).parameters())
+    common.check("parameters of width 32, counted", parameters_of_width_32(), counted, tolerance=0.5)
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 2.2: how an absent class feels a false alarm
+#
+# A batch holds nobody, and the probabilities of *person* add up to `total` over its pixels. How much does the Dice of
+# *person* change when one of these probabilities grows a little? Derive it from the formula of $D_c$: the derivative
+# $\partial D_c / \partial p_c(x)$ as a function of `total` and $\epsilon$ (two floats in, one float out). Then compare
+# $\epsilon = 10^{-6}$ with 1, early in training and late: when does the loss notice an alarm? (2 points)
+
+# %% nbgrader={"grade": false, "grade_id": "dice_slope_of_absent_class", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 2.2
+def dice_slope_of_absent_class(total, epsilon):
+    """Derivative of the Dice of a class that the label lacks by one of its probabilities, whose sum is `total`."""
+    ### BEGIN SOLUTION
+    return -epsilon / (total + epsilon) ** 2
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "dice_slope_of_absent_class_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Exercise 2.2: check
+with common.exercise("Exercise 2.2"):
+    common.check("nothing there yet, epsilon 1", dice_slope_of_absent_class(0.0, 1.0), -1.0)
+    unsure = dice_slope_of_absent_class(128 * 128 / 7, 1e-6)
+    common.check("unsure everywhere, epsilon 1e-6", unsure, between=(-1e-9, 0))
+    ### BEGIN HIDDEN TESTS
+    for epsilon in (0.5, 1.0, 4.0):
+        probs = torch.full((1, 7, 4, 3), 0.25, dtype=torch.float64, requires_grad=True)
+        dice_per_class(probs, torch.zeros(1, 4, 3, dtype=torch.long), epsilon)[PERSON].backward()
+        slope = dice_slope_of_absent_class(0.25 * 4 * 3, epsilon)
+        common.check(f"the gradient with epsilon {epsilon}", slope, probs.grad[0, PERSON, 0, 0])
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 2.3: find and mend the score
+#
+# The function below is meant to give the mean IoU of a data set that comes in batches. A perfect prediction does not get 1.
+
+# %%
+# Exercise 2.3: as given
+def dataset_miou_as_given(batches, num_classes):
+    """Mean IoU of a data set: batches of (prediction, label), integer arrays (B, H, W) each."""
+    scores = []
+    for prediction, label in batches:
+        for c in range(num_classes):
+            hits = ((prediction == c) & (label == c)).sum()
+            union = ((prediction == c) | (label == c)).sum()
+            scores.append(hits / max(union, 1))
+    return float(np.mean(scores))
+
+
+streets = np.array([[[0, 1], [2, 2]], [[0, 1], [1, 0]]])  # two labels, the second without class 2
+print("perfect, one batch of two:  ", dataset_miou_as_given([(streets, streets)], 3))
+print("perfect, two batches of one:", dataset_miou_as_given([(streets[:1], streets[:1]), (streets[1:], streets[1:])], 3))
+
+# %% [markdown]
+# Write the score that does not depend on how the images are dealt into batches: the mean of the IoUs of the data set, over
+# the classes that occur in its labels. The arguments are as above, batches may differ in size, the result is a float. Two
+# things are wrong, and one of them no perfect prediction will show. (3 points)
+
+# %% nbgrader={"grade": false, "grade_id": "dataset_miou", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 2.3
+def dataset_miou(batches, num_classes):
+    """Mean IoU over the classes that occur in the labels of all batches together: a float."""
+    ### BEGIN SOLUTION
+    confusion = sum(common.confusion_matrix(prediction, label, num_classes) for prediction, label in batches)
+    return common.miou(confusion)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "dataset_miou_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Exercise 2.3: check
+with common.exercise("Exercise 2.3"):
+    two = np.array([[[0, 1], [2, 2]], [[0, 1], [1, 0]]])
+    common.check("perfect, one batch of two", dataset_miou([(two, two)], 3), 1)
+    common.check("perfect, two batches of one", dataset_miou([(two[:1], two[:1]), (two[1:], two[1:])], 3), 1)
+    ### BEGIN HIDDEN TESTS
+    rng = np.random.default_rng(2)
+    truth, answer = rng.integers(0, 5, (7, 4, 4)), rng.integers(0, 6, (7, 4, 4))  # class 5 is only predicted, 6 nowhere
+    truth[:5][truth[:5] == 4] = 0
+    answer = np.where(rng.random(answer.shape) < 0.5, truth, answer)
+    for cuts in ([], [1, 2, 4], range(1, 7)):
+        batches = list(zip(np.split(answer, cuts), np.split(truth, cuts)))
+        whole = common.miou(common.confusion_matrix(answer, truth, 7))
+        common.check(f"{len(batches)} batches with mistakes", dataset_miou(batches, 7), whole)
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 2.4: find and mend the class weights
+#
+# Somebody counts pixels once, keeps the counts in a JSON file, and makes the class weights from it. Training with these
+# weights runs, and its cross-entropy is to the last digit what it is without weights.
+
+# %%
+# Exercise 2.4: as given
+import json
+
+
+def weights_as_given(text, num_classes):
+    """Class weights (C,) from a JSON text of pixel counts per class."""
+    counts = json.loads(text)
+    total = sum(counts.values())
+    return inverse_sqrt_weights([counts.get(c, 0) / total for c in range(num_classes)])
+
+
+print("kept:", json.dumps({0: 6400, 1: 2500, 2: 100}))
+print("weights:", weights_as_given(json.dumps({0: 6400, 1: 2500, 2: 100}), 3))
+
+# %% [markdown]
+# Write the function that makes them as `inverse_sqrt_weights` is meant to, (C,) float32. A text need not name the classes
+# in their order, nor a class that it counted no pixel of; such a class keeps the weight of a share of 1e-4. (2 points)
+
+# %% nbgrader={"grade": false, "grade_id": "weights_from_json", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 2.4
+def weights_from_json(text, num_classes):
+    """1 / sqrt(share) per class, (C,) float32, from a JSON text of pixel counts per class."""
+    ### BEGIN SOLUTION
+    counts = {int(c): n for c, n in json.loads(text).items()}
+    total = sum(counts.values())
+    return inverse_sqrt_weights([counts.get(c, 0) / total for c in range(num_classes)])
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "weights_from_json_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Exercise 2.4: check
+with common.exercise("Exercise 2.4"):
+    three_weights = weights_from_json(json.dumps({0: 6400, 1: 2500, 2: 100}), 3)
+    common.check("weights of three classes", three_weights, [1.185854, 1.897367, 9.486833])
+    ### BEGIN HIDDEN TESTS
+    shares = [0.0, 0.3, 0.1, 0.0, 0.05, 0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0]
+    text = json.dumps({c: round(1000 * shares[c]) for c in (10, 2, 4, 1, 9, 5, 6, 7, 8)})  # not in order, three are missing
+    common.check("another order, classes missing", weights_from_json(text, 12), inverse_sqrt_weights(shares), tolerance=1e-3)
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 2.5: a small project: which people are found?
+#
+# IoU counts pixels, so that one near person outweighs ten far ones. Count people instead. A person is a connected group of
+# pixels of class `PERSON` in the label, corners included; its height is the number of rows of its bounding box; it is
+# *found* where at least half of its own pixels are predicted as `PERSON`. Return the share of people found in each group
+# of heights, an array of `len(edges) + 1` numbers: with `edges` (8, 16) for heights below 8, from 8 to below 16, and from
+# 16 on; `nan` for a group without people. `predictions` and `labels` are lists of integer arrays (H, W), whose sizes may
+# differ from image to image. (4 points)
+
+# %% nbgrader={"grade": false, "grade_id": "recall_by_height", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 2.5
+def recall_by_height(predictions, labels, edges):
+    """Share of the people of each group of heights that are found, (len(edges) + 1,); nan for a group without people."""
+    ### BEGIN SOLUTION
+    found = [[] for _ in range(len(edges) + 1)]
+    for prediction, label in zip(predictions, labels):
+        groups, _ = ndimage.label(label == PERSON, structure=np.ones((3, 3)))
+        for k, box in enumerate(ndimage.find_objects(groups), start=1):
+            person = groups[box] == k  # a bounding box can hold parts of other people
+            share = (prediction[box][person] == PERSON).mean()
+            height = box[0].stop - box[0].start
+            found[np.digitize(height, edges)].append(share >= 0.5)
+    return np.array([np.mean(group) if group else np.nan for group in found])
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "recall_by_height_check", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# Exercise 2.5: check
+with common.exercise("Exercise 2.5"):
+    crowd = np.zeros((2, 24, 30), int)
+    crowd[:, 2:22, 2:8], crowd[:, 4:9, 12:14], crowd[:, 4:9, 20:22] = PERSON, PERSON, PERSON  # one tall, two small
+    blind = np.where(np.arange(30) < 20, crowd, 0)  # sees none of the third
+    common.check("the third missed", recall_by_height(list(blind), list(crowd), (8, 16)), [0.5, np.nan, 1])
+    ### BEGIN HIDDEN TESTS
+    import cv2
+
+    rng, truths, answers, by_hand = np.random.default_rng(5), [], [], [[], [], []]
+    for shape in ((20, 30), (16, 50), (30, 12), (9, 9)):
+        truths.append(np.where(rng.random(shape) < 0.3, PERSON, rng.integers(0, 3, shape)))
+        answers.append(np.where(rng.random(shape) < 0.5, truths[-1], 1))
+        n, groups, boxes, _ = cv2.connectedComponentsWithStats((truths[-1] == PERSON).astype(np.uint8), connectivity=8)
+        for k in range(1, n):
+            height, hits = boxes[k, cv2.CC_STAT_HEIGHT], (answers[-1][groups == k] == PERSON).sum()
+            by_hand[int(height >= 2) + int(height >= 4)].append(2 * hits >= (groups == k).sum())
+    wanted = np.array([np.mean(group) for group in by_hand])
+    common.check("a crowd", recall_by_height(answers, truths, (2, 4)), wanted)
+    around = np.zeros((12, 12), int)
+    around[:, 0] = around[0] = around[4:10, 4:10] = PERSON  # the second stands within the bounding box of the first
+    seen = np.where(np.arange(12) < 4, 0, around)  # most of the first is missed
+    seen[0] = 0
+    common.check("one within the box of another", recall_by_height([seen], [around], (8,)), [1, 0])
+    common.check("nobody", recall_by_height([seen], [np.zeros((12, 12), int)], ()), [np.nan])
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### To go further
+#
+# These need training and are not checked.
+#
+# - Take the skip connections out (put zeros in their place). Which classes suffer?
+# - Run `-p depth 4`. Is the gain, if there is one, larger than what a second seed changes?
+# - Run `-p select as_published`. Does another epoch win, and by how much does the test half notice?
 #
 # ## References
 #
@@ -1152,3 +1375,5 @@ common.show(common.show_pair(own, prediction, scheme))
 # - G. Brostow, J. Fauqueur, R. Cipolla, *Semantic object classes in video: A high-definition ground truth database*
 #   (CamVid), Pattern Recognition Letters 2009.
 # - M. Cordts et al., *The Cityscapes Dataset for Semantic Urban Scene Understanding*, CVPR 2016.
+#
+# **Next:** [03 What does a cross-validated score tell you?](03_unet_resnet50_cv.ipynb)

@@ -24,6 +24,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
 #
+# Notebook 3 of 6 · before it: [02 U-Net from scratch](02_unet_from_scratch.ipynb) · after it: [04 thin structures](04_segformer_thin_structures.ipynb) · [all six](../README.md)
+#
 # **Source.** *The cross-validation report*, a student's course report on Cityscapes with public code (a U-Net on
 # ResNet-50, three folds), after O. Ronneberger et al., *U-Net* (MICCAI 2015), and K. He et al., *Deep Residual Learning*
 # (CVPR 2016).
@@ -581,7 +583,7 @@ with torch.device("meta"):
 # %% [markdown]
 # The bottleneck is half of the weights and a seventh of the arithmetic, as it works on few positions. The library's U-Net
 # is smaller in its decoder, too, so that a comparison with it asks about both at once. `-p network no_bottleneck` and
-# `-p network smp` train them with the same recipe. Is the bottleneck worth it? The source did not ask; exercise 3 does.
+# `-p network smp` train them with the same recipe. Is the bottleneck worth it? The source did not ask; *To go further* does.
 #
 # ## Training
 #
@@ -955,14 +957,256 @@ common.show(common.show_pair(own, classes, scheme))
 #
 # ## Exercises
 #
-# 1. Predict, then run `-p folds city`: which bar of the waterfall should shrink, and does it?
-# 2. `-p augment as_published`: how large a change in mIoU would you believe, given what a second `seed` changes?
-# 3. Run `-p network no_bottleneck` beside the default. Is the bottleneck worth its 75 million parameters? Say what you would
-#    measure besides mIoU, and how many runs you need before you say yes. Then `-p network smp`: what does that one answer?
-# 4. In `train_fold`, set `patience` to 0 and run again. At which epochs is the learning rate halved? (`lr` in history.csv is
-#    the rate that the epoch was trained with, so that a halving shows one row later.)
-# 5. Write the third way to make folds: by city, but with the seed deciding which city comes first. Are the folds still of
-#    about the same size?
+# Each answer is a function, and the cell below it checks it: what it prints has the expected value beside it. This
+# repository is the instructor's edition, with solutions. In the edition for students, which nbgrader makes from it,
+# `raise NotImplementedError()` stands in their place and some checks are kept back for the grading.
+
+# %% [markdown]
+# ### Exercise 3.1: more folds, more independent scores?
+#
+# Predict, then check. With three folds, two networks share the part of their training images that was printed above. Do
+# ten folds make the scores less dependent on each other? Give the share for `k` folds of equal size, as a formula: of the
+# images that one network learns from, which part has another network learnt from, too? (1 point)
+
+# %% nbgrader={"grade": false, "grade_id": "share_learnt_twice", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 3.1
+def share_learnt_twice(k):
+    """Share (0 to 1) of one network's training images that another one has too, with k >= 2 folds of equal size."""
+    ### BEGIN SOLUTION
+    # each learns from k - 1 folds, and of these the one that the other network holds out is missing there
+    return (k - 2) / (k - 1)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "share_learnt_twice_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# Exercise 3.1: check
+with common.exercise("Exercise 3.1"):
+    common.check("three folds", share_learnt_twice(3), between=(0.4, 0.6))
+    ### BEGIN HIDDEN TESTS
+    for k in (2, 3, 5, 10):
+        dealt = [set(part.tolist()) for part in folds_by_image(range(12 * k), 42, k)]
+        first, other = (set(range(12 * k)) - held_out for held_out in dealt[:2])
+        common.check(f"{k} folds", share_learnt_twice(k), len(first & other) / len(first))
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 3.2: a scaling that scales nothing
+#
+# Find and mend. The function below scales a street and hands it to the network at the network's `size`. The cell after it
+# shows where (left, top, right, bottom) the network sees a square that should become half as wide, as wide, and twice as
+# wide.
+#
+# Write the version that scales: about the middle, without chance. A smaller picture gets an even margin (black, in the
+# label void, 255), a larger one is cropped evenly on all sides, so that it has the photo's (H, W) before it is resized to
+# `size`. `image` is (H, W, 3) and `label` (H, W), both uint8; the result is an image and a label at `size`. (3 points)
+
+# %%
+# Exercise 3.2: scaling as it is given
+def scale_as_given(image, label, factor, size):
+    """Image (H, W, 3) and label (H, W) scaled by `factor`, at the network's `size` = (height, width)."""
+    h, w = label.shape
+    image, label = common.resize_pair(image, label, (round(h * factor), round(w * factor)))
+    return common.resize_pair(image, label, size)
+
+
+# %%
+# Exercise 3.2: a street with one bright square of class 11 in its middle
+def scaled_square(scale, factor, size=(32, 64)):
+    """(image, label) that scale(image, label, factor, size) makes of a street of 64 x 128 with a square of 16 x 16."""
+    image, label = np.full((64, 128, 3), 80, np.uint8), np.zeros((64, 128), np.uint8)
+    image[24:40, 56:72], label[24:40, 56:72] = 240, 11
+    return scale(image, label, factor, size)
+
+
+# %%
+# Exercise 3.2: where the network sees the square
+def box_of_square(scale, factor, size=(32, 64)):
+    """[left, top, right, bottom] of the square after scale(image, label, factor, size)."""
+    return [int(v) for v in box_of(scaled_square(scale, factor, size)[1] == 11) or ()]
+
+
+# %%
+# Exercise 3.2: the symptom
+for factor in (0.5, 1.0, 2.0):
+    print(f"scaled by {factor}: the network sees the square at {box_of_square(scale_as_given, factor)}")
+
+
+# %% nbgrader={"grade": false, "grade_id": "scale_about_middle", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 3.2
+def scale_about_middle(image, label, factor, size):
+    """Image (H, W, 3) and label (H, W) scaled about the middle, padded (0, void 255) or cropped to (H, W), at `size`."""
+    ### BEGIN SOLUTION
+    h, w = label.shape
+    image, label = common.resize_pair(image, label, (round(h * factor), round(w * factor)))
+    down, right = (max(0, full - part) for full, part in zip((h, w), label.shape))
+    margins = (down // 2, down - down // 2, right // 2, right - right // 2)
+    image, label = (cv2.copyMakeBorder(a, *margins, cv2.BORDER_CONSTANT, value=v) for a, v in ((image, 0), (label, 255)))
+    top, left = (label.shape[0] - h) // 2, (label.shape[1] - w) // 2
+    return common.resize_pair(image[top : top + h, left : left + w], label[top : top + h, left : left + w], size)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "scale_about_middle_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Exercise 3.2: check
+with common.exercise("Exercise 3.2"):
+    common.check("box, scaled by 1", box_of_square(scale_about_middle, 1.0), [28, 12, 36, 20])
+    common.check("box, scaled by 0.5", box_of_square(scale_about_middle, 0.5), [30, 14, 34, 18])
+    ### BEGIN HIDDEN TESTS
+    for factor, half in ((0.75, 3), (1.25, 5), (2.0, 8)):
+        box = [32 - half, 16 - half, 32 + half, 16 + half]
+        common.check(f"box, scaled by {factor}", box_of_square(scale_about_middle, factor), box)
+        image_seen, label_seen = scaled_square(scale_about_middle, factor)
+        common.check("shapes are right", (image_seen.shape, label_seen.shape) == ((32, 64, 3), (32, 64)), True)
+        common.check("share of void", (label_seen == 255).mean(), max(0, 1 - factor**2), tolerance=1e-3)
+        common.check("pixels that are void but not black", ((image_seen[..., 0] < 40) != (label_seen == 255)).sum(), 0)
+        common.check("pixels where image and label differ", ((image_seen[..., 0] > 160) != (label_seen == 11)).sum(), 0)
+    squeezed = box_of_square(scale_about_middle, 1.0, size=(64, 64))
+    common.check("box for a network that sees 64 x 64", squeezed, [28, 24, 36, 40])
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 3.3: an interval that is too narrow
+#
+# Find and mend. Folds share images, so we claim no interval for them. Runs of one fold with other seeds are independent
+# draws, and their mean may have one, but not the one below: 1.96 belongs to a spread that is known, not to one that is
+# estimated from three values, and `np.std` estimates it too small. The cell after it draws three scores a few thousand times
+# and counts how often the interval of "95 %" holds the true mean.
+#
+# Write the half-width that holds for any number of scores (`scipy.stats.t.ppf(0.975, degrees_of_freedom)` is the quantile to
+# take). For a single score, which has no spread, it is nan. Do not call `common.student_interval`: it is what the check
+# compares with. (2 points)
+
+# %%
+# Exercise 3.3: the interval as it is given
+def half_width_as_given(scores):
+    """Half-width of the 95 % interval for the mean of independent scores, one per seed."""
+    return 1.96 * np.std(scores) / np.sqrt(len(scores))
+
+
+# %%
+# Exercise 3.3: how often an interval holds the true mean
+def coverage(half_width, n, trials=3000):
+    """Share of `trials` in which the mean of n normal scores lies within half_width(scores) of the true mean."""
+    draws = np.random.default_rng(0).normal(67, 1, (trials, n))
+    return np.mean([abs(scores.mean() - 67) <= half_width(scores) for scores in draws])
+
+
+# %%
+# Exercise 3.3: the symptom
+print(f"three seeds: the interval as given holds the mean in {coverage(half_width_as_given, n=3):.0%} of all cases, not 95 %")
+
+
+# %% nbgrader={"grade": false, "grade_id": "half_width_of_mean", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 3.3
+def half_width_of_mean(scores):
+    """Half-width of the 95 % Student interval for the mean of independent scores; nan for a single one."""
+    ### BEGIN SOLUTION
+    from scipy import stats
+
+    n = len(scores)
+    if n < 2:
+        return float("nan")
+    return stats.t.ppf(0.975, n - 1) * np.std(scores, ddof=1) / np.sqrt(n)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "half_width_of_mean_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Exercise 3.3: check
+with common.exercise("Exercise 3.3"):
+    common.check("coverage with three seeds", coverage(half_width_of_mean, n=3), between=(0.93, 0.97))
+    ### BEGIN HIDDEN TESTS
+    for n in (2, 3, 5, 30):
+        seeds = (67 + np.random.default_rng(n).normal(size=n)).tolist()
+        common.check(f"half-width for {n} scores", half_width_of_mean(seeds), common.student_interval(seeds)[1])
+    common.check("half-width for a single score", half_width_of_mean([67.0]), float("nan"))
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 3.4: one share of the drop per step
+#
+# A small project. The same step can cost something else in another order, so that a walk is unfair to some steps. A share
+# that does not depend on the order is the *mean over all orders* of what the step changes when its turn comes (its Shapley
+# value). The shares of all steps add up to the whole drop.
+#
+# Write it for any number of steps. `score(taken)` gives the mIoU when the steps in the set `taken` are done, as
+# `score_after` below does for a grid of eight scores; `steps` is a list of names. Return {step: share}. (4 points)
+
+# %%
+# Exercise 3.4: a score for every set of steps
+def score_after(grid, taken):
+    """mIoU of a grid after the steps in the set `taken`, such as {"resolution", "checkpoint"}."""
+    at = START | {step: END[step] for step in taken}
+    return grid[at["image_set"]][at["resolution"]][at["checkpoint"]]
+
+
+# %% nbgrader={"grade": false, "grade_id": "shares_of_drop", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 3.4
+def shares_of_drop(score, steps):
+    """{step: mean over all orders of the change of score(taken) at that step}; `steps` is a list of names."""
+    ### BEGIN SOLUTION
+    orders = list(permutations(steps))
+    shares = dict.fromkeys(steps, 0.0)
+    for order in orders:
+        taken = set()
+        before = score(taken)
+        for step in order:
+            taken = taken | {step}
+            after = score(taken)
+            shares[step] += (after - before) / len(orders)
+            before = after
+    return shares
+    ### END SOLUTION
+
+
+# %%
+# Exercise 3.4: the same without walking, from the formula of Shapley
+import math
+from itertools import combinations
+
+
+def share_by_formula(score, steps, step):
+    """Sum over all sets of other steps of what `step` changes after them, weighted by how often just they come before."""
+    others, total = [name for name in steps if name != step], 0.0
+    for count in range(len(steps)):
+        chance = math.factorial(count) * math.factorial(len(others) - count) / math.factorial(len(steps))
+        for earlier in combinations(others, count):
+            total += chance * (score({*earlier, step}) - score(set(earlier)))
+    return total
+
+
+# %%
+# Exercise 3.4: eight scores for trying it out
+TINY_GRID = {"held_out": {"low": {"best": 0.70, "last": 0.66}, "full": {"best": 0.69, "last": 0.66}},
+             "official_val": {"low": {"best": 0.66, "last": 0.65}, "full": {"best": 0.62, "last": 0.61}}}
+print("the drop:", round(score_after(TINY_GRID, set(END)) - score_after(TINY_GRID, set()), 4))
+for order in (list(END), list(END)[::-1]):
+    print({step: round(effect, 4) for step, effect in step_effects(TINY_GRID, order).items()})
+
+# %% nbgrader={"grade": true, "grade_id": "shares_of_drop_check", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# Exercise 3.4: check
+with common.exercise("Exercise 3.4"):
+    shares = shares_of_drop(partial(score_after, TINY_GRID), list(END))
+    common.check("sum of the shares", sum(shares.values()), -0.09)
+    common.check("a step that is worth nothing", shares_of_drop(lambda taken: 2.0 * ("a" in taken), ["a", "b"])["b"], 0)
+    ### BEGIN HIDDEN TESTS
+    def uneven(taken):
+        return sum(map(ord, taken)) ** 2 / 1e4 + ("a" in taken) * ("c" in taken) + np.sin(sum(map(ord, taken)))
+
+    on_grid = partial(score_after, TINY_GRID)
+    for score, steps in ((on_grid, list(END)), (uneven, ["a"]), (uneven, ["b", "a"]), (uneven, ["d", "b", "a", "c"])):
+        shares = shares_of_drop(score, steps)
+        formulas = [share_by_formula(score, steps, step) for step in steps]
+        common.check(f"shares of {', '.join(steps)}", [shares[step] for step in steps], formulas)
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### To go further
+#
+# - Predict, then run `-p folds city`: which bar of the waterfall should shrink, and does it? And what if a seed decides
+#   which city is dealt out first: are the folds still of about the same size?
+# - `-p augment as_published`: how large a change in mIoU would you believe, given what a second `seed` changes?
+# - `-p network no_bottleneck` beside the default: is the bottleneck worth its 75 million parameters? How many runs do you
+#   need before you say yes? Then `-p network smp`: what does that one answer?
 #
 # ## References
 #
@@ -971,3 +1215,5 @@ common.show(common.show_pair(own, classes, scheme))
 # - Y. Bengio, Y. Grandvalet, *No Unbiased Estimator of the Variance of K-Fold Cross-Validation*, JMLR 5, 2004.
 # - A. Buslaev et al., *Albumentations: Fast and Flexible Image Augmentations*, Information 11, 2020.
 # - M. Cordts et al., *The Cityscapes Dataset for Semantic Urban Scene Understanding*, CVPR 2016.
+#
+# **Next:** [04 Can a loss make a network see thin things?](04_segformer_thin_structures.ipynb)

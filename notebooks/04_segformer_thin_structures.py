@@ -28,6 +28,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/04_segformer_thin_structures.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/04_segformer_thin_structures.ipynb)
 #
+# Notebook 4 of 6 · before it: [03 cross-validation](03_unet_resnet50_cv.ipynb) · after it: [05 SEMEDA](05_semeda.ipynb) · [all six](../README.md)
+#
 # **Sources.** *The thin-structures project*, a course project at UCLA (SegFormer-B0 on Cityscapes with a hybrid loss,
 # copy-paste and Lovász), after E. Xie et al., *SegFormer* (NeurIPS 2021), and X. Qin et al., *BASNet* (CVPR 2019).
 #
@@ -1504,12 +1506,218 @@ common.show(common.show_pair(own, prediction, scheme))
 #
 # ## Exercises
 #
-# 1. Set the confidence in `sure` to 0.999. Which of the four gradient maps changes most, and why?
-# 2. Give `ssim_map` a larger $C_1$, such as 0.1², and draw the shift figure again. What is a constant of a picture of
-#    grey values doing in a loss of probabilities?
-# 3. Run `-p approach bas_copypaste -p paste_classes fence,pole,"traffic sign","traffic light"`. Do car and vegetation lose?
-# 4. Run `-p paste instances`. Is the difference to `classes` larger than what a second seed changes?
-# 5. Write a loss that falls as a missed pole comes nearer. (Notebook 06 has one.)
+# Each answer is a function, and the cell below it checks it: what it prints has the expected value beside it. This
+# repository is the instructor's edition, with solutions. In the edition for students, which nbgrader makes from it,
+# `raise NotImplementedError()` stands in their place and some checks are kept back for the grading.
+
+# %% [markdown]
+# ### Exercise 4.1: how far may it slide?
+#
+# Predict, then check. An object `width` pixels wide is predicted with the right shape, sure of itself, but some pixels
+# too far to the side. At which shift, in whole pixels, has the IoU of its class first fallen to one half or less? Think
+# of the pole of 4 pixels first, then of any width, and write it as a formula, without a loop. (1 point)
+
+# %% nbgrader={"grade": false, "grade_id": "shift_to_half_iou", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 4.1
+def shift_to_half_iou(width):
+    """The smallest shift (pixels, an int) that leaves an object `width` pixels wide an IoU of 1/2 or less."""
+    ### BEGIN SOLUTION
+    # a shift by s leaves (width - s) of (width + s) columns, which is 1/2 at s = width / 3
+    return -(-width // 3)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "shift_to_half_iou_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# Exercise 4.1: check
+with common.exercise("Exercise 4.1"):
+    common.check("shift of a pole of 4 pixels", shift_to_half_iou(4), between=(1, 3))
+    ### BEGIN HIDDEN TESTS
+    for width in (3, 4, 7, 32, 40):
+        pairs = [shifted(width, shift) for shift in range(width // 2 + 2)]
+        iou = [((label * moved).sum() / (label + moved).clamp(max=1).sum()).item() for label, moved in pairs]
+        halved = min(shift for shift, value in enumerate(iou) if value <= 0.5)
+        common.check(f"shift of an object of {width} pixels", shift_to_half_iou(width), halved)
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 4.2: what is a little doubt worth?
+#
+# In a flat area the label of a class is 0 everywhere, and a network that is nearly sure says the same small probability
+# $q$ everywhere. How small must $q$ be for the SSIM there to reach a given `similarity` between 0 and 1? Solve the formula
+# of SSIM for $q$, then look at what a larger $C_1$ does to it: $C_1 = 0.01^2$ was made for pictures of grey values, in
+# which a hundredth of the range cannot be seen. (2 points)
+
+# %% nbgrader={"grade": false, "grade_id": "doubt_at_similarity", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 4.2
+def doubt_at_similarity(similarity, c1=0.01**2):
+    """The probability (a float) that has this SSIM, in (0, 1), with a label of 0, where both are flat."""
+    ### BEGIN SOLUTION
+    # no variance and no covariance: what is left is c1 / (q^2 + c1)
+    return (c1 * (1 / similarity - 1)) ** 0.5
+    ### END SOLUTION
+
+
+# %%
+# Exercise 4.2: the SSIM of a flat map with a label of 0
+def flat_similarity(doubt, c1=0.01**2):
+    """SSIM of a class whose probability is `doubt` everywhere and whose label is 0."""
+    return ssim_map(torch.full((1, 1, 16, 16), doubt), torch.zeros(1, 1, 16, 16), c1=c1).mean().item()
+
+
+# %% nbgrader={"grade": true, "grade_id": "doubt_at_similarity_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Exercise 4.2: check
+with common.exercise("Exercise 4.2"):
+    common.check("SSIM with your doubt for .5", flat_similarity(doubt_at_similarity(0.5)), 0.5, tolerance=1e-3)
+    ### BEGIN HIDDEN TESTS
+    for similarity, c1 in ((0.2, 0.01**2), (0.9, 0.01**2), (0.5, 0.1**2), (0.95, 0.05**2)):
+        reached = flat_similarity(doubt_at_similarity(similarity, c1), c1)
+        common.check(f"SSIM with your doubt for {similarity} and C1 = {c1:.4f}", reached, similarity, tolerance=1e-3)
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 4.3: a street pasted into itself
+#
+# Find and mend. As in the source, the copy-paste below draws its source from all training images, the one that it
+# works on too. In 2000 images that is rare; in a few dozen it is not. The cell prints how often the pole that street 2 gets
+# comes from which of four streets. Write the version that draws every *other* street equally often and never the street
+# itself; nothing else changes. `streets` is a list of two or more (image, label), `index` the one that something is pasted
+# into. (3 points)
+
+# %%
+# Exercise 4.3: copy-paste as it is given
+def copy_paste_as_given(index, rng, streets, classes=(1, 2, 3, 4, 5, 6)):
+    """(image, label) number `index` of a list of streets, with classes of a random street of the list pasted into it."""
+    source = int(rng.integers(len(streets)))
+    return paste_whole_classes(*streets[index], *streets[source], rng, classes)
+
+
+# %%
+# Exercise 4.3: where a pasted pole comes from
+def origins(paste_into, index, number, draws=1200):
+    """Share of `draws` in which the pole of street `index` comes from each of a number of streets, (number,)."""
+    label = np.zeros((4, 6), np.uint8)
+    label[:, 2:4] = 4  # a pole in the middle, where a mirrored street has it, too
+    streets = [(np.full((4, 6, 3), k, np.uint8), label) for k in range(number)]  # street k is of colour k
+    pasted = [paste_into(index, np.random.default_rng(draw), streets)[0][0, 2, 0] for draw in range(draws)]
+    return np.bincount(pasted, minlength=number) / draws
+
+
+# %%
+# Exercise 4.3: the symptom
+print("street 2 gets its pole from streets 0 to 3:", origins(copy_paste_as_given, index=2, number=4).round(2))
+
+
+# %% nbgrader={"grade": false, "grade_id": "copy_paste_from_another", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 4.3
+def copy_paste_from_another(index, rng, streets, classes=(1, 2, 3, 4, 5, 6)):
+    """(image, label) number `index` of a list of streets, with classes of another street of the list pasted into it."""
+    ### BEGIN SOLUTION
+    source = int(rng.integers(len(streets) - 1))
+    source += source >= index  # skip the street itself, so that all others keep the same chance
+    return paste_whole_classes(*streets[index], *streets[source], rng, classes)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "copy_paste_from_another_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Exercise 4.3: check
+with common.exercise("Exercise 4.3"):
+    common.check("share of street 2's poles that are its own", origins(copy_paste_from_another, 2, 4)[2], 0)
+    ### BEGIN HIDDEN TESTS
+    for index, number in ((2, 4), (0, 3), (4, 5), (1, 2)):
+        fair = np.where(np.arange(number) == index, 0, 1 / (number - 1))
+        shares = origins(copy_paste_from_another, index, number)
+        common.check(f"origins of street {index} of {number}", shares, fair, tolerance=0.06)
+    signs = [(np.zeros((2, 2, 3), np.uint8), np.full((2, 2), c, np.uint8)) for c in (0, 5)]
+    common.check("only the classes asked for", copy_paste_from_another(0, np.random.default_rng(0), signs, (4,))[1].sum(), 0)
+    common.check("a sign is pasted", copy_paste_from_another(0, np.random.default_rng(0), signs, (5,))[1].sum(), 20)
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 4.4: a loss that feels the distance
+#
+# A small project. All four losses of this notebook are flat, or nearly so, once a thin object is missed altogether. Write
+# one that falls as the prediction comes nearer: every pixel pays for its probability of a class times the distance, in
+# pixels, to the nearest true pixel of that class. So, for one image and one class that its label holds, the loss is the
+# mean of $p_c(x)\, d_c(x)$ over the pixels that are not void, where $d_c(x)$ is 0 on the class itself. Take the mean over
+# all (image, class) pairs that occur; where there is none, the loss is 0 with a gradient of 0.
+#
+# `probs` are (B, C, H, W), `label` is (B, H, W) with 255 for void. `scipy.ndimage.distance_transform_edt(mask)` gives every
+# true pixel of a mask its distance to the nearest false one. (4 points)
+
+# %% nbgrader={"grade": false, "grade_id": "nearness_loss", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 4.4
+def nearness_loss(probs, label):
+    """Mean of p_c(x) d_c(x) over valid pixels, then over the (image, class) pairs present; 0 where there is none."""
+    ### BEGIN SOLUTION
+    from scipy import ndimage
+
+    losses = []
+    for p, truth in zip(probs, label):  # (C, H, W), (H, W)
+        valid = truth != 255
+        for c in truth[valid].unique().tolist():
+            distance = ndimage.distance_transform_edt((truth != c).cpu().numpy())
+            losses.append((p[c] * torch.from_numpy(distance).to(p))[valid].mean())
+    return torch.stack(losses).mean() if losses else probs.sum() * 0
+    ### END SOLUTION
+
+
+# %%
+# Exercise 4.4: how much a loss rises when a missed pole slides on
+def rise_of_missed_pole(loss):
+    """Loss of a pole 4 pixels wide that is predicted 10 pixels too far to the right, less that at 5 pixels."""
+    near, far = (loss(truth_maps(moved, 2), label).item() for label, moved in (shifted(4, 5), shifted(4, 10)))
+    return far - near
+
+
+# %%
+# Exercise 4.4: the losses of this notebook
+for loss_of_probs in (soft_iou_loss, lovasz_softmax, ssim_loss):
+    print(f"{loss_of_probs.__name__} rises by {rise_of_missed_pole(loss_of_probs):.4f} from 5 to 10 pixels")
+
+
+# %%
+# Exercise 4.4: the same by brute force
+def nearness_by_brute_force(probs, label):
+    """The loss of exercise 4.4 with a distance for every pair of pixels, for labels in which some pixel is not void."""
+    pairs = []
+    for p, truth in zip(probs, label):
+        where = torch.nonzero(truth != 255).double()  # (N, 2)
+        for c in range(p.shape[0]):
+            if (truth == c).any():
+                nearest = torch.cdist(where, torch.nonzero(truth == c).double()).amin(1)
+                pairs.append((p[c][truth != 255] * nearest).mean().item())
+    return sum(pairs) / len(pairs)
+
+
+# %% nbgrader={"grade": true, "grade_id": "nearness_loss_check", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# Exercise 4.4: check
+with common.exercise("Exercise 4.4"):
+    strip = torch.tensor([[[1, 0, 0, 0]]])  # a pole at the left end of 4 pixels, predicted at the right end
+    common.check("pole at the wrong end", nearness_loss(truth_maps(torch.tensor([[[0, 0, 0, 1]]]), 2), strip), 0.5)
+    common.check("a right prediction", nearness_loss(truth_maps(strip, 2), strip), 0)
+    common.check("rise from 5 to 10 pixels", rise_of_missed_pole(nearness_loss), between=(0.04, 1))
+    ### BEGIN HIDDEN TESTS
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randint(0, 3, (2, 9, 12), generator=generator)  # classes 3 and 4 are absent
+    mixed[0, :, 6:], mixed[1, 2:4] = 0, 255
+    mixed[1][mixed[1] == 1] = 2
+    guess = torch.rand(2, 5, 9, 12, generator=generator, dtype=torch.float64).softmax(1).requires_grad_()
+    common.check("absent classes and void", nearness_loss(guess, mixed), nearness_by_brute_force(guess, mixed), tolerance=1e-6)
+    (pull_on_guess,) = torch.autograd.grad(nearness_loss(guess, mixed), guess)
+    common.check("pull on void pixels", pull_on_guess[1, :, 2:4].abs().sum(), 0)
+    common.check("pull on absent classes", pull_on_guess[:, 3:].abs().sum(), 0)
+    nothing = nearness_loss(guess, torch.full_like(mixed, 255))
+    common.check("nothing but void", nothing, 0)
+    common.check("its gradient", torch.autograd.grad(nothing, guess)[0].abs().sum(), 0)
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### To go further
+#
+# - `-p approach bas_copypaste -p paste_classes fence,pole,"traffic sign","traffic light"`: do car and vegetation lose?
+# - `-p paste instances`: is the difference to `classes` larger than what a second `seed` changes?
+# - Set the confidence in `sure` to 0.999 and draw the four maps again. Which changes most, and why?
+# - Add your loss of exercise 4.4 to `hybrid_loss` and train with it. (Notebook 06 has a relative of it.)
 #
 # ## References
 #
@@ -1521,3 +1729,5 @@ common.show(common.show_pair(own, prediction, scheme))
 # - G. Brostow, J. Fauqueur, R. Cipolla, *Semantic object classes in video: A high-definition ground truth database*
 #   (CamVid), Pattern Recognition Letters 2009.
 # - M. Cordts et al., *The Cityscapes Dataset for Semantic Urban Scene Understanding*, CVPR 2016.
+#
+# **Next:** [05 Can a network be a loss?](05_semeda.ipynb)

@@ -29,6 +29,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/05_semeda.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/05_semeda.ipynb)
 #
+# Notebook 5 of 6 · before it: [04 thin structures](04_segformer_thin_structures.ipynb) · after it: [06 boundary-loss ablation](06_kervadec_ablation.ipynb) · [all six](../README.md)
+#
 # **Sources.** Y. Chen, A. Dapogny, M. Cord, *SEMEDA: Enhancing Segmentation Precision with Semantic Edge Aware Loss*
 # (Pattern Recognition 2020), here called *the paper*; its part on Cityscapes.
 #
@@ -1657,3 +1659,5 @@ if networks:
 # - G. Brostow, J. Fauqueur, R. Cipolla, *Semantic object classes in video: A high-definition ground truth database*
 #   (CamVid), Pattern Recognition Letters 2009.
 # - M. Cordts et al., *The Cityscapes Dataset for Semantic Urban Scene Understanding*, CVPR 2016.
+#
+# **Next:** [06 Which loss draws the sharpest streets?](06_kervadec_ablation.ipynb)

@@ -25,6 +25,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/06_kervadec_ablation.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/06_kervadec_ablation.ipynb)
 #
+# Notebook 6 of 6 · before it: [05 SEMEDA](05_semeda.ipynb) · [all six](../README.md)
+#
 # **Source.** A. Cassez, *Boundary Loss Ablation for Full-Resolution Cityscapes Segmentation* (2026, corrected in v0.2),
 # after H. Kervadec et al., *Boundary loss for highly unbalanced segmentation* (MIDL 2019).
 #
@@ -1877,3 +1879,5 @@ print(len(paths), "files such as", paths[0].name)
 # - T. Xiao et al., *Unified Perceptual Parsing for Scene Understanding* (UPerNet), ECCV 2018.
 # - S. Woo et al., *ConvNeXt V2*, CVPR 2023. Its weights are for non-commercial use (CC BY-NC 4.0).
 # - M. Cordts et al., *The Cityscapes Dataset for Semantic Urban Scene Understanding*, CVPR 2016.
+#
+# **This was the last notebook.** [What came out of all of them](../results/README.md)

@@ -111,6 +111,18 @@ def test_the_repository_address_is_the_same_everywhere(name):
     assert source.count(f"github/{address}/blob/main/notebooks/{name}.ipynb") == 1  # the Colab badge
 
 
+@pytest.mark.parametrize("place, name", enumerate(NAMES))
+def test_a_notebook_opens_like_the_others_and_links_to_its_neighbours(place, name):
+    opening = cells(name, "markdown")[0].source
+    assert opening.startswith("# ") and opening.splitlines()[0].endswith("?") and f"Notebook {place + 1} of 6" in opening
+    for other in (place - 1, place + 1):
+        assert not 0 <= other < 6 or f"]({NAMES[other]}.ipynb)" in opening
+    order = [opening.index(part) for part in ("colab-badge", "Notebook ", "Source", "**You need**", "| mode | data | hardware | time |")]
+    assert order == sorted(order) and cells(name, "markdown")[1].source.startswith("## Parameters")
+    headings = [line for cell in cells(name, "markdown") for line in cell.source.splitlines() if line.startswith("## ")]
+    assert headings[-3:] == ["## What we learnt", "## Exercises", "## References"]
+
+
 def test_prose_and_code_do_not_mention_how_the_course_is_made():
     tracked = [*ROOT.glob("*.py"), *ROOT.glob("*.md"), *(ROOT / "notebooks").glob("*.py"), *(ROOT / "tests").glob("*.py")]
     for path in tracked:

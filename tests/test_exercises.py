@@ -1,0 +1,192 @@
+"""The exercises that end each notebook: solutions are right, empty and typical wrong answers are not, nbgrader agrees."""
+
+import ast
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import jupytext
+import nbformat
+import pytest
+from conftest import ROOT, notebook_definitions
+from exercise_answers import WRONG
+
+import common
+
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
+HIDDEN = re.compile(r"[ ]*### BEGIN HIDDEN TESTS\n(.*?)[ ]*### END HIDDEN TESTS\n?", re.S)
+SOLUTION = re.compile(r"([ ]*)### BEGIN SOLUTION\n.*?### END SOLUTION", re.S)
+
+
+def graded_cells(name):
+    """{grade_id: cell} of the answers and of the checks, in order."""
+    cells = [cell for cell in jupytext.read(ROOT / "notebooks" / f"{name}.py").cells if "nbgrader" in cell.metadata]
+    answers = {cell.metadata.nbgrader.grade_id: cell for cell in cells if cell.metadata.nbgrader.solution}
+    checks = {cell.metadata.nbgrader.grade_id: cell for cell in cells if cell.metadata.nbgrader.grade}
+    return answers, checks
+
+
+EXERCISES = [(name, grade_id) for name in NAMES for grade_id in graded_cells(name)[0]]
+
+
+def emptied(source):
+    return SOLUTION.sub(r"\1# YOUR CODE HERE\n\1raise NotImplementedError()", source)
+
+
+def run_check(name, grade_id, answer=None, hidden_only=False):
+    """Run an exercise's check with the notebook's definitions and perhaps another answer; returns what it prints."""
+    module = notebook_definitions(name)
+    if answer is not None:
+        exec(answer, module.__dict__)
+    source = graded_cells(name)[1][f"{grade_id}_check"].source
+    if hidden_only:
+        head = source[: source.index("with common.exercise")]
+        source = head + re.search(r"with common\.exercise.*\n", source)[0] + "".join(HIDDEN.findall(source))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(source, module.__dict__)
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_ends_with_three_to_five_exercises_whose_cells_nbgrader_knows(name):
+    answers, checks = graded_cells(name)
+    assert 3 <= len(answers) <= 5 and [f"{grade_id}_check" for grade_id in answers] == list(checks)
+    for number, (answer, check) in enumerate(zip(answers.values(), checks.values(), strict=True), start=1):
+        title = f"Exercise {int(name[:2])}.{number}"
+        assert answer.source.startswith(f"# {title}") and check.source.startswith(f"# {title}: check\n")
+        assert f'with common.exercise("{title}")' in check.source and HIDDEN.search(check.source)
+        assert SOLUTION.search(answer.source) and check.metadata.nbgrader.locked and check.metadata.nbgrader.points > 0
+    assert any("_as_given" in node.name for node in ast.parse((ROOT / "notebooks" / f"{name}.py").read_text()).body
+               if isinstance(node, ast.FunctionDef)), "one exercise gives a function with a mistake to mend"
+
+
+@pytest.mark.parametrize(("name", "grade_id"), EXERCISES)
+def test_the_solution_passes_and_the_check_prints_what_is_expected(name, grade_id):
+    printed = run_check(name, grade_id)
+    assert "(expected " in printed and printed.rstrip().endswith(": right")
+
+
+@pytest.mark.parametrize(("name", "grade_id"), EXERCISES)
+def test_an_empty_answer_is_met_with_one_kind_sentence(name, grade_id):
+    with pytest.raises(common.StreetsError, match=r"Exercise \d\.\d is waiting for you") as error:
+        run_check(name, grade_id, emptied(graded_cells(name)[0][grade_id].source))
+    assert error.value._render_traceback_() == [f"StreetsError: {error.value}"]
+
+
+@pytest.mark.parametrize(("name", "grade_id"), EXERCISES)
+def test_a_typical_wrong_answer_fails_the_hidden_tests(name, grade_id):
+    run_check(name, grade_id, hidden_only=True)
+    for hidden_only in (False, True):
+        with pytest.raises(common.StreetsError, match="is not right yet"):
+            run_check(name, grade_id, WRONG[name][grade_id], hidden_only)
+
+
+def test_every_wrong_answer_belongs_to_an_exercise():
+    assert {(name, grade_id) for name in WRONG for grade_id in WRONG[name]} == set(EXERCISES)
+
+
+def test_a_check_shows_got_and_expected_and_takes_nothing_else():
+    with pytest.raises(AssertionError, match="IoU is 0.25, expected 0.5"):
+        common.check("IoU", 0.25, 0.5)
+    for got in (None, "0.5", [0.5], float("nan")):
+        with pytest.raises(AssertionError):
+            common.check("IoU", got, 0.5)
+    with pytest.raises(AssertionError, match="expected between 0.1 and 0.2"):
+        common.check("IoU", 0.3, between=(0.1, 0.2))
+    common.check("classes", ["road", "sky"], ["road", "sky"])
+    with pytest.raises(AssertionError, match="class is .*sky.*, expected road"):
+        common.check("class", "sky", "road")
+    common.check("scores", [0.5, float("nan")], [0.5000001, float("nan")])
+
+
+def test_while_grading_a_lessons_cell_keeps_its_definitions_and_all_runs_from_the_first_exercise_on():
+    keep = common.exercises_only()
+    lesson = ["import os\n", "SIZES = (1, 2)\n", "THIRD = SIZES[1] + x\n", "net = train()\n", "def f():\n", "    return SIZES\n"]
+    assert "".join(keep(lesson)) == "import os\nSIZES = (1, 2)\n\ndef f():\n    return SIZES\n"
+    for kept in (["this is no Python\n"], ["# Exercise 1.1: look\n", "x = 3\n"], ["offset = 3\n"]):
+        assert keep(kept) == kept
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """A course folder of nbgrader's with all notebooks released, and handed in solved, empty and with a wrong answer."""
+    root = tmp_path_factory.mktemp("course")
+    for name in NAMES:
+        source = root / "source" / name
+        source.mkdir(parents=True)
+        jupytext.write(jupytext.read(ROOT / "notebooks" / f"{name}.py"), source / f"{name}.ipynb")
+        for helper in ("common.py", "data_prep.py"):
+            shutil.copy(ROOT / helper, source)
+    nbgrader(root, "generate_assignment", *NAMES)
+    for name in NAMES:
+        shutil.copytree(root / "source" / name, root / "submitted" / "solved" / name)
+        shutil.copytree(root / "release" / name, root / "submitted" / "empty" / name)
+    return root
+
+
+def nbgrader(root, command, *arguments):
+    done = subprocess.run([sys.executable, "-m", "nbgrader", command, "--course", str(root), *arguments], cwd=root,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def points(root, student, name):
+    """(earned, possible) of a graded notebook, from nbgrader's own database."""
+    from nbgrader.api import Gradebook
+
+    with Gradebook(f"sqlite:///{root}/gradebook.db") as gradebook:
+        submission = gradebook.find_submission(name, student)
+        return submission.score, submission.max_score
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_released_notebook_holds_no_solution_and_no_hidden_test(course, name):
+    released = nbformat.read(course / "release" / name / f"{name}.ipynb", as_version=4)
+    text = "\n".join(cell.source for cell in released.cells)
+    answers, checks = graded_cells(name)
+    assert "SOLUTION" not in text and "HIDDEN" not in text and text.count("raise NotImplementedError()") >= len(answers)
+    for cell in answers.values():
+        for line in SOLUTION.search(cell.source)[0].splitlines()[1:-1]:
+            if len(line.strip()) > 25:
+                assert line not in text, f"the release of {name} shows: {line}"
+    for cell in checks.values():
+        hidden = HIDDEN.search(cell.source)[1].splitlines()
+        assert not [line for line in hidden if len(line.strip()) > 30 and line in text]
+
+
+def test_solved_notebooks_earn_all_points_and_empty_ones_none_without_any_training(course):
+    for name in NAMES:
+        nbgrader(course, "autograde", name, "--ExecutePreprocessor.timeout=300")
+        possible = sum(cell.metadata.nbgrader.points for cell in graded_cells(name)[1].values())
+        assert points(course, "solved", name) == (possible, possible) and points(course, "empty", name) == (0, possible)
+        assert not list(course.glob(f"autograded/*/{name}/results")) and not list(course.glob(f"autograded/*/{name}/data"))
+
+
+def test_the_first_unsolved_exercise_of_a_released_notebook_says_so_in_one_line(course):
+    name = NAMES[1]
+    graded = nbformat.read(course / "autograded" / "empty" / name / f"{name}.ipynb", as_version=4)
+    errors = [o for cell in graded.cells if cell.cell_type == "code" for o in cell.outputs if o.output_type == "error"]
+    assert len(errors) == len(graded_cells(name)[0])
+    assert "Exercise 2.1 is waiting for you" in errors[0].traceback[0] and len(errors[0].traceback) == 1
+
+
+def test_a_wrong_answer_loses_its_points_and_feedback_is_written(course):
+    name = NAMES[1]
+    folder = course / "submitted" / "mistaken" / name
+    shutil.copytree(course / "source" / name, folder)
+    notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+    grade_id, source = next(iter(WRONG[name].items()))
+    next(c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") == grade_id).source = source
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+    nbgrader(course, "autograde", name, "--student", "mistaken", "--ExecutePreprocessor.timeout=300")
+    lost = graded_cells(name)[1][f"{grade_id}_check"].metadata.nbgrader.points
+    earned, possible = points(course, "mistaken", name)
+    assert earned == possible - lost
+    nbgrader(course, "generate_feedback", name, "--student", "mistaken")
+    assert "is not right yet" in (course / "feedback" / "mistaken" / name / f"{name}.html").read_text()
