@@ -1498,7 +1498,7 @@ common.show(common.show_pair(own, prediction, scheme))
 # - At stride 4 even scores fitted to the label itself lose a good part of the thinnest things, at stride 8 more.
 # - Cross-entropy counts pixels, so a thin class is worth little; IoU and Lovász count shares of a class's area, so it is worth
 #   as much as any other. A small pole beside a large one still is not.
-# - Once a thin object is missed altogether, all four losses are flat: a step nearer earns nothing.
+# - Once a thin object is missed altogether, all four losses are flat or nearly so: a step nearer earns next to nothing.
 # - SSIM spends most of its gradient where nothing is wrong; in half precision it is rounding there.
 # - Copy-paste shows objects in more streets. Where a label is solid and its object is not, it pastes the old street, too.
 # - Change one thing at a time, or you cannot say which of four did it.

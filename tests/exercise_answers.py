@@ -2,14 +2,14 @@
 
 WRONG = {
     "01_class_remapping": {
-    # the width of the shaft
-    "width_of_street_lamp": '''# Exercise 1.1
+        # the width of the shaft
+        "width_of_street_lamp": '''# Exercise 1.1
 def width_of_street_lamp():
     """Width of the lamp with its pole, in pixels."""
     return 3
 ''',
-    # falling order mends the classes, but void, set to 0 first, becomes road, and the argument is overwritten
-    "to_label_ids": '''# Exercise 1.2
+        # falling order mends the classes, but void, set to 0 first, becomes road, and the argument is overwritten
+        "to_label_ids": '''# Exercise 1.2
 def to_label_ids(prediction):
     """Label ids, uint8, of a prediction in train ids, an integer array of any shape; 255 becomes 0, unlabeled."""
     prediction[prediction == 255] = 0
@@ -18,15 +18,15 @@ def to_label_ids(prediction):
             prediction[prediction == c.train_id] = c.id
     return prediction.astype(np.uint8)
 ''',
-    # the most frequent class is charged for nothing, and absent classes count
-    "scores_of_the_blind": '''# Exercise 1.3
+        # the most frequent class is charged for nothing, and absent classes count
+        "scores_of_the_blind": '''# Exercise 1.3
 def scores_of_the_blind(pixels_per_class, limit):
     """(accuracy, mean IoU) of a network that answers the most frequent class on all classes with a share below `limit`."""
     f = pixels_per_class / pixels_per_class.sum()
     return f[f >= limit].sum(), (f >= limit).mean()
 ''',
-    # void votes with the last class's weight, and what does not fill a block is cut off
-    "shrink_by_vote": '''# Exercise 1.4
+        # void votes with the last class's weight, and what does not fill a block is cut off
+        "shrink_by_vote": '''# Exercise 1.4
 def shrink_by_vote(label, factor, weights):
     """Label of 1 / factor of the size, uint8, in which the pixels of each block have voted, each with its class's weight."""
     rows, columns = label.shape[0] // factor, label.shape[1] // factor
@@ -36,33 +36,33 @@ def shrink_by_vote(label, factor, weights):
 ''',
     },
     "02_unet_from_scratch": {
-    # a quarter of all, though biases and batch norms are only halved
-    "parameters_of_width_32": '''# Exercise 2.1
+        # a quarter of all, though biases and batch norms are only halved
+        "parameters_of_width_32": '''# Exercise 2.1
 def parameters_of_width_32():
     """Number of parameters of UNet(width=32): an int."""
     return 7_703_367 // 4
 ''',
-    # the square is forgotten
-    "dice_slope_of_absent_class": '''# Exercise 2.2
+        # the square is forgotten
+        "dice_slope_of_absent_class": '''# Exercise 2.2
 def dice_slope_of_absent_class(total, epsilon):
     """Derivative of the Dice of a class that the label lacks by one of its probabilities, whose sum is `total`."""
     return -epsilon / (total + epsilon)
 ''',
-    # absent classes are left out, but it is still a mean over batches
-    "dataset_miou": '''# Exercise 2.3
+        # absent classes are left out, but it is still a mean over batches
+        "dataset_miou": '''# Exercise 2.3
 def dataset_miou(batches, num_classes):
     """Mean IoU over the classes that occur in the labels of all batches together: a float."""
     return float(np.mean([common.miou(common.confusion_matrix(*batch, num_classes)) for batch in batches]))
 ''',
-    # takes the counts in the order of the text
-    "weights_from_json": '''# Exercise 2.4
+        # takes the counts in the order of the text
+        "weights_from_json": '''# Exercise 2.4
 def weights_from_json(text, num_classes):
     """1 / sqrt(share) per class, (C,) float32, from a JSON text of pixel counts per class."""
     counts = list(json.loads(text).values())
     return inverse_sqrt_weights([n / sum(counts) for n in counts])
 ''',
-    # counts all person pixels in a bounding box, those of other people too
-    "recall_by_height": '''# Exercise 2.5
+        # counts all person pixels in a bounding box, those of other people too
+        "recall_by_height": '''# Exercise 2.5
 def recall_by_height(predictions, labels, edges):
     """Share of the people of each group of heights that are found, (len(edges) + 1,); nan for a group without people."""
     found = [[] for _ in range(len(edges) + 1)]
@@ -74,12 +74,12 @@ def recall_by_height(predictions, labels, edges):
 ''',
     },
     "03_unet_resnet50_cv": {
-    "share_learnt_twice": '''# Exercise 3.1
+        "share_learnt_twice": '''# Exercise 3.1
 def share_learnt_twice(k):
     """The part that is missing, not the part that is shared; with three folds they are the same."""
     return 1 / (k - 1)
 ''',
-    "scale_about_middle": '''# Exercise 3.2
+        "scale_about_middle": '''# Exercise 3.2
 def scale_about_middle(image, label, factor, size):
     """Pads what is smaller, but does not crop what is larger, so that the resize undoes it."""
     h, w = label.shape
@@ -91,12 +91,12 @@ def scale_about_middle(image, label, factor, size):
         label = cv2.copyMakeBorder(label, *margins, cv2.BORDER_CONSTANT, value=255)
     return common.resize_pair(image, label, size)
 ''',
-    "half_width_of_mean": '''# Exercise 3.3
+        "half_width_of_mean": '''# Exercise 3.3
 def half_width_of_mean(scores):
     """The quantile for three scores, whatever their number."""
     return 4.303 * np.std(scores, ddof=1) / np.sqrt(len(scores))
 ''',
-    "shares_of_drop": '''# Exercise 3.4
+        "shares_of_drop": '''# Exercise 3.4
 def shares_of_drop(score, steps):
     """Two orders, forwards and backwards, instead of all."""
     shares = dict.fromkeys(steps, 0.0)
@@ -110,17 +110,17 @@ def shares_of_drop(score, steps):
 ''',
     },
     "04_segformer_thin_structures": {
-    "shift_to_half_iou": '''# Exercise 4.1
+        "shift_to_half_iou": '''# Exercise 4.1
 def shift_to_half_iou(width):
     """Half of it is still covered after a slide by half the width."""
     return width // 2
 ''',
-    "doubt_at_similarity": '''# Exercise 4.2
+        "doubt_at_similarity": '''# Exercise 4.2
 def doubt_at_similarity(similarity, c1=0.01**2):
     """Solved for a similarity of one half only, and c1 forgotten."""
     return 0.01
 ''',
-    "copy_paste_from_another": '''# Exercise 4.3
+        "copy_paste_from_another": '''# Exercise 4.3
 def copy_paste_from_another(index, rng, streets, classes=(1, 2, 3, 4, 5, 6)):
     """The neighbour stands in for the street itself, and so is drawn twice as often."""
     source = int(rng.integers(len(streets)))
@@ -128,7 +128,7 @@ def copy_paste_from_another(index, rng, streets, classes=(1, 2, 3, 4, 5, 6)):
         source = (source + 1) % len(streets)
     return paste_whole_classes(*streets[index], *streets[source], rng, classes)
 ''',
-    "nearness_loss": '''# Exercise 4.4
+        "nearness_loss": '''# Exercise 4.4
 def nearness_loss(probs, label):
     """Void pixels and absent classes count."""
     from scipy import ndimage
