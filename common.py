@@ -1432,7 +1432,7 @@ CURVES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 def show(fig) -> None:
     """Show a figure below the cell, once: as PNG or as JPEG (many photos), whichever is smaller."""
     files = {}
-    for kind, options in {"png": {}, "jpeg": {"pil_kwargs": {"quality": 88}}}.items():
+    for kind, options in {"png": {}, "jpeg": {"pil_kwargs": {"quality": 84}}}.items():
         files[kind] = io.BytesIO()
         fig.savefig(files[kind], format=kind, dpi=75, bbox_inches="tight", **options)
     plt.close(fig)

@@ -924,7 +924,7 @@ batches = [default_collate([small[i] for i in range(k, min(k + 4, len(small)))])
 small.frames = common.evenly(val_frames, 4)
 held_out = default_collate([small[i] for i in range(len(small))])
 near = torch.from_numpy(np.stack([common.trimap_band(one.numpy().astype(np.uint8), 19, radius=1) for one in held_out["label"]]))
-print(f"{len(batches)} batches of {tuple(batches[0]['image'].shape)}; {near.float().mean():.0%} of the pixels are near a contour")
+print(f"{len(batches)} batches of {tuple(batches[0]['image'].shape)}; {near.float().mean():.0%} of the pixels are near a seam")
 
 # %%
 all_terms = loss_terms("C", "paper", lambda_d or 1.0, lambda_b or 0.2)
@@ -1866,12 +1866,174 @@ print(len(paths), "files such as", paths[0].name)
 #
 # ## Exercises
 #
-# 1. Predict, then check: what happens to the boundary loss of the truth if you flip the sign of $\phi$?
-# 2. `-p norm none` uses distances in raw pixels. By what factor would you change $\lambda_b$ to compensate?
-# 3. Run `-p variant ABCD`. Which classes does Dice help, and which does it cost, and is that beyond what a second seed
-#    changes?
-# 4. Sweep $\lambda_b$ over .05, .1, .2 and .5 with D (one loop, see the README). Predict from the lengths of the gradients
-#    above how much will change.
+# Each check prints what is expected beside what you have. This is the instructor's edition, with solutions; the one for
+# students has `raise NotImplementedError()` in their place.
+#
+# ### Exercise 6.1: who pays the boundary loss?
+#
+# Predict, then check. A label of 4 x 12 pixels: the left six columns are class 0, the right six class 1. With `norm = "none"`,
+# what is $L_B$ of three predictions: the truth (probability 1 on the right class), one half for both classes everywhere, and the
+# truth with its classes exchanged? Write one row of $\phi_0$ first; no code is needed. Return the three numbers. (2 points)
+
+# %% nbgrader={"grade": false, "grade_id": "who_pays_the_boundary_loss", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 6.1
+def who_pays_the_boundary_loss():
+    """L_B of (the truth, one half everywhere, the classes exchanged): three numbers."""
+    ### BEGIN SOLUTION
+    earned, paid = 0 + 1 + 2 + 3 + 4 + 5, 1 + 2 + 3 + 4 + 5 + 6  # by one class in one row
+    truth, exchanged = -2 * earned / (2 * 12), 2 * paid / (2 * 12)
+    return truth, (truth + exchanged) / 2, exchanged
+    ### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "who_pays_the_boundary_loss_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Exercise 6.1: check
+with common.exercise("Exercise 6.1"):
+    sure, undecided, exchanged = who_pays_the_boundary_loss()
+    common.check("the truth", sure, between=(-2, -1))
+    common.check("one half, less the mean of the other two (the loss is linear in p)", undecided - (sure + exchanged) / 2, 0)
+    ### BEGIN HIDDEN TESTS
+    halves = np.repeat([[0] * 6 + [1] * 6], 4, axis=0)
+    maps = torch.from_numpy(data_prep.signed_distance_maps(halves, 2, norm="none"))[None]
+    halves = torch.from_numpy(halves)[None]
+    certain = one_hot(halves, 2).float()
+    losses = [boundary_loss(p, maps, halves).item() for p in (certain, 0 * certain + 0.5, 1 - certain)]
+    common.check("the three losses", who_pays_the_boundary_loss(), losses)
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# One half everywhere is not free: the rim is at 0 inside, but at 1 outside.
+#
+# ### Exercise 6.2: the gradient by hand
+#
+# That this loss can hardly interfere rests on $\frac{\lambda_b}{C|V|}\, p_k (\phi_k - \sum_c \phi_c p_c)$, its gradient at logit
+# $k$ of a pixel. Write it for whole tensors, without autograd: logits and phi (B, C, H, W), floating point, label (B, H, W)
+# with 255 for void. The result has the shape of the logits. (3 points)
+
+# %% nbgrader={"grade": false, "grade_id": "boundary_gradient", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 6.2
+def boundary_gradient(logits, phi, label, lambda_b=0.2):
+    """Gradient of lambda_b * L_B at the logits, (B, C, H, W), in closed form."""
+    ### BEGIN SOLUTION
+    probs, valid = logits.softmax(1), (label != 255).unsqueeze(1)
+    mean = (phi * probs).sum(1, keepdim=True)
+    return lambda_b / (logits.shape[1] * valid.sum()) * probs * (phi - mean) * valid
+    ### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "boundary_gradient_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Exercise 6.2: check
+draw = np.random.default_rng(0)
+scores, maps = (torch.from_numpy(draw.uniform(-1, 1, (2, 3, 4, 5))).float() for _ in range(2))
+truth = torch.from_numpy(draw.integers(0, 3, (2, 4, 5)))
+with common.exercise("Exercise 6.2"):
+    exact = term_gradients(scores, {"label": truth, "phi": maps}, {"boundary": 0.2})["boundary"]
+    difference = (boundary_gradient(scores, maps, truth) - exact).abs().max()
+    common.check("largest difference to autograd", difference, 0, tolerance=1e-7)
+    ### BEGIN HIDDEN TESTS
+    truth[:, :, 3:] = 255
+    exact = term_gradients(scores, {"label": truth, "phi": maps}, {"boundary": 5.0})["boundary"]
+    difference = (boundary_gradient(scores, maps, truth, 5.0) - exact).abs().max()
+    common.check("the same with void", difference, 0, tolerance=1e-6)
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 6.3: a score that misses a wall
+#
+# Find the bug and mend it. The function below is meant to score contours. It finds a wall over everything perfect, where in
+# truth a building (2) ends and trees (8) begin.
+
+# %%
+# Exercise 6.3: the score as given, and a symptom
+def contour_f1_as_given(pred, truth, num_classes, tolerance=3):
+    """Boundary F1 of two maps (H, W) of classes 0..num_classes-1; void is 255 in the truth."""
+    square = np.ones((2 * tolerance + 1, 2 * tolerance + 1), np.uint8)
+    found, true = contour(pred != 0), contour(truth != 0)
+    precision = (found & (cv2.dilate(true.astype(np.uint8), square) > 0)).sum() / found.sum()
+    recall = (true & (cv2.dilate(found.astype(np.uint8), square) > 0)).sum() / true.sum()
+    return 2 * precision * recall / (precision + recall)
+
+
+facades = np.array([[2] * 6 + [8] * 6] * 8, np.uint8)
+print("a wall (3) over everything:", contour_f1_as_given(np.full_like(facades, 3), facades, 19))
+
+# %% [markdown]
+# Return (num_classes,) scores: nan for a class that the truth does not hold, 0 for one that it holds and nobody predicts. Void
+# is no class: cut it out of both maps. `contour` is the lesson's; do without `common.boundary_f1`. (3 points)
+
+# %% nbgrader={"grade": false, "grade_id": "contour_f1_mended", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 6.3
+def contour_f1_mended(pred, truth, num_classes, tolerance=3):
+    """Boundary F1 of every class, (num_classes,), for two maps (H, W); void is 255 in the truth."""
+    ### BEGIN SOLUTION
+    square, f1 = np.ones((2 * tolerance + 1, 2 * tolerance + 1), np.uint8), np.full(num_classes, np.nan)
+    pred = np.where(truth == 255, 255, pred)
+    for c in np.unique(truth[truth != 255]):
+        found, true = contour(pred == c), contour(truth == c)
+        hits = (found & (cv2.dilate(true.astype(np.uint8), square) > 0)).sum()
+        recalled = (true & (cv2.dilate(found.astype(np.uint8), square) > 0)).sum()
+        precision, recall = hits / max(found.sum(), 1), recalled / true.sum()
+        f1[c] = 2 * precision * recall / max(precision + recall, 1e-9)
+    return f1
+    ### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "contour_f1_mended_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Exercise 6.3: check
+with common.exercise("Exercise 6.3"):
+    truth = np.array([[2] * 6 + [8] * 6] * 8, np.uint8)
+    common.check("a wall over everything", contour_f1_mended(np.full_like(truth, 3), truth, 19)[[2, 8]], [0, 0])
+    common.check("the truth itself", contour_f1_mended(truth, truth, 19)[[2, 8]], [1, 1])
+    ### BEGIN HIDDEN TESTS
+    draw = np.random.default_rng(1)
+    truth, guess = (cv2.resize(draw.integers(0, n, (6, 8), np.uint8), (40, 30), interpolation=0) for n in (5, 4))
+    truth[5:20, 10:25] = 255
+    exact = common.boundary_f1(guess, truth, 6, 2)
+    common.check("blocks and void", contour_f1_mended(guess, truth, 6, 2), exact)
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# ### Exercise 6.4: three seeds without a bell curve
+#
+# A small project. The t test takes differences for normal. The *sign-flip test* does not: if neither variant were better, each
+# seed's difference could as well have had the other sign. So give the S differences all $2^S$ combinations of signs; p is the
+# share of these, what happened included, whose mean is at least as far from 0 (less 1e-9 for rounding). Test all pairs, in the
+# order of `combinations`, and correct with `holm`. How small can p be with three seeds, at the clearest lead? (4 points)
+
+# %% nbgrader={"grade": false, "grade_id": "sign_flip_tests", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# Exercise 6.4
+from itertools import product
+
+
+def sign_flip_tests(scores):
+    """{"A-B": p after Holm's correction, ...} for scores {"A": S values, one per seed, "B": S values, ...}."""
+    ### BEGIN SOLUTION
+    p = {}
+    for a, b in combinations(scores, 2):
+        differences = np.subtract(scores[a], scores[b])
+        signs = np.array(list(product((1, -1), repeat=len(differences))))  # (2^S, S)
+        means = (signs * differences).mean(1)
+        p[f"{a}-{b}"] = np.mean(np.abs(means) >= abs(differences.mean()) - 1e-9)
+    return dict(zip(p, holm(list(p.values()))))
+    ### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "sign_flip_tests_check", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# Exercise 6.4: check
+with common.exercise("Exercise 6.4"):
+    of_two = sign_flip_tests({"A": [81, 82, 83], "B": [51, 53, 52]})
+    common.check("p of a lead of 30 points in each of three seeds", of_two["A-B"], 0.25)
+    ### BEGIN HIDDEN TESTS
+    rows = np.random.default_rng(2).normal([[0], [0.5], [2]], 1, (3, 6))
+    options = {"statistic": np.mean, "permutation_type": "samples", "n_resamples": np.inf}
+    plain = [stats.permutation_test((a - b,), **options).pvalue for a, b in combinations(rows, 2)]
+    of_three = sign_flip_tests(dict(zip("ABC", rows)))
+    common.check("p of A-B, A-C, B-C", np.array([of_three[name] for name in ("A-B", "A-C", "B-C")]), holm(plain))
+    ### END HIDDEN TESTS
+
+# %% [markdown]
+# A quarter is the least: two of eight combinations. What is called significant with three seeds leans on the normal distribution.
+#
+# ### To go further
+#
+# `-p variant ABCD`: which classes does Dice help or cost, and is it more than a second seed changes? Sweep `-p lambda_b` over
+# .05, .1, .2 and .5 with D, and predict from the lengths of the gradients how much will change.
 #
 # ## References
 #

@@ -138,4 +138,98 @@ def nearness_loss(probs, label):
     return (probs * torch.from_numpy(distance).to(probs)).mean()
 ''',
     },
+    "05_semeda": {
+        # widens the seam on one side only
+        "diagonal_seam_widths": '''# Exercise 5.1
+def diagonal_seam_widths():
+    """Edge pixels in one row of a diagonal seam: (with 8 neighbours, with 4 neighbours)."""
+    return 3, 2
+''',
+        # mends the band and the classes, but still averages over images
+        "trimap_miou_mended": '''# Exercise 5.2
+def trimap_miou_mended(preds, labels, radius, num_classes):
+    """mIoU within a radius of the seams, for predictions and labels (N, H, W) uint8, void 255; nan where there is no seam."""
+    scores = []
+    for pred, label in zip(preds, labels):
+        band = common.trimap_band(label, num_classes, radius)
+        scores.append(common.miou(common.confusion_matrix(pred[band], label[band], num_classes)))
+    return float(np.mean(scores))
+''',
+        # changes the network that it was given
+        "with_unit_embeddings": '''# Exercise 5.3
+def with_unit_embeddings(proxy, label):
+    """Copy of an EdgeNet that answers alike and whose first two embeddings of the one-hot label (B, H, W) have the mean 1."""
+    first, second, third = proxy.layers
+    with torch.no_grad():
+        a, b = (e.mean() for e in proxy.embeddings(one_hot(label, first.in_channels), 2))
+        first.weight.div_(a)
+        first.bias.div_(a)
+        second.weight.mul_(a / b)
+        second.bias.div_(b)
+        third.weight.mul_(b)
+    return proxy
+''',
+        # a straight line between what is known
+        "e_of_rare_class": '''# Exercise 5.4
+def e_of_rare_class(r):
+    """E-measure of a class with a vanishing share of the pixels, a fraction r (0 to 1) of which is found, no false alarms."""
+    return 0.25 + 0.75 * r
+''',
+        # leaves out void, but not its neighbours
+        "soft_edge_loss": '''# Exercise 5.5
+def soft_edge_loss(probs, label):
+    """(loss, share that flat pixels pay) of probabilities (B, C, H, W) and a label (B, H, W), void 255; two scalars."""
+    edges, valid = semantic_edges(label)[0], label != 255
+    highest = F.max_pool2d(probs, 3, stride=1, padding=1)
+    lowest = -F.max_pool2d(-probs, 3, stride=1, padding=1)
+    charge = ((highest - lowest).amax(1) - edges.float()).abs() * valid
+    share = charge[~edges].sum() / charge.sum().clamp(min=1e-9)
+    return charge.sum() / valid.sum().clamp(min=1), share.detach()
+''',
+    },
+    "06_kervadec_ablation": {
+        # takes the rim of a class to be at distance -1, so that inside and outside cancel
+        "who_pays_the_boundary_loss": '''# Exercise 6.1
+def who_pays_the_boundary_loss():
+    """L_B of (the truth, one half everywhere, the classes exchanged): three numbers."""
+    paid = 1 + 2 + 3 + 4 + 5 + 6
+    return -paid / 12, 0.0, paid / 12
+''',
+        # forgets void
+        "boundary_gradient": '''# Exercise 6.2
+def boundary_gradient(logits, phi, label, lambda_b=0.2):
+    """Gradient of lambda_b * L_B at the logits, (B, C, H, W), in closed form."""
+    probs = logits.softmax(1)
+    mean = (phi * probs).sum(1, keepdim=True)
+    return lambda_b / (logits.shape[1] * label.numel()) * probs * (phi - mean)
+''',
+        # does not cut void out of the prediction
+        "contour_f1_mended": '''# Exercise 6.3
+def contour_f1_mended(pred, truth, num_classes, tolerance=3):
+    """Boundary F1 of every class, (num_classes,), nan where the truth (H, W) does not hold it; void is 255 in the truth."""
+    square, f1 = np.ones((2 * tolerance + 1, 2 * tolerance + 1), np.uint8), np.full(num_classes, np.nan)
+    for c in np.unique(truth[truth != 255]):
+        found, true = contour(pred == c), contour(truth == c)
+        hits = (found & (cv2.dilate(true.astype(np.uint8), square) > 0)).sum()
+        recalled = (true & (cv2.dilate(found.astype(np.uint8), square) > 0)).sum()
+        precision, recall = hits / max(found.sum(), 1), recalled / true.sum()
+        f1[c] = 2 * precision * recall / max(precision + recall, 1e-9)
+    return f1
+''',
+        # doubles one tail, which is right for a lead and not for a lag
+        "sign_flip_tests": '''# Exercise 6.4
+from itertools import product
+
+
+def sign_flip_tests(scores):
+    """{"A-B": p after Holm's correction, ...} for scores {"A": S values, one per seed, "B": S values, ...}."""
+    p = {}
+    for a, b in combinations(scores, 2):
+        differences = np.subtract(scores[a], scores[b])
+        signs = np.array(list(product((1, -1), repeat=len(differences))))
+        means = (signs * differences).mean(1)
+        p[f"{a}-{b}"] = min(1, 2 * np.mean(means >= differences.mean() - 1e-9))
+    return dict(zip(p, holm(list(p.values()))))
+''',
+    },
 }
