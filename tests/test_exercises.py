@@ -86,6 +86,13 @@ def test_a_typical_wrong_answer_fails_the_hidden_tests(name, grade_id):
             run_check(name, grade_id, WRONG[name][grade_id], hidden_only)
 
 
+def test_the_readme_names_the_points_of_each_notebook():
+    points = [[cell.metadata.nbgrader.points for cell in graded_cells(name)[1].values()] for name in NAMES]
+    *first, last = map(str, map(sum, points))
+    assert f"give {', '.join(first)} and {last} points" in (ROOT / "README.md").read_text()
+    assert all(1 <= value <= 4 for values in points for value in values)
+
+
 def test_every_wrong_answer_belongs_to_an_exercise():
     assert {(name, grade_id) for name in WRONG for grade_id in WRONG[name]} == set(EXERCISES)
 

@@ -1,0 +1,202 @@
+"""A student with JupyterLab in a real browser: run all cells, change a value, stop a training and go on with it.
+
+Not part of the default run. It needs Chromium (Debian: `apt install chromium`; $CHROMIUM names another one), and in the
+virtual environment `pip install jupyterlab playwright`; then `pytest -m browser`. Pictures of what the student sees go
+to the folder $STREETS_SCREENSHOTS, if it is set.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import jupytext
+import pytest
+from conftest import ROOT
+from test_interrupt import NAME, edited
+
+pytestmark = pytest.mark.browser
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+SMALL = {"stage": "scratch", "epochs": 2, "images": 8, "size": 32, "width": 4}
+MINUTES = 5 * 60_000  # milliseconds that anything may take
+SETTINGS = {
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # else cells out of sight are not in the page
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """(address, root folder) of a running JupyterLab."""
+    pytest.importorskip("jupyterlab", reason="pip install jupyterlab playwright")
+    base, port = tmp_path_factory.mktemp("lab"), free_port()
+    root, overrides = base / "root", base / "settings" / "overrides.json"
+    root.mkdir()
+    overrides.parent.mkdir()
+    overrides.write_text(json.dumps(SETTINGS))
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
+               "--IdentityProvider.token=", f"--ServerApp.root_dir={root}", f"--LabApp.app_settings_dir={overrides.parent}"]
+    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(base / "config"), "JUPYTERLAB_WORKSPACES_DIR": str(base / "workspaces"),
+                                "JUPYTERLAB_SETTINGS_DIR": str(base / "user"), "JUPYTER_RUNTIME_DIR": str(base / "runtime")}
+    environment.pop("MPLBACKEND", None)  # the kernel chooses it, as it does for a student
+    with open(base / "log", "w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as server:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(f"{address}/api/status", timeout=5).close()
+                    break
+                except OSError:
+                    assert server.poll() is None, (base / "log").read_text()
+                    time.sleep(0.2)
+            yield address, root
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install jupyterlab playwright")
+    if not CHROMIUM:
+        pytest.skip("apt install chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield browser
+        browser.close()
+
+
+class Student:
+    """Who opened a notebook, and sees the page."""
+
+    def __init__(self, page, folder, pictures):
+        self.page, self.folder, self.pictures = page, folder, pictures
+        self.path = folder / "notebooks" / f"{NAME}.ipynb"
+        self.cells = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
+
+    def menu(self, *entries):
+        """Choose an entry of the menus at the top by their names."""
+        self.page.locator(".lm-MenuBar-itemLabel", has_text=entries[0]).first.click()
+        self.page.locator(".lm-Menu-item:visible", has=self.page.get_by_text(entries[1], exact=True)).click()
+
+    def wait(self, condition, what=None):
+        """Wait until a JavaScript function of `what` is true on the page."""
+        self.page.wait_for_function(condition, arg=what, timeout=MINUTES)
+
+    def run_all(self):
+        self.menu("Run", "Run All Cells")
+        self.wait("() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(e => e.textContent.includes('*'))")
+
+    def wait_until_idle(self):
+        self.wait("""() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(e => !e.textContent.includes('*'))
+                     && document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'""")
+
+    def cell(self, text):
+        """The code cell whose source holds a text."""
+        return self.cells.filter(has=self.page.locator(".cm-line", has_text=text)).first
+
+    def change(self, line, new):
+        """Click on a line of code and type another in its place."""
+        self.page.locator(".cm-line", has_text=line).first.click()
+        self.page.keyboard.press("Home")
+        self.page.keyboard.press("Shift+End")
+        self.page.keyboard.type(new)
+
+    def errors(self):
+        return self.page.locator("[data-mime-type='application/vnd.jupyter.error']")
+
+    def saved(self):
+        """Code cells of the notebook on disk, after saving it."""
+        self.menu("File", "Save Notebook")
+        self.wait("() => !document.querySelector('.lm-TabBar-tab.jp-mod-dirty, .jp-mod-dirty')")
+        return [cell for cell in json.loads(self.path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+    def show(self, element, name):
+        """Scroll to an element and keep a picture of the window."""
+        element.scroll_into_view_if_needed()
+        self.page.wait_for_timeout(500)
+        self.page.screenshot(path=str(self.pictures / f"{name}.png"))
+
+
+@pytest.fixture
+def student(lab, chromium, request, tmp_path):
+    """A student who opened the notebook, with small values in its parameters cell, in a copy of the repository."""
+    address, root = lab
+    folder = root / request.node.name
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "data", "0*_*-*", "tests")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    shutil.rmtree(folder / "notebooks")
+    (folder / "notebooks").mkdir()
+    notebook = edited(SMALL)
+    for ending in ("ipynb", "py"):  # in this order, as the script must not look older
+        jupytext.write(notebook, folder / "notebooks" / f"{NAME}.{ending}", fmt="py:percent" if ending == "py" else ending)
+    pictures = Path(os.environ.get("STREETS_SCREENSHOTS") or tmp_path)
+    pictures.mkdir(parents=True, exist_ok=True)
+    page = chromium.new_page(viewport={"width": 1300, "height": 1000})
+    page.set_default_timeout(60_000)
+    page.goto(f"{address}/lab/tree/{request.node.name}/notebooks/{NAME}.ipynb?reset")
+    student = Student(page, folder, pictures)
+    student.cells.first.wait_for()
+    student.wait("() => document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'")
+    yield student
+    page.close()
+
+
+def test_run_all_cells_shows_pictures_and_no_error(student):
+    student.run_all()
+    student.wait_until_idle()
+    assert student.errors().count() == 0
+    images = student.page.locator(".jp-OutputArea-output img")
+    assert images.count() >= 5
+    student.wait("() => [...document.querySelectorAll('.jp-OutputArea-output img')].every(i => i.complete && i.naturalWidth > 100)")
+    student.show(images.first, "1_first_picture")
+    student.show(images.last, "2_last_picture")
+    code = student.saved()
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+
+
+def test_a_value_changed_in_the_parameters_cell_counts_when_all_cells_run_again(student):
+    student.run_all()
+    student.wait_until_idle()
+    names = student.cell("wanted = common.several(").locator(".jp-OutputArea-output")
+    assert "epochs2" in names.inner_text()
+    student.change("epochs: int = 2", "epochs: int = 3")
+    student.show(student.cell("epochs: int = 3"), "3_changed_value")
+    student.run_all()
+    student.wait_until_idle()
+    assert student.errors().count() == 0
+    assert "epochs3" in names.inner_text()
+    student.show(names, "4_after_the_change")
+    assert len(list(student.folder.rglob("history.csv"))) == 2, "another value, another run"
+
+
+def test_a_training_stopped_in_the_menu_goes_on_when_the_cells_run_again(student):
+    student.change("epochs: int = 2", "epochs: int = 400")
+    student.run_all()
+    training = student.cell("common.train_or_load(")
+    for _ in range(1200):
+        if list(student.folder.rglob("checkpoint/epoch_*/progress.json")):
+            break
+        time.sleep(0.1)
+    student.show(training.locator(".jp-OutputArea"), "5_training")
+    student.menu("Kernel", "Interrupt Kernel")
+    student.wait_until_idle()
+    assert "KeyboardInterrupt" in student.errors().inner_text()
+    student.show(student.errors(), "6_interrupted")
+    assert not list(student.folder.rglob("summary.json"))
+    student.run_all()
+    training.get_by_text("resuming after epoch").wait_for(timeout=MINUTES)
+    student.show(training.locator(".jp-OutputArea"), "7_resumed")
+    student.wait_until_idle()
+    assert student.errors().count() == 0 and len(list(student.folder.rglob("summary.json"))) == 1
+    student.show(student.page.locator(".jp-OutputArea-output img").last, "8_after_the_resumed_training")
