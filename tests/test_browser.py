@@ -23,7 +23,7 @@ from test_interrupt import NAME, edited
 pytestmark = pytest.mark.browser
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 SMALL = {"stage": "scratch", "epochs": 2, "images": 8, "size": 32, "width": 4}
-MINUTES = 5 * 60_000  # milliseconds that anything may take
+MINUTES = 3 * 60_000  # milliseconds that anything may take
 SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # else cells out of sight are not in the page
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -99,7 +99,7 @@ class Student:
 
     def wait_until_idle(self):
         self.wait("""() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(e => !e.textContent.includes('*'))
-                     && document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'""")
+                     && document.querySelector('#jp-main-statusbar').innerText.includes('| Idle')""")
 
     def cell(self, text):
         """The code cell whose source holds a text."""
@@ -133,10 +133,8 @@ def student(lab, chromium, request, tmp_path):
     """A student who opened the notebook, with small values in its parameters cell, in a copy of the repository."""
     address, root = lab
     folder = root / request.node.name
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "data", "0*_*-*", "tests")
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "data", "0?_*", "tests")
     shutil.copytree(ROOT, folder, ignore=ignored)
-    shutil.rmtree(folder / "notebooks")
-    (folder / "notebooks").mkdir()
     notebook = edited(SMALL)
     for ending in ("ipynb", "py"):  # in this order, as the script must not look older
         jupytext.write(notebook, folder / "notebooks" / f"{NAME}.{ending}", fmt="py:percent" if ending == "py" else ending)
@@ -147,7 +145,7 @@ def student(lab, chromium, request, tmp_path):
     page.goto(f"{address}/lab/tree/{request.node.name}/notebooks/{NAME}.ipynb?reset")
     student = Student(page, folder, pictures)
     student.cells.first.wait_for()
-    student.wait("() => document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'")
+    student.wait_until_idle()  # the kernel is connected
     yield student
     page.close()
 
