@@ -196,9 +196,11 @@ loss = F.cross_entropy(torch.zeros(1, 34, *ids.shape), target)
 print(f"34 outputs: loss {loss:.3f}, and log 34 is {np.log(34):.3f}")
 
 # %% [markdown]
-# Nothing complains. The network now learns the car's own bonnet and the label's border as classes, and everything that
+# All logits are equal, so that the loss is log 34 as it should be, and nothing complains. The network now learns the car's
+# own bonnet and the label's border as classes, and everything that
 # expects train ids, such as an evaluation, a colour table or somebody else's weights, misreads its answers. This is a
-# *perfect* answer in label ids, read as train ids:
+# *perfect* answer in label ids, read as train ids. (`common.SCHEMES` holds ready-made tables from label ids to classes; the
+# next section builds them.)
 
 # %%
 cityscapes19 = common.SCHEMES["cityscapes19"]
@@ -294,7 +296,8 @@ except common.StreetsError as error:
 # ### Seven classes for a U-Net
 #
 # The U-Net report wants seven classes and no void: what is not named is class 0, *background*. The lists of names say
-# the same as its code, in words.
+# in words what the notebook that prepares its data says in numbers. (The script beside that notebook leaves the numbers
+# out, and cannot run.)
 
 # %%
 U_NET_REPORT = {
@@ -458,7 +461,7 @@ draw_label(axes[1], broken, cityscapes19, "in place, void last")
 common.show(fig)
 
 # %% [markdown]
-# A network can be trained on the right-hand, broken one, and no program will object. Visiting the classes in falling
+# A network can be trained on the broken label, on the right, and no program will object. Visiting the classes in falling
 # order, after void, hides better still, because no class becomes void:
 
 # %%
@@ -473,7 +476,7 @@ for c in evaluated:
 # ## Void is not a class
 #
 # 255 marks pixels that nobody wants an answer for: the bonnet of the car with the camera, things too mixed to name,
-# classes too rare to score. Leave them out of the loss, or it stops at the first:
+# classes too rare to score. They must be left out of the loss, or the loss stops at the first of them:
 
 # %%
 logits, target = torch.zeros(1, 19, *label.shape), torch.from_numpy(label.astype(np.int64))[None]
@@ -489,8 +492,10 @@ except IndexError as error:
 # own. To see the harm we need scores, and a network that is never wrong.
 #
 # The scores first. *Accuracy* is the share of pixels that are right. The *intersection over union* of a class, IoU, is
-# the number of pixels that truth and prediction agree on, divided by the number that either of them names. *Mean IoU*
-# is the mean over the classes that occur in the truth.
+# the number of pixels to which truth (the label) and prediction both give this class, divided by the number to which
+# either of them gives it. *Mean IoU*, the mIoU of the other notebooks, is the mean over the classes that occur in the
+# truth. All three can be read from the *confusion matrix*, which counts the pixels of each true class (a row) by the class
+# predicted (a column).
 #
 # And the network: it must answer everywhere, also on void, so let it continue the nearest region there:
 
@@ -520,7 +525,9 @@ for name, truth in truths.items():
 # Both answers are right at every pixel that has a class, and only the first two lines say so. In accuracy, counting void
 # as road looks nearly harmless where most void borders on road, as the bonnet does: the nearest region *is* road there.
 # A network that draws something else on the bonnet, and is as right, loses accuracy. The mean IoU falls for both,
-# because every other class that is named on void is charged for it.
+# because every other class that is named on void is charged for it, and the road for each void pixel that it did not get.
+# As a class of its own, void is all mistakes, since no answer names it: accuracy is 1 less its share, its IoU is 0, and the
+# classes that were drawn there are charged as well.
 #
 # ## How many pixels does each class have?
 #
@@ -614,7 +621,7 @@ print("never answered:", ", ".join(np.array(cityscapes19.classes)[rare]) or "not
 print(f"accuracy {common.accuracy(cm):.3f}   mean IoU {common.miou(cm):.3f}")
 
 # %% [markdown]
-# Accuracy counts pixels and hardly notices. The mean IoU counts classes, and each missing one costs $1/C$ of it.
+# Accuracy counts pixels and hardly notices. The mean IoU counts classes, and each missing one costs it at least $1/C$.
 #
 # ## Class weights
 #
@@ -696,7 +703,8 @@ PRINTED_PIXELS = {
 }
 
 # %% [markdown]
-# The formula, once for either set of shares, then for the counts and for this data:
+# The formula, once for either set of shares (the later stages of the report use the second), then for the counts and for
+# this data:
 
 # %%
 streets7 = common.SCHEMES["streets7"]
@@ -721,8 +729,8 @@ published.round(2)
 # (Two cars that overlap in the picture make one.) Its width is the diameter of the largest disc that fits into it.
 # `common.object_widths` finds it: the distance of each pixel to the nearest one outside is the radius of the largest disc
 # centred there, and an object's width is twice the largest of its radii. (It enlarges the mask twofold first, so that a
-# disc may be centred between two pixels; else a bar of even width would have no middle.) Beyond the frame lies nothing:
-# what the frame cuts off does not count.
+# disc may be centred between two pixels; else a bar of even width would have no middle.) The frame is an edge, too:
+# of an object that it cuts, what is inside is measured.
 
 # %% [markdown]
 # Three shapes of which you know the answer: a bar 20 pixels high and 4 wide, a staircase of single pixels, and a disc
@@ -738,7 +746,7 @@ print("areas", areas, "widths", widths.round(1))
 
 # %% [markdown]
 # Now all objects of the measured images. Sizes are divided by the height of the image, since toy streets, CamVid and
-# Cityscapes differ in it.
+# Cityscapes differ in it. (`common.class_boxes` gives the box around each class, outside of which one need not look.)
 
 # %%
 def measure_objects(frames, scheme):
@@ -759,7 +767,8 @@ print({name: len(areas) for name, (areas, _) in objects.items()})
 
 # %% [markdown]
 # That is the number of objects. Occlusion cuts large things into slivers, so that many *buildings* may be specks
-# behind a tree. We therefore ask for the width in which half of a class's *pixels* lie:
+# behind a tree. We therefore ask for the width that half of a class's *pixels* do not exceed, each pixel having the width
+# of its object:
 
 # %%
 def pixel_quantiles(areas, widths, shares=(0.25, 0.5, 0.75)):
@@ -800,7 +809,7 @@ common.show(fig)
 
 # %% [markdown]
 # The dot is the median and the bar holds the middle half of the pixels. A long bar belongs to a class that comes in all
-# sizes, near and far. Now look for a class that is rare and not thin:
+# sizes, near and far. Now look for a class that is rare, this time below 2 % of the pixels, and not thin:
 
 # %%
 sizes = pd.DataFrame({"share": weight_table["share"][by_width], "width": [quartiles[n][1] for n in by_width],
@@ -829,7 +838,8 @@ print("after bilinear:        ", np.unique(bilinear))
 # %% [markdown]
 # Bilinear resizing makes numbers that are no class at all wherever void (255) takes part, and between two classes it
 # makes a third. How many pixels are invented? A pixel of the small label stands for 2x2 pixels of the large one, and
-# should have a value that one of the four has:
+# should have a value that one of the four has. We count them among all pixels, and among those at *contours*, where
+# neighbours differ:
 
 # %%
 def invented(small, label):
@@ -864,7 +874,7 @@ window_before = np.s_[2 * row : 2 * (row + h), 2 * column : 2 * (column + w)]
 print(f"{ghosts[window].sum()} of the {h * w} pixels in the window are invented")
 
 # %% [markdown]
-# Four views of it. Numbers that are no class have no colour either, so we paint them white:
+# Four views of it. Numbers that are no class have no colour either, so we paint them white, if the window holds any:
 
 # %%
 painted = np.where(no_class[..., None], np.uint8(255), common.as_colors(bilinear, cityscapes19))
@@ -886,7 +896,7 @@ common.class_legend(fig, cityscapes19, [c for c in np.unique([nearest[window], b
 common.show(fig)
 
 # %% [markdown]
-# Below on the left the contours have seams of classes that are not there, which a network would be trained to draw. So:
+# Below on the left the contours are lined with classes that are not there, which a network would be trained to draw. So:
 # photos are resized smoothly, labels by the nearest pixel.
 #
 # ### What nearest does to thin things
@@ -933,14 +943,14 @@ fig.legend(loc="outside right upper", frameon=False)
 common.show(fig)
 
 # %% [markdown]
-# And class by class:
+# The narrower the group, the lower its curve starts, and the more it loses on the way down. Class by class:
 
 # %%
 iou.loc[by_width].round(3)
 
 # %% [markdown]
-# Rows go from the narrowest class to the widest: one reads down a column how much width is worth. And some objects
-# vanish altogether:
+# Rows go from the narrowest class to the widest: one reads down a column, roughly, how much width is worth (shape counts,
+# too). And some objects vanish altogether:
 
 # %%
 def objects_left(mask, factor):
@@ -961,14 +971,16 @@ for name in ["pole"] * ("pole" in quartiles) + [n for n in by_width if n != "pol
     print(f"{name}: of {left[2][0]} objects, " + ", ".join(f"{left[k][1]} are left at 1/{k}" for k in FACTORS))
 
 # %% [markdown]
-# Nothing can learn what is not in the label: an object without a pixel is neither trained on nor missed.
+# Nothing can learn what is not in the label: an object without a pixel is not trained on, and where the score, too, is
+# taken on the small labels, nobody misses it.
 #
 # ## Where the sources are wrong
 #
 # ### The U-Net report
 #
-# **A sidewalk is background, and a bicycle is a vehicle.** Sidewalk, terrain, poles, signs, fences and everything void
-# are one class, and all wheels are another, trains and bicycles included. What the two hold here:
+# **A sidewalk is background, and a bicycle is a vehicle.** Sidewalk, terrain, walls, poles, signs, fences and nearly all
+# that is void are one class, and all wheels are another: trains and bicycles, even the caravans and trailers that are void
+# in the official table. What the two hold here:
 
 # %%
 def composition(pixels, scheme, name):
@@ -1001,7 +1013,7 @@ common.show(fig)
 # apart. A network for a vehicle that must not drive on the sidewalk should have a word for it.
 #
 # **Its void is trained and scored.** There is no ignored value in its table, so that the bonnet of the camera's own car
-# is a pixel of background like a fence:
+# is background, as a fence is:
 
 # %%
 void_ids = (cityscapes19.table == 255) & (streets7.table == 0)
@@ -1054,12 +1066,12 @@ for name, ignore_index in {"as in its code": 255, "as in its text": 0}.items():
 print(f"background is {(target == 0).float().mean():.1%} of this label and", f"{(target == 255).sum()} pixels are 255")
 
 # %% [markdown]
-# The background pulls with its share of the pixels. That is no mistake in the code (a network must be told what is
-# *not* a pole), but it is not what the text says, and the score that is reported, the mean over the other six, does not
-# show how well it is done. This course trains seven classes and reports both means.
+# These logits are random: at the start of a training the background pulls with its share of the pixels. That is no mistake in
+# the code (a network must be told what is *not* a pole), but it is not what the text says, and the score that is reported,
+# the mean over the other six, does not show how well it is done. This course trains seven classes and reports both means.
 #
 # **Polegroup.** Cityscapes labels several poles in one outline as *polegroup*, an id of its own that is not scored. The
-# project says "pole". We take strictly `pole`:
+# project says "pole". We take strictly `pole`, as its "car" is `car` alone, without trucks and buses:
 
 # %%
 n = pixels.sum(0)
@@ -1069,7 +1081,7 @@ print(f"polegroup becomes {thin7.table[18]} in thin7 and {table[18]} in cityscap
 # %% [markdown]
 # **Are its classes thin?** Car and vegetation are not meant to be. The other four, by the measure from above, and how
 # long the objects are: the area divided by the squared width is about 1 for a sign as high as it is wide, and 10 for a
-# post ten times as high.
+# post ten times as high as it is wide.
 
 # %%
 for name in ("fence", "pole", "traffic sign", "traffic light"):
@@ -1081,7 +1093,8 @@ for name in ("fence", "pole", "traffic sign", "traffic light"):
         print(f"{name:14s} does not occur in these images")
 
 # %% [markdown]
-# A class that is narrow and compact is small rather than thin, and a cure for breaks in long things will not help it.
+# The groups look at the width alone. A class that is narrow and compact is small rather than thin, and a cure for breaks in
+# long things will not help it.
 #
 # ## What is kept
 #
@@ -1115,7 +1128,7 @@ print(path.relative_to(common.HERE) if path.is_relative_to(common.HERE) else pat
 # %% [markdown]
 # ### Exercise 1.1: how wide is a street lamp?
 #
-# Predict, then check. A pole 3 pixels wide and 27 high carries a lamp, a square of 9 pixels a side, and both are labelled
+# Predict, then check. A pole 3 pixels wide and 27 high carries a lamp, a square of 9x9 pixels, and both are labelled
 # *pole*: the object is 36 pixels high. Return its width as `common.object_widths` measures it, a number that you reason out
 # from what a width is. And what does that say about the median width of poles above? (1 point)
 
@@ -1197,9 +1210,10 @@ with common.exercise("Exercise 1.2"):
 # %% [markdown]
 # ### Exercise 1.3: what blindness to rare classes costs
 #
-# The nearly perfect network of above makes no mistake, but it has never heard of the classes whose share is below `limit`,
-# and answers the most frequent class instead. Return its (accuracy, mean IoU) from the pixels per class of a data set,
-# `pixels_per_class` (C,), without a confusion matrix: a fraction for each, by hand, then in code. (2 points)
+# The nearly perfect network of the lesson makes no mistake, but it has never heard of the classes whose share is below
+# `limit`, and answers the most frequent class instead (whose share is never below it). From the pixels per class of a data set,
+# `pixels_per_class` (C,), return a pair, its accuracy and its mean IoU, without a confusion matrix: first work out by hand
+# what each is in terms of the shares. A class without pixels does not occur and does not count. (2 points)
 
 # %% nbgrader={"grade": false, "grade_id": "scores_of_the_blind", "locked": false, "schema_version": 3, "solution": true, "task": false}
 # Exercise 1.3
@@ -1233,7 +1247,8 @@ with common.exercise("Exercise 1.3"):
 #
 # The nearest pixel forgets what the other pixels of a block are, and thin things get lost. Shrink a label (H, W) by `factor`
 # so that each block of `factor` x `factor` pixels takes the class with the most votes, where a pixel of class $c$ has
-# $w_c$ votes: `weights` (C,), such as those of the section on class weights, for the classes 0 to C − 1. Void (255) has
+# $w_c$ votes: `weights`, C numbers (a list or an array) for the classes 0 to C − 1, such as those of the section on class
+# weights. Void (255) has
 # no vote, and a block without any vote is void; of equal votes the smaller class number wins. Where H or W is no
 # multiple of `factor`, the last blocks are smaller, so that the result, of type `uint8`, has
 # $\lceil H / factor \rceil \times \lceil W / factor \rceil$ pixels. (4 points)

@@ -24,18 +24,20 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/02_unet_from_scratch.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/02_unet_from_scratch.ipynb)
 #
-# Notebook 2 of 6 · before it: [01 class remapping](01_class_remapping.ipynb) · after it: [03 cross-validation](03_unet_resnet50_cv.ipynb) · [all six](../README.md)
+# Notebook 2 of 6 · before it: [01 class remapping](01_class_remapping.ipynb) · after it: [03
+# cross-validation](03_unet_resnet50_cv.ipynb) · [all six](../README.md)
 #
 # **Sources.** *The U-Net report*, a student's course report on Cityscapes with public code (a U-Net from scratch on
 # seven classes, then weighted cross-entropy, occlusion and Dice), after O. Ronneberger, P. Fischer, T. Brox, *U-Net:
 # Convolutional Networks for Biomedical Image Segmentation* (MICCAI 2015).
 #
-# **You need** convolution, batch norm, softmax and cross-entropy. Notebook 01 explains where the seven classes come from.
+# **You need** convolution, batch norm, softmax, cross-entropy and the IoU. Notebook 01 explains the IoU (its mean is the mIoU)
+# and where the seven classes come from.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2.6 min in all, 1.1 GB of memory (2 cores of an AMD EPYC, November 2026) | in three seeds, mIoU on val .71 to .72 after `scratch` and .73 after `dice_occlusion` (majority class .04), people on test .00 to .03 and .18 to .22: it works, and is no evidence |
-# | `course` | CamVid, or Cityscapes | one 16 GB GPU | not yet measured on one (half the channels and epochs on CamVid: 2.5 h on one CPU core among other jobs, 2.0 GB) | five stages that one can compare |
+# | `quick` | toy streets, made on the spot | any CPU | 2.6 min in all, 1.1 GB of memory (2 cores of an AMD EPYC, November 2026) | in three seeds, mIoU on val .71 to .72 after `scratch` and .73 after `dice_occlusion` (majority class .04), IoU of people on test .00 to .03 and .18 to .22 after the same two: it works, and is no evidence |
+# | `course` | CamVid, or Cityscapes | one 16 GB GPU | not yet measured on one (half the channels, 24 and 8 epochs instead of 40 and 12, on CamVid: 2.5 h on one CPU core among other jobs, 2.0 GB) | five stages that one can compare |
 # | `paper` | Cityscapes, squeezed to 256x256 | one 16 GB GPU | not yet measured (the source: 2 h 16 min for the first stage on a P100) | the published table |
 
 # %% [markdown]
@@ -127,11 +129,11 @@ print(common.device_line())
 # %% [markdown]
 # ## The recipe, by mode
 #
-# `paper` is the recipe of the source's code: images squeezed to 256x256, Adam, 100 epochs with a learning rate of 1e-4
-# in batches of 8, then 30 epochs with 1e-5 per later stage (the last one in batches of 4). It departs from it where that
-# does not touch the idea: mixed precision (`-p precision fp32` for the source's), photos shrunk by area averages instead of
-# bilinearly, a last incomplete batch left out. `course` takes fewer epochs and ten times the learning rates: 1e-3, which is
-# what the report says, and 1e-4. `quick` trains a network with a quarter of the channels on a quarter of the pixels.
+# `paper` is the recipe of the source's code: images squeezed to 256x256, Adam, 100 epochs with a learning rate of 1e-4 in
+# batches of 8, then 30 epochs with 1e-5 per later stage (the last one in batches of 4). The mode departs from that recipe
+# where this does not touch the idea: mixed precision (`-p precision fp32` for the source's), photos shrunk by area averages
+# instead of bilinearly, a last incomplete batch left out. `course` takes fewer epochs and ten times the learning rates: 1e-3,
+# which is what the report says, and 1e-4. `quick` trains a network with a quarter of the channels on a quarter of the pixels.
 
 # %%
 MODES = {
@@ -204,7 +206,7 @@ print("photo", example.shape, "label", label.shape)
 common.show(common.show_pair(example, label, scheme))
 
 # %% [markdown]
-# Of the first 40 training images this one shows the most of people. It is a square: a street twice as wide as high is
+# Of the first 40 training images this one has the most pixels of people. It is a square: a street twice as wide as high is
 # squeezed, so that everyone is thin. Pixels are divided by 255 and nothing else.
 #
 # ## The network
@@ -428,6 +430,8 @@ seen = sorted({high - low + 1 for low, high in (receptive_field(pixel, depth=3) 
 print(f"an output sees {seen[0]} or {seen[-1]} pixels of a side, by its place; the source's images have 256")
 
 # %% [markdown]
+# So no output pixel sees half of a side.
+#
 # ### Three poolings or four?
 #
 # The report calls its network the classic U-Net. The classic has four poolings. What the fourth costs and buys:
@@ -456,14 +460,16 @@ pd.DataFrame({f"{depth} poolings": cost(depth) for depth in (2, 3, 4, 5)}).T
 #
 # ## Three losses
 #
-# Write $p_c(x)$ for the softmax probability of class $c$ at pixel $x$, $y_c(x)$ for 1 where the label is $c$ and else 0.
+# Write $y(x)$ for the label of pixel $x$, one of $C$ classes, $y_c(x)$ for 1 where $y(x) = c$ and else 0, and $p_c(x)$ for the
+# softmax probability of class $c$. The source numbers its stages: 0 has plain cross-entropy, 1a class weights, 1b occlusion
+# besides, and 2 the Dice loss (a table below, under *Training*, has them all).
 #
 # ### Cross-entropy, and cross-entropy with class weights
 #
 # $$L_{CE} = -\frac{\sum_x w_{y(x)} \log p_{y(x)}(x)}{\sum_x w_{y(x)}}$$
 #
-# Stage 0 (`scratch`) has $w = 1$. Then the source weighs with $w_c = 1/\sqrt{f_c}$, where $f_c$ is the share of pixels of
-# class $c$, so that rare people count more than common road.
+# Stage 0, our `scratch`, has $w = 1$. From stage 1a on the source weighs with $w_c = 1/\sqrt{f_c}$, where $f_c$ is the share
+# of pixels of class $c$, so that rare people count more than common road.
 
 # %%
 FREQUENCIES = {  # the source's shares for its stages 1a and 1b
@@ -485,10 +491,10 @@ weights = {"exact": inverse_sqrt_weights(exact), **{k: inverse_sqrt_weights(f) f
 pd.DataFrame({"share": exact, **{f"w {k}": w for k, w in weights.items()}}, index=scheme.classes).round(3)
 
 # %% [markdown]
-# 1.2 % of all pixels are people. Rounded to 1 % (stage 1a) they weigh 10, rounded to 2 % (stages 1b and 2) they weigh 7:
-# the stages differ in more than their names say. `-p frequency measured` takes exact shares of the training labels.
-# (Notebook 01 gives an absent class the weight 0. Here a class that is missing from a few images may still come up, so
-# that it keeps a large, finite one.)
+# 1.2 % of all pixels are people. Rounded to 1 % (stage 1a) they weigh 10; with the 2 % of stages 1b and 2, which no rounding
+# explains, they weigh 7: the stages differ in more than their names say. `-p frequency measured` takes exact shares of the
+# training labels. (Notebook 01 gives an absent class the weight 0. Here a class that is missing from a few images may still
+# come up, so that it keeps a large, finite one.)
 
 
 # %%
@@ -503,7 +509,8 @@ def cross_entropy(logits, label, weights=None):
 # $$D_c = \frac{2\sum_x p_c y_c + \epsilon}{\sum_x p_c + \sum_x y_c + \epsilon} \qquad
 # L_{Dice} = \frac{1}{C} \sum_c \left(1 - \hat w_c \min(D_c, 0.999)\right) \qquad \hat w_c = \frac{C\, w_c}{\sum_k w_k}$$
 #
-# with $\epsilon = 10^{-6}$ and sums over the whole batch. Stage 2 minimises $0.3\,L_{CE} + 0.7\,L_{Dice}$.
+# with $\epsilon = 10^{-6}$ and sums over the whole batch. (Dice as a loss is from Milletari et al., the weights
+# are the source's.) Stage 2 minimises $0.3\,L_{CE} + 0.7\,L_{Dice}$.
 
 # %%
 def dice_per_class(probs, label, epsilon=1e-6):
@@ -548,8 +555,8 @@ fig.legend(loc="outside right upper", frameon=False)
 common.show(fig)
 
 # %% [markdown]
-# The parts are not positive: that of a well segmented person falls to -0.98. Their mean is, because the scaled weights sum
-# to 7:
+# Not all parts are positive: where the weight is above 1 they end below 0, and that of a well segmented person falls to -0.98.
+# Their mean is positive, because the scaled weights sum to 7:
 #
 # $$\frac17\sum_c (1 - \hat w_c \min(D_c, .999)) = 1 - \frac17\sum_c \hat w_c \min(D_c, .999) \ge 1 - .999 = .001.$$
 #
@@ -587,9 +594,9 @@ for epsilon in (1e-6, 1.0):
 #
 # ## Hiding parts of people
 #
-# *Occlusion* covers a part of a person with noise in the photo and leaves the label alone. The network has to name what
-# it cannot see from what is around it. The people in a label are its connected components: pixels of class 4 that touch,
-# corners included. (Two people who touch are one.)
+# *Occlusion* covers a part of a person with noise in the photo and leaves the label alone, a relative of the *random erasing*
+# of Zhong et al. The network has to name what it cannot see from what is around it. The people in a label are its connected
+# components: pixels of class 4 that touch, corners included. (Two people who touch are one.)
 
 # %%
 from scipy import ndimage
@@ -605,8 +612,8 @@ print([(rows.stop - rows.start, columns.stop - columns.start) for rows, columns 
 
 
 # %% [markdown]
-# A coin decides for each person in turn whether to hide it, until two are hidden. The box has 30 to 70 % of the person's
-# height and width and lies anywhere within its bounding box.
+# For each person in turn chance decides whether to hide a part (with probability .6 in stage 1b and .8 in stage 2), until two
+# people are done. The box has 30 to 70 % of the person's height and width and lies anywhere within its bounding box.
 
 # %%
 def box_within(box, rng):
@@ -657,10 +664,10 @@ for axis, (name, view) in zip(axes, views.items()):
 common.show(fig)
 
 # %% [markdown]
-# People of the picture above, and what the network gets to see of them. The report calls the boxes black; its
-# code makes grey or uniform noise, inside the bounding boxes of people. `-p fill black` does as the report says. One difference to the
-# code: there, a person one to three pixels wide can get an empty box that uses up one of the two; here it does not count.
-# The draw depends on (seed, epoch, index) alone, so that a resumed run hides the same.
+# These are people of the picture above, and what the network gets to see of them. The report calls the boxes black; its code
+# makes grey or uniform noise, inside the bounding boxes of people. `-p fill black` does as the report says. One difference to
+# the code: there, a person one to three pixels wide can get an empty box that uses up one of the two; here it does not count.
+# The draw depends on (seed, epoch, index) alone, so that a resumed run hides the same. And it costs next to nothing:
 
 # %%
 import time
@@ -839,10 +846,10 @@ later = {name: h for name, h in histories.items() if name != "scratch"}
 common.show(common.show_history(later or histories, ("eval_loss", "miou", "accuracy", "iou_person")))
 
 # %% [markdown]
-# The later stages, on the validation half: `eval_loss` is the same plain cross-entropy for all, as their training losses
-# would not compare. It disfavours the weighted stages, which were not trained to give true probabilities: read it within a
-# stage, and the mIoU between stages. The report speaks of better stability in the validation loss; its figures do not
-# show that loss, so judge by yours.
+# The later stages, on the validation half: `eval_loss`, the validation loss, is the same plain cross-entropy for all, as their
+# training losses would not compare. It disfavours the weighted stages, which were not trained to give true probabilities: read
+# it within a stage, and the mIoU between stages. The report speaks of better generalisation and of a more stable validation
+# loss; none of its figures or logs shows either, so judge by yours.
 #
 # ### Does it learn, or learn by heart?
 
@@ -863,8 +870,8 @@ lowest = history.loc[history["eval_loss"].idxmin(), "epoch"]
 print(f"ours: lowest validation loss at epoch {lowest} of {len(history)}")
 
 # %% [markdown]
-# The source's validation loss was lowest at epoch 20 and rose from then on, while its training loss fell towards zero: it
-# became sure of wrong answers. That is why the epoch of the lowest validation loss is kept. Whether ours has turned yet
+# The source's validation loss was lowest at epoch 20 and by epoch 100 far higher, when its training loss was near zero: it had
+# become sure of wrong answers. That is why the epoch of the lowest validation loss is kept. Whether ours has turned yet
 # stands in the last line.
 #
 # ### Two ways to average
@@ -901,13 +908,14 @@ print(f"the epochs that the two mIoUs would keep: {picks}")
 
 # %% [markdown]
 # A mean over batches differs for two reasons. The mean of ratios is not the ratio of the sums, which can go either way;
-# and a class that a batch lacks counts 0, which pulls it down. With few images of all classes, as on toy streets, only
+# and a class that a batch lacks counts 0, which pulls it down. Where every image holds all classes, as on toy streets, only
 # the first acts; the perfect prediction above shows the second. Where two scores differ, they can keep different epochs.
 #
 # ### The table
 #
-# What three seeds gave in quick mode stands at the top of this notebook. Published are the scores on the source's *test* half, in per cent; ours on the same half of the data that you use. The
-# majority class is what naming the most frequent class everywhere would score.
+# Published are the scores on the source's *test* half, ours those on the same half of your data: mIoU, the IoU of people
+# (*person*) and accuracy, in per cent; below it the IoU of every class on test. The majority class is what naming the most
+# frequent class everywhere would score. (What three seeds gave in quick mode stands at the top of this notebook.)
 
 # %%
 claims = {m: common.headline(published, m).set_index("method")["value"].astype(float) for m in ("miou", "accuracy")}
@@ -959,9 +967,10 @@ for name in summaries:
 # %% [markdown]
 # ### A measured case: CamVid
 #
-# Does Dice with occlusion raise the IoU of people, as the source says? The repository holds runs on real streets: CamVid
-# with 11 classes, 367 training images at 256x256, half the channels of the source, 24 epochs of stage 0 and 8 of each later
-# stage, on a CPU in bf16. All later stages had equally many images per epoch.
+# Does Dice with occlusion raise the IoU of people, as the source says? The repository holds runs on real streets: CamVid (in
+# its form of 11 classes, here merged to the seven), 367 training images at 256x256, half the channels of the source, 24
+# epochs of stage 0 and 8 of each later stage, on a CPU in bf16. All later stages had equally many images per epoch. First the
+# mIoU and the IoU of people, in per cent, by stage and seed; then what stage 2 gained for people over three others:
 
 # %%
 from IPython.display import display
@@ -987,16 +996,18 @@ if evidence:
 
 # %% [markdown]
 # The first row is what the source compares. On the test half, more than half of that gain is the control's: the network had
-# simply not finished learning. What remains beyond the control is still a gain of people, and most of it is there with
-# class weights alone (last row), before any Dice or occlusion; what those two add is small, and stage 2 had twice the
-# steps. On CamVid's own test split, with other drives, training longer did not help people at all, and weights did. So in
-# this run the direction of the claim holds and its explanation does not. It is one seed: a single run has no interval,
-# and differences of a few points are not to be told from chance.
+# simply not finished learning. What remains beyond the control is still a gain of people, and most of it is there with class
+# weights alone (last row), before any Dice or occlusion; what those two add is small, and stage 2 had twice the steps.
+# `weighted_occlusion`, without Dice and trained for twice as long, finds more people on that half than stage 2 does. On
+# CamVid's own test split, with other drives, training longer did not help people at all, and weights did. So in this run the
+# direction of the claim holds and its explanation does not. It is one seed: a single run has no interval, and differences of
+# a few points are not to be told from chance.
 
 # %% [markdown]
 # ## What is taken for what
 #
-# Rows are true classes and sum to 100 %.
+# Each row is a true class. The numbers say where its pixels went, in per cent (the colours, as fractions); shares below half
+# a per cent are left blank.
 
 # %%
 def show_confusion(confusion, classes):
@@ -1029,7 +1040,8 @@ fig.legend(loc="outside right upper", frameon=False)
 common.show(fig)
 
 # %% [markdown]
-# Where the people went, stage by stage (the source shows such a chart, too). A class weight takes person pixels back from
+# The row *person* of the matrix holds the most mistakes; on the toy streets most of the people missed are called vehicle.
+# The bars show that row for every stage (the source has such a chart, too). A class weight takes person pixels back from
 # other classes. What it costs are false alarms, which this chart does not show and the IoU does.
 #
 # ## The worst and the best five
@@ -1060,8 +1072,9 @@ common.show(show_extremes(model, val_data, order[:few], scores, settings["size"]
 common.show(show_extremes(model, val_data, order[::-1][:few], scores, settings["size"]))
 
 # %% [markdown]
-# Above the worst, below the best (quick mode has too few images for five of each). Red is wrong. An image's mean IoU falls steeply when a class of a few pixels is missed: look whether the worst images are hard, or merely have a
-# rare class.
+# The first figure shows the worst, the second the best (quick mode has too few images for five of each). Red is wrong. An
+# image's mean IoU falls steeply when a class of a few pixels is missed: look whether the worst images are hard, or merely have
+# a rare class.
 #
 # ## Where the source is wrong
 #
@@ -1079,8 +1092,8 @@ print(f"1a to 1b: {published_person['weighted_occlusion'] - published_person['we
 # that even this is no measurement of occlusion.
 #
 # **Colours in another order.** The public script swaps red and blue before the network, the notebook does not. A network
-# trained with either order works; one trained with one and used with the other does not, which is what happens when the
-# notebook's weights meet the script. We keep RGB.
+# trained with either order works; one trained with one and used with the other sees wrong colours, which is what happens when
+# the notebook's weights meet the script. What that costs our own network is below; we keep RGB.
 
 # %%
 def swap_red_and_blue(image, label, rng):
@@ -1095,12 +1108,12 @@ print(f"mIoU on val: RGB {normal:.3f}, BGR {evaluate(model, val_data)[0]['miou']
 val_data.augment = None
 
 # %% [markdown]
-# **A share of 0 %.** Its statistics count classes under whole numbers and look them up under strings, and so print 0 % for
-# all. The counts themselves are right; the table of shares above is made from them.
+# **A share of 0 %.** Its statistics count classes under one type of key and look them up under another, number and string,
+# and so print 0 % for all (notebook 01). The counts themselves are right; the table of shares above is made from them.
 
 # %%
-counted = {4: 74789586}
-print("looked up as a string:", counted.get("4", 0), " as a number:", counted.get(4, 0))
+counted = {"4": 74789586}
+print("looked up as a number:", counted.get(4, 0), " as a string:", counted.get("4", 0))
 
 # %% [markdown]
 # The rest in short:
@@ -1108,13 +1121,14 @@ print("looked up as a string:", counted.get("4", 0), " as a number:", counted.ge
 # | the source | what is the matter | here |
 # |---|---|---|
 # | learning rate 1e-3 (report), 1e-4 (code) | they differ | `paper` takes the code's; `-p lr 0.001` the report's |
+# | epochs and batch size | the report names neither | the code's |
 # | "black boxes" hide people | the code makes grey or uniform noise, inside people's bounding boxes | noise; `-p fill black` |
 # | stage 2 starts from stage 0 | the call that would train it so is commented out in the code | as stated |
 # | "classic U-Net" | three poolings, not four | three; `-p depth 4` |
 # | both loss terms are guaranteed positive | true of the mean (at least .001), not of each class's part (person: -0.98) | shown above |
 # | mean of batch IoUs | an absent class counts 0 | the confusion matrix of the data set; the other beside it |
 # | "basic augmentation" in stage 0 | the code has none | none |
-# | a preprocessed "test" split | it has no images, as all 1481 labels are missing by name | never scored; the labels are dummies |
+# | a preprocessed "test" split | it has no images: 1481 labels are not found under the names looked for | never scored; the labels are dummies |
 # | validation images select and test | split in halves, so no image does both, but they share cities and a choice of recipe | the same halves, and the data's own test split where it has labels |
 # | sidewalk and terrain are background, "vehicle" holds bicycles and trains | seven classes are easier than 19 | the same classes; do not compare with 19 |
 #
@@ -1177,13 +1191,15 @@ with common.exercise("Exercise 2.1"):
 # A batch holds nobody, and the probabilities of *person* add up to `total` over its pixels. How much does the Dice of
 # *person* change when one of these probabilities grows a little? Derive it from the formula of $D_c$: the derivative
 # $\partial D_c / \partial p_c(x)$ as a function of `total` and $\epsilon$ (two floats in, one float out). Then compare
-# $\epsilon = 10^{-6}$ with 1, early in training and late: when does the loss notice an alarm? (2 points)
+# $\epsilon = 10^{-6}$ with 1, early in training (`total` in the thousands) and late (about 1): when does the loss notice an
+# alarm? (2 points)
 
 # %% nbgrader={"grade": false, "grade_id": "dice_slope_of_absent_class", "locked": false, "schema_version": 3, "solution": true, "task": false}
 # Exercise 2.2
 def dice_slope_of_absent_class(total, epsilon):
     """Derivative of the Dice of a class that the label lacks by one of its probabilities, whose sum is `total`."""
     ### BEGIN SOLUTION
+    # early, about -epsilon / total**2: hardly anything with either; at a total of 1 it is -1/4 with 1, and -1e-6 with 1e-6
     return -epsilon / (total + epsilon) ** 2
     ### END SOLUTION
 
@@ -1205,7 +1221,8 @@ with common.exercise("Exercise 2.2"):
 # %% [markdown]
 # ### Exercise 2.3: find and mend the score
 #
-# The function below is meant to give the mean IoU of a data set that comes in batches. A perfect prediction does not get 1.
+# The function below is meant to give the mean IoU of a data set that comes in batches. Dealt into batches in one way, a perfect
+# prediction gets 1; dealt in another, it does not.
 
 # %%
 # Exercise 2.3: as given
@@ -1260,7 +1277,7 @@ with common.exercise("Exercise 2.3"):
 # ### Exercise 2.4: find and mend the class weights
 #
 # Somebody counts pixels once, keeps the counts in a JSON file, and makes the class weights from it. Training with these
-# weights runs, and its cross-entropy is to the last digit what it is without weights.
+# weights runs, and but for rounding its cross-entropy is what it is without weights.
 
 # %%
 # Exercise 2.4: as given
@@ -1278,8 +1295,8 @@ print("kept:", json.dumps({0: 6400, 1: 2500, 2: 100}))
 print("weights:", weights_as_given(json.dumps({0: 6400, 1: 2500, 2: 100}), 3))
 
 # %% [markdown]
-# Write the function that makes them as `inverse_sqrt_weights` is meant to, (C,) float32. A text need not name the classes
-# in their order, nor a class that it counted no pixel of; such a class keeps the weight of a share of 1e-4. (2 points)
+# Write the function so that it returns $1/\sqrt{f_c}$ for the share $f_c$ of each class, (C,) float32. The text may name the
+# classes in any order, and leave out a class without pixels; such a class gets the weight of a share of 1e-4. (2 points)
 
 # %% nbgrader={"grade": false, "grade_id": "weights_from_json", "locked": false, "schema_version": 3, "solution": true, "task": false}
 # Exercise 2.4

@@ -17,14 +17,18 @@
 # %% [markdown]
 # # What does a cross-validated score tell you?
 #
-# A published score falls from 67.7 to 65.5 % mIoU, and three things changed in between. You build its network, a U-Net
-# around a ResNet-50, train it once per fold (in quick mode a smaller twin), and measure on your own runs, in eight scores,
-# what each of the three costs.
+# A published score falls from 67.7 to 65.5 % mIoU, and three things changed in between: the images, the resolution at
+# which they are scored, and the epoch. You build its network, a U-Net around a ResNet-50, train it once per fold (in quick
+# mode a smaller twin), and measure on your own runs, in eight scores, what each of the three costs.
+#
+# In short: with folds by image, how the network does on more images of the same cities. It is too high where the epoch was
+# chosen by it, and three folds give no interval.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
 #
-# Notebook 3 of 6 · before it: [02 U-Net from scratch](02_unet_from_scratch.ipynb) · after it: [04 thin structures](04_segformer_thin_structures.ipynb) · [all six](../README.md)
+# Notebook 3 of 6 · before it: [02 U-Net from scratch](02_unet_from_scratch.ipynb) · after it: [04 thin
+# structures](04_segformer_thin_structures.ipynb) · [all six](../README.md)
 #
 # **Source.** *The cross-validation report*, a student's course report on Cityscapes with public code (a U-Net on
 # ResNet-50, three folds), after O. Ronneberger et al., *U-Net* (MICCAI 2015), and K. He et al., *Deep Residual Learning*
@@ -35,7 +39,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2.5 min in all, 1.4 GB of memory (2 cores of an AMD EPYC, November 2026) | three folds of a small twin, low mIoU 16.9 to 18.7 % in three seeds (majority class 1.8 %): it works, and is no evidence |
+# | `quick` | toy streets, made on the spot | any CPU | 2.5 min in all, 1.4 GB of memory (2 cores of an AMD EPYC, November 2026) | three folds of a small twin, mIoU 16.9 to 18.7 % on held-out images in three seeds (majority class 1.8 %): it works, and is no evidence |
 # | `course` | CamVid, or 900 images of Cityscapes, at 512 rows | one 16 GB GPU | not yet measured | folds whose spread one can discuss |
 # | `paper` | Cityscapes, 512x1024 | one large GPU | not yet measured (the source does not tell) | the published table |
 
@@ -119,8 +123,9 @@ print(common.device_line())
 # ## The recipe, by mode
 #
 # `paper` is the published recipe: ResNet-50, images at 512x1024, Adam with a learning rate of 1e-4 and no weight decay,
-# batches of 2, 65 epochs in fp32, a validation every 5 epochs. `quick` trains a twin on ResNet-18 with small pictures and a
-# larger learning rate, because it must also learn from random weights.
+# batches of 2, 65 epochs in fp32, a validation every 5 epochs. Photos are shrunk by area averages, as in
+# notebooks 02 and 04. `quick` trains a twin on ResNet-18 with small pictures and a
+# larger learning rate, because without internet it has to learn from random weights.
 
 # %%
 MODES = {
@@ -230,8 +235,8 @@ print("cities of the official val that the folds have too:", ", ".join(shared_ci
 
 # %% [markdown]
 # On Cityscapes and the toy streets it has cities of its own. On CamVid it has not: its val is one drive that is also trained
-# on, and folds by image put neighbouring frames of a video on both sides. There neither score is of unseen streets, and
-# the 32-class form has too few drives for folds by city.
+# on, and folds by image put neighbouring frames of a video on both sides. There neither score is of unseen streets. (CamVid
+# comes in two forms, of 11 and of 32 classes; the second has too few drives for folds by city.)
 #
 # ## Sizes
 #
@@ -284,7 +289,7 @@ def scale_as_published(image, label, factor):
 
 # %%
 def whole_object(label):
-    """(H, W) mask of the largest connected region of one class, poles and smaller things, that the frame does not cut."""
+    """(H, W) mask of the largest connected region of one class from pole (5) on that the frame does not cut."""
     h, w = label.shape
     area, found = 0, np.zeros((h, w), bool)
     for c in np.unique(label[(label >= 5) & (label < 255)]):
@@ -342,8 +347,9 @@ def show_boxes(versions):
 common.show(show_boxes(versions))
 
 # %% [markdown]
-# The published scaling moves nothing: its box is the unscaled one, up to a pixel of rounding. All that it does is to blur a
-# little. And with the limits put right, but without our crop, half of it would still be undone:
+# The published scaling moves nothing: its box is the unscaled one, up to a pixel of rounding. All that it does here is to
+# blur a little, and that only because we shrink photos by area averages; resized bilinearly, not even that would be left.
+# And with the limits put right, but without our crop, half of it would still be undone:
 
 # %%
 larger = common.resize_pair(*scale_as_published(example, marked, 0.2), size)  # 1.2 times as large, not cropped
@@ -353,7 +359,7 @@ for name in ("not scaled", "as published, 1.2"):
     print(f"{name}: neighbouring pixels differ by {contrast:.1f} (standard deviation)")
 
 # %% [markdown]
-# An enlarged picture that is resized as a whole is the same picture again.
+# An enlarged picture that is resized as a whole is the same picture again; the last two lines are the little blur.
 #
 # ### The rest
 #
@@ -402,6 +408,8 @@ for k, axis in enumerate(axes.flat):
 common.show(fig)
 
 # %% [markdown]
+# Six views of one street: mirrored or not, in its own colours or others, and one made smaller, with a margin.
+#
 # ## The network
 #
 # We build the published network at its full size on torch's *meta* device: tensors there have shapes and no numbers, so
@@ -447,8 +455,8 @@ for stride, one in zip((2, 4, 8, 16, 32), maps):
 # %% [markdown]
 # ### One block
 #
-# Everything after the encoder is made of this block: twice a 3x3 convolution (without bias, as batch norm has one), batch
-# norm and ReLU.
+# What follows the encoder is mostly made of this block: twice a 3x3 convolution (without bias, as batch norm has one),
+# batch norm and ReLU.
 
 # %%
 class ConvBlock(nn.Sequential):
@@ -480,7 +488,8 @@ print(tuple(maps[-1].shape), "->", tuple(x.shape), f"with {count_parameters(bott
 #
 # ### A step up
 #
-# A transposed convolution doubles the sides, the encoder's map of that size is put behind it, and a block merges both.
+# A transposed convolution doubles the sides, the encoder's map of that size (the *skip*) is appended to its channels, and
+# a block merges both.
 
 # %%
 class UpStep(nn.Module):
@@ -509,7 +518,7 @@ with torch.device("meta"):
 #
 # ### All of it
 #
-# The head doubles once more, to the size of the image, and names 19 classes per pixel.
+# The head doubles once more, to the size of the image, and gives every pixel 19 logits, one per class.
 
 # %%
 from itertools import pairwise
@@ -566,7 +575,8 @@ common.show(fig)
 # %% [markdown]
 # Half of the network sits in two convolutions at the bottom, where an image of 512x1024 has 16x32 positions. The pretrained
 # encoder, which is what most people mean by "ResNet-50", is a sixth. What would the network be without the bottleneck? And
-# what is the U-Net that people take from a library? (Multiplications and additions both count here, for one image.)
+# what is the U-Net that people take from a library? (Multiplications and additions both count here, for one image of
+# 512x1024.)
 
 # %%
 import segmentation_models_pytorch as smp
@@ -589,7 +599,7 @@ with torch.device("meta"):
 #
 # `common.fit` holds the loop. The learning rate is halved when the mIoU of the held-out images has not improved for more
 # than two *validations* in a row. With one in 5 epochs, that is 15 epochs of patience. What a scheduler does with six
-# validations, the second of which is the best:
+# validations, the second of which is the best (the fifth is the third in a row without a new best):
 
 # %%
 toy_optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1e-4)
@@ -622,7 +632,7 @@ def pixel_loss(model, batch):
 # ### Eight scores instead of two
 #
 # The source reports two numbers per fold. The first: held-out fold, images and labels at the network's size, best of 13
-# validations. The second: official val, prediction enlarged to the size of the photo, last epoch. Three things differ.
+# validations. The second: official val, logits enlarged to the size of the photo, last epoch. Three things differ.
 # So here every run is scored in all eight combinations.
 
 # %%
@@ -729,8 +739,9 @@ histories = {number: pd.read_csv(folder / "history.csv") for number, folder in f
 common.show(show_fold_histories(histories))
 
 # %% [markdown]
-# A point is a validation, and lines only guide the eye. The source draws loss and mIoU on one axis, as if they had one
-# unit, and holds the mIoU constant from one validation to the next, so that it is 0 before epoch 5.
+# A point is a validation, and lines only guide the eye. In the quick run the mIoU still rises at the end. The source
+# draws loss and mIoU on one axis, as if they had one unit, and holds the mIoU constant from one validation to the next,
+# so that it is 0 before epoch 5.
 
 # %%
 published = common.read_published(NOTEBOOK)
@@ -750,7 +761,7 @@ pd.concat([table, pd.DataFrame(spread if len(table) > 1 else {}).T]).round(2)
 # All in per cent. *low* and *full* are the two numbers of the source: held-out fold, low resolution, best validation, and
 # official val, full resolution, last epoch. (The source also scored the full resolution every 10 epochs, on the same
 # images; its table has the last epoch only.) The source had ImageNet weights, 65 epochs and 2975 images at 512x1024; what
-# ours had stands under the parameters and in the line below. A quick run can only show by how much it beats naming the
+# ours had stands under the parameters and in the lines below. A quick run can only show by how much it beats naming the
 # most frequent class everywhere; what three seeds gave stands at the top of this notebook.
 
 # %%
@@ -772,8 +783,8 @@ for metric, values in claims.items():
 
 # %% [markdown]
 # The source prints the smaller kind and reads it as stability. (Its full-resolution row says 65.52 and 1.20; the
-# difference to ours is rounding.) Neither is a confidence interval. A Student interval needs independent
-# values, and these three networks learnt partly from the same images:
+# difference to what its three folds give here is rounding.) Neither is a confidence interval. A Student interval needs
+# independent values, and these three networks learnt partly from the same images:
 
 # %%
 split = [set(part.tolist()) for part in parts[folds]]
@@ -843,8 +854,8 @@ names = ["held-out, low,\nbest", *STEPS.values(), "official val, full,\nlast"]
 common.show(show_waterfall(levels, names, effects_of_fold))
 
 # %% [markdown]
-# Bars are means over the folds that were run, dots single folds. A walk is only one way to share out a drop: in another
-# order, the same step can cost something else. All six orders:
+# Bars are means over the folds that were run; a dot is where the bar would end with the change of one fold alone. A
+# walk is only one way to share out a drop: in another order, the same step can cost something else. All six orders:
 
 # %%
 from itertools import permutations
@@ -870,6 +881,9 @@ cells = {(image_set, resolution, checkpoint): 100 * np.mean([g[image_set][resolu
 pd.Series(cells).unstack().round(2)
 
 # %% [markdown]
+# From *best* to *last* the checkpoint changes, from *full* to *low* the resolution, and from the upper two rows to the
+# lower two the images: the walk above began at *held_out*, *low*, *best*.
+#
 # ## Pictures
 #
 # The source shows, per fold, the first held-out image at 512x1024 after the last epoch. We show the held-out image that
@@ -893,11 +907,13 @@ common.show(fig)
 
 # %% [markdown]
 # Photo, truth and prediction at the photo's size; in the right column wrong pixels are red and void is black. The contours
-# show the resolution at which the network works.
+# of the predictions show the resolution at which the network works. A quick run finds large things: road,
+# buildings, vegetation, sky and a band of cars; people, poles and signs are missing.
 #
 # ## Where the source is wrong
 #
-# **Its scaling scales nothing**, and **its drop has three causes.** Both are shown above. We scale as the text means it
+# **Its scaling scales nothing**, and **its drop has three possible causes.** Both are shown above. (The source calls it a
+# drop from low to full resolution; the images and the epoch changed with it.) We scale as the text means it
 # (`-p augment as_published` does as the code), and measure all eight combinations.
 #
 # **Its bottleneck has one block, not two.** The text says "dual". Two would make another network, and so would the
@@ -951,7 +967,7 @@ common.show(common.show_pair(own, classes, scheme))
 #
 # - A drop between two numbers has as many possible causes as things that changed. Change one at a time.
 # - Augmentation that is not looked at may do nothing. Follow one object through it.
-# - Folds by image put the same streets on both sides. Folds by city do not.
+# - Folds by image put the same cities on both sides. Folds by city do not.
 # - Three folds give three values that are not independent. Say $n$, say ddof, and claim no interval.
 # - Count parameters by part: half of the published network is one block.
 #
@@ -992,13 +1008,13 @@ with common.exercise("Exercise 3.1"):
 # %% [markdown]
 # ### Exercise 3.2: a scaling that scales nothing
 #
-# Find and mend. The function below scales a street and hands it to the network at the network's `size`. The cell after it
-# shows where (left, top, right, bottom) the network sees a square that should become half as wide, as wide, and twice as
-# wide.
+# Find and mend. The function below scales a street and hands it to the network at the network's `size`. The cells after it
+# show where (left, top, right, bottom) the network sees a square that should become half as wide, stay as it is, and
+# become twice as wide.
 #
 # Write the version that scales: about the middle, without chance. A smaller picture gets an even margin (black, in the
-# label void, 255), a larger one is cropped evenly on all sides, so that it has the photo's (H, W) before it is resized to
-# `size`. `image` is (H, W, 3) and `label` (H, W), both uint8; the result is an image and a label at `size`. (3 points)
+# label void, 255), a larger one is cropped evenly on all sides; either way it has the photo's (H, W) before it is resized
+# to `size`. `image` is (H, W, 3) and `label` (H, W), both uint8; the result is an image and a label at `size`. (3 points)
 
 # %%
 # Exercise 3.2: scaling as it is given
@@ -1069,8 +1085,8 @@ with common.exercise("Exercise 3.2"):
 #
 # Find and mend. Folds share images, so we claim no interval for them. Runs of one fold with other seeds are independent
 # draws, and their mean may have one, but not the one below: 1.96 belongs to a spread that is known, not to one that is
-# estimated from three values, and `np.std` estimates it too small. The cell after it draws three scores a few thousand times
-# and counts how often the interval of "95 %" holds the true mean.
+# estimated from three values, and that is not its only fault. The cells after it draw three scores a few thousand times and
+# count how often the interval of "95 %" holds the true mean.
 #
 # Write the half-width that holds for any number of scores (`scipy.stats.t.ppf(0.975, degrees_of_freedom)` is the quantile to
 # take). For a single score, which has no spread, it is nan. Do not call `common.student_interval`: it is what the check
@@ -1128,8 +1144,9 @@ with common.exercise("Exercise 3.3"):
 # that does not depend on the order is the *mean over all orders* of what the step changes when its turn comes (its Shapley
 # value). The shares of all steps add up to the whole drop.
 #
-# Write it for any number of steps. `score(taken)` gives the mIoU when the steps in the set `taken` are done, as
-# `score_after` below does for a grid of eight scores; `steps` is a list of names. Return {step: share}. (4 points)
+# Write it for any number of steps. `score(taken)` gives the mIoU when the steps in the set `taken` are done;
+# `score_after(grid, taken)` below does so for a grid of eight scores. `steps` is a list of names. Return {step: share}. (4
+# points)
 
 # %%
 # Exercise 3.4: a score for every set of steps
@@ -1159,22 +1176,6 @@ def shares_of_drop(score, steps):
 
 
 # %%
-# Exercise 3.4: the same without walking, from the formula of Shapley
-import math
-from itertools import combinations
-
-
-def share_by_formula(score, steps, step):
-    """Sum over all sets of other steps of what `step` changes after them, weighted by how often just they come before."""
-    others, total = [name for name in steps if name != step], 0.0
-    for count in range(len(steps)):
-        chance = math.factorial(count) * math.factorial(len(others) - count) / math.factorial(len(steps))
-        for earlier in combinations(others, count):
-            total += chance * (score({*earlier, step}) - score(set(earlier)))
-    return total
-
-
-# %%
 # Exercise 3.4: eight scores for trying it out
 TINY_GRID = {"held_out": {"low": {"best": 0.70, "last": 0.66}, "full": {"best": 0.69, "last": 0.66}},
              "official_val": {"low": {"best": 0.66, "last": 0.65}, "full": {"best": 0.62, "last": 0.61}}}
@@ -1189,6 +1190,18 @@ with common.exercise("Exercise 3.4"):
     common.check("sum of the shares", sum(shares.values()), -0.09)
     common.check("a step that is worth nothing", shares_of_drop(lambda taken: 2.0 * ("a" in taken), ["a", "b"])["b"], 0)
     ### BEGIN HIDDEN TESTS
+    import math
+    from itertools import combinations
+
+    def share_by_formula(score, steps, step):
+        """Sum over all sets of other steps of what `step` changes after them, weighted by how often just they come before."""
+        others, total = [name for name in steps if name != step], 0.0
+        for count in range(len(steps)):
+            chance = math.factorial(count) * math.factorial(len(others) - count) / math.factorial(len(steps))
+            for earlier in combinations(others, count):
+                total += chance * (score({*earlier, step}) - score(set(earlier)))
+        return total
+
     def uneven(taken):
         return sum(map(ord, taken)) ** 2 / 1e4 + ("a" in taken) * ("c" in taken) + np.sin(sum(map(ord, taken)))
 

@@ -28,9 +28,10 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/04_segformer_thin_structures.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/04_segformer_thin_structures.ipynb)
 #
-# Notebook 4 of 6 · before it: [03 cross-validation](03_unet_resnet50_cv.ipynb) · after it: [05 SEMEDA](05_semeda.ipynb) · [all six](../README.md)
+# Notebook 4 of 6 · before it: [03 cross-validation](03_unet_resnet50_cv.ipynb) · after it: [05 SEMEDA](05_semeda.ipynb) ·
+# [all six](../README.md)
 #
-# **Sources.** *The thin-structures project*, a course project at UCLA (SegFormer-B0 on Cityscapes with a hybrid loss,
+# **Sources.** *The thin-structure project*, a course project at UCLA (SegFormer-B0 on Cityscapes with a hybrid loss,
 # copy-paste and Lovász), after E. Xie et al., *SegFormer* (NeurIPS 2021), and X. Qin et al., *BASNet* (CVPR 2019).
 #
 # **You need** softmax, cross-entropy and IoU. Notebook 01 explains the classes and what makes one thin, notebook 02
@@ -38,7 +39,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2.8 min in all, 1.4 GB of memory (2 cores of an AMD EPYC, November 2026) | in three seeds, mIoU of seven classes on official val .26 to .28 with most approaches, .29 to .30 with `ssim_lovasz` (majority class .11); no poles or signs yet but with the last: it works, and is no evidence |
+# | `quick` | toy streets, made on the spot | any CPU | 2.8 min in all, 1.4 GB of memory (2 cores of an AMD EPYC, November 2026) | in three seeds, mIoU of seven classes on official val .26 to .28 with most approaches, .29 to .30 with `ssim_lovasz` (majority class .11); poles and signs appear only with the last: it works, and is no evidence |
 # | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU | not yet measured on one (20 epochs of CamVid at 256 rows: 12 to 29 min an approach on one CPU core beside other jobs, 1.9 GB) | five approaches that one can compare |
 # | `paper` | Cityscapes at 512x1024 | one 16 GB GPU | not yet measured (the source names no time) | the published table |
 
@@ -137,10 +138,11 @@ print(common.device_line())
 # ## The recipe, by mode
 #
 # `paper` is the published recipe: images of 512x1024, AdamW with a learning rate of 6e-5 that falls to zero along a
-# straight line, batches of 2, 15 epochs, and the last epoch is the one that counts. What the project does not state is what its
-# library (the Hugging Face trainer) does by default: no weight decay, no warm-up, gradients clipped at a norm of 1. There is
-# no augmentation but the pasting. One departure: photos are shrunk by area averages, not bilinearly. From random weights a
-# rate of 6e-5 is far too small for 15 epochs; where no pretrained weights can be had, `scratch_lr` is taken instead.
+# straight line, batches of 2, 15 epochs, and the last epoch is the one that counts. What the project does not state is
+# what its library (the Hugging Face trainer) does by default: no weight decay, no warm-up, gradients clipped at a norm
+# of 1. There is no augmentation but the pasting. Two departures: photos are shrunk by area averages, not bilinearly,
+# and the arithmetic is what the device does best, where the project took fp16. From random weights a rate of 6e-5 is
+# far too small for 15 epochs; where no pretrained weights can be had, `scratch_lr` is taken instead.
 
 # %%
 MODES = {
@@ -171,8 +173,9 @@ print(dict(enumerate(scheme.classes)))
 
 # %% [markdown]
 # The project drew 2000, 250 and 250 images from the 2975 official *training* images, to learn from, to watch and to
-# judge by. Which ones, it does not say. Here it is always the shuffle of seed 42, whatever `seed` is, so that runs with other
-# seeds are judged by the same images. Another data set is cut in the same proportions.
+# judge by (*train*, *val* and *test* in the code and in the tables). Which ones, it does not say. Here it is always the
+# shuffle of seed 42, whatever `seed` is, so that runs with other seeds are judged by the same images. Another data set
+# is cut in the same proportions.
 
 # %%
 def split_frames(frames, split_seed):
@@ -197,9 +200,9 @@ print(f"{len(train_frames)} to learn from, {len(val_frames)} to watch, {len(test
 # Two warnings about such a test. Its images come from the same cities as the training images; on CamVid they are even
 # neighbours in the same film. And the project starts from a network that was trained on *all* 2975 images: it had seen
 # every test image, with its label, before. So we score a second kind of test, which the project does not have: the
-# official validation and test images, the latter where their labels are real. On Cityscapes and on the toy streets these
-# are other cities. On CamVid the validation frames are of a drive that is trained on, too, and so are some test frames of
-# its 11-class form; only the test frames of the 32-class form are clean.
+# official validation and test images, the latter where their labels are real. On Cityscapes and on the toy streets
+# these are other cities. CamVid comes in two forms, with 11 classes and with 32. In both the validation frames are of a
+# drive that is trained on, too, and in the first so are some test frames; only the test frames of the second are clean.
 
 # %%
 size = common.network_size(pool[0], settings["height"])
@@ -216,11 +219,13 @@ import matplotlib.pyplot as plt
 common.show(common.show_pair(example, label, scheme))
 
 # %% [markdown]
+# Left the photo, right its label: black is background, that is road, houses and people, too.
+#
 # ## The network
 #
 # SegFormer-B0 has an encoder of four stages (a *Mix Transformer*, MiT-B0), each with half the rows and columns of the one
 # before, and a head that is nearly nothing: one linear layer per stage brings all to 256 channels, they are enlarged to the
-# size of the finest, put side by side, mixed by a 1x1 convolution, and a last 1x1 convolution gives the scores.
+# size of the finest, put side by side, mixed by a 1x1 convolution, and a last 1x1 convolution gives the logits.
 #
 # segmentation-models-pytorch has this network, with two differences to the original, both put right here: its head lacks
 # the dropout of 0.1 before the classifier, and its last enlargement aligns corners.
@@ -300,7 +305,8 @@ print(f"{sum(p.numel() for p in net.parameters()):,} parameters; the network sta
 # %% [markdown]
 # ### What it sees
 #
-# The four maps of the encoder for the photo above, each as the mean size of its values over the channels:
+# The four maps of the encoder for the photo above, each as the mean size of its values over the channels (in the titles:
+# channels x rows x columns):
 
 # %%
 batch = common.to_tensor(example)[None]  # (B, 3, H, W)
@@ -314,13 +320,13 @@ for axis, features, stride in zip(axes, maps, (4, 8, 16, 32)):
 common.show(fig)
 
 # %% [markdown]
-# With pretrained weights the finest map follows edges and the coarse ones whole things; random weights show little more
-# than the cells. The finest has one cell for 4x4 pixels. The scores are computed there and then enlarged.
+# With pretrained weights the finest map should follow edges and the coarse ones whole things; random weights show little more
+# than the cells. The finest has one cell for 4x4 pixels. The logits are computed there and then enlarged.
 #
 # A pole 4 pixels wide fills one column of cells if it happens to lie on the grid, and shares two columns if it does not,
 # at worst half and half; one 2 pixels wide never fills a cell. How much of it can be drawn on such a grid? Two answers. A
 # network that only knows how much of each cell every class has, and says so, loses the vote wherever a pole has the smaller
-# part. And one that may give every cell any scores it likes? We let cross-entropy fit such scores to the very label that
+# part. And one that may give every cell any logits it likes? We let cross-entropy fit such logits to the very label that
 # they are judged by.
 
 # %%
@@ -363,21 +369,22 @@ grids["fitted, stride 4, weighted"] = iou_on_grid(few, partial(fitted_scores, st
 pd.DataFrame(grids, index=scheme.classes).round(1)
 
 # %% [markdown]
-# IoU in per cent, on up to four of these images. Shares alone (left) lose nearly all poles. Fitted scores do much better: to
-# draw a pole that has a third of a cell, a network must say *more* than its share there, and less beside it. That is as
-# good as this stride gets, with the label known: at stride 2 nearly everything can be drawn, at stride 8 much of what is
-# thin is lost. Cross-entropy with the class weights of one of the project's trainings (right: 5 for fence, pole and sign, 2
-# for light) buys more of the poles, and other classes pay a little. A real network, which does not know the label, is somewhere in
-# between.
+# IoU in per cent, on up to four of these images. Shares alone (left) lose the poles. Fitted logits do much better: to
+# draw a pole that has a third of a cell, a network must say *more* than its share there, and less beside it. That is
+# about what cross-entropy can reach at this stride, with the label known: at stride 2 nearly everything can be drawn,
+# fences least, at stride 8 much of what is thin is lost. Cross-entropy with the class weights of one of the project's
+# trainings (right: 5 for fence, pole and sign, 2 for light) buys more of the poles, and other classes pay a little. A
+# real network, which does not know the label, will get less.
 #
 # ## Four losses
 #
-# Write $p_c(x)$ for the softmax probability of class $c$ at pixel $x$, and $y_c(x)$ for 1 where the label is $c$, else 0.
-# The project adds to cross-entropy a loss that compares structure (SSIM), one that compares overlap (IoU), and in another
-# training Lovász instead of IoU.
+# Write $p_c(x)$ for the softmax probability of class $c$ at pixel $x$, $y(x)$ for the label there, $y_c(x)$ for 1 where
+# it is $c$, else 0, and $w_c$ for the weight of a class (1 if nothing else is said). The project adds to cross-entropy
+# a loss that compares structure (SSIM), one that compares overlap (IoU), and in another training Lovász instead of IoU.
 #
 # To see what each punishes, here is a street of one pole, 4 pixels wide, and four predictions of it. All are sure of
-# what they say (98 %).
+# what they say (98 %). We look at the *pull* of a loss on every pixel: minus its gradient at the pole's logit there, times
+# the number of pixels, so that a wrong pixel is pulled by about 1 in cross-entropy. Full blue is +1, full red -1.
 
 # %%
 def truth_maps(label, num_classes):
@@ -449,7 +456,7 @@ common.show(show_defects(cross_entropy, defects, truth))
 
 # %% [markdown]
 # Blue pixels should become pole, red ones should not; black is the outline of the true pole. Cross-entropy sees single
-# pixels. What is wrong counts, wherever it lies, and what is right is left alone.
+# pixels. What is wrong counts, wherever it lies, and a pixel that is right is left nearly alone.
 #
 # ### SSIM: compare windows
 #
@@ -509,7 +516,7 @@ def ssim_loss(probs, label):
 common.show(show_defects(lambda logits, label: ssim_loss(logits.softmax(1), label), defects, truth))
 
 # %% [markdown]
-# SSIM feels a whole neighbourhood. Also the perfect pole, drawn with 98 %, is asked to be surer, first of all where the
+# SSIM feels a whole neighbourhood. Even the perfect prediction, 98 % sure, is asked to be surer, first of all where the
 # street is flat and no pole is near. There, 2 % instead of 0 is a mean with $\mu_p^2 = 4\cdot 10^{-4}$, four times $C_1$: SSIM
 # is no more than .2, and steep.
 #
@@ -539,9 +546,9 @@ common.show(show_defects(lambda logits, label: soft_iou_loss(logits.softmax(1), 
 #
 # ### Lovász: the IoU itself, made continuous
 #
-# The IoU of a *hard* prediction depends on the set of wrong pixels. The Lovász extension continues it to soft errors
-# $m(x) = |y_c(x) - p_c(x)|$: sort them from large to small, and weight each with how much the IoU drops when that pixel
-# becomes wrong, too:
+# The IoU of a *hard* prediction, one class per pixel, depends on the set of wrong pixels. The Lovász extension continues it
+# to soft errors $m(x) = |y_c(x) - p_c(x)|$: sort them from large to small, $m_{(1)} \ge m_{(2)} \ge \dots$, and weight each
+# with how much the IoU drops when that pixel becomes wrong, too:
 #
 # $$L_c = \sum_i m_{(i)}\,(\Delta_i - \Delta_{i-1}), \qquad \Delta_i = 1 - \frac{n - h_i}{n + f_i}, \qquad \Delta_0 = 0,$$
 #
@@ -578,8 +585,8 @@ def lovasz_softmax(probs, label, normalize="present"):
 common.show(show_defects(lambda logits, label: lovasz_softmax(logits.softmax(1), label), defects, truth))
 
 # %% [markdown]
-# Lovász pulls at missed pixels more than at false alarms, and at the least sure ones. The four rows in numbers: where does
-# the pull go, when the pole is slid by 3 pixels?
+# Lovász pulls at missed pixels more than at false alarms, and among those that are right at the least sure. The four
+# figures in numbers: where does the pull go, when the pole is slid by 3 pixels?
 
 # %%
 LOSSES = ("cross-entropy", "SSIM", "soft IoU", "Lovász")
@@ -593,9 +600,10 @@ pd.DataFrame({name: {part: f"{force[where].sum() / force.sum():.0%}" for part, w
 # %% [markdown]
 # Cross-entropy spends most of its pull on wrong pixels, Lovász nearly half, soft IoU little and SSIM next to nothing.
 # *SSIM* pulls least just where the mistake is: in its windows means and variances are large and the ratio hardly moves. It
-# spends itself on flat areas that are right, asking 98 % to become 100 %. *Soft IoU* lifts the whole true pole, what is
-# right of it too, and leaves a false alarm nearly alone once little overlap is left, as the IoU's slope there is $-I/U^2$
-# with a small $I$. So "SSIM sharpens structure" is not what these maps show, at least for predictions that are sure.
+# spends itself on flat areas that are right, asking 98 % to become 100 %. *Soft IoU* lifts the whole true pole, also the
+# part that is predicted already, and leaves a false alarm nearly alone once little overlap is left: with the intersection
+# $I$ and the union $U$, the IoU's slope there is $-I/U^2$, and $I$ is small. That SSIM sharpens structure is not what these
+# maps show, at least for predictions that are sure.
 
 # %% [markdown]
 # ### The sums
@@ -684,7 +692,7 @@ common.show(show_shifts(losses, curves))
 # %% [markdown]
 # ## Copy-paste
 #
-# Half of the training images get something from another training image: some of the classes present there, in the
+# Half of the training images get something from a random training image: some of the classes present there, in the
 # same place, or mirrored together with everything else. That is what the project's code does.
 
 # %%
@@ -966,7 +974,7 @@ def train_approach(folder, recipe, settings, splits, size, scheme, weights, past
 
 
 # %% [markdown]
-# A run is named after its approach and after everything that departs from the recipe of its mode, as far as it reads it.
+# A run is named after its approach and after every parameter that departs from the recipe of its mode and that it uses.
 
 # %%
 def unread(recipe):
@@ -1015,9 +1023,11 @@ histories = {name: pd.read_csv(folders[name] / "history.csv") for name in summar
 common.show(common.show_history(histories, ("miou", "miou6", "iou_pole", "boundary_f1")))
 
 # %% [markdown]
-# `miou` is the mean of all seven classes, `miou6` the project's: the mean of the six that are not background. Losses
-# are different sums and cannot be compared between approaches. The curves are of the images to watch, only four in quick
-# mode; nothing was selected by them, as the last epoch counts.
+# mIoU is the mean of all seven classes, mIoU6 the project's: the mean of the six that are not background. Boundary F1
+# asks whether contours lie within 3 pixels of the true ones (more under *Contours*). Losses are not drawn: they are
+# different sums and cannot be compared between approaches. In the quick run only `ssim_lovasz` begins to find poles.
+# The curves are of the images to watch, only four in quick mode; nothing was selected by them, as the last epoch
+# counts.
 #
 # ### The table
 #
@@ -1105,7 +1115,7 @@ pd.concat(columns, axis=1).reindex(scheme.classes[1:]).round(1)
 # ### Intervals
 #
 # Draw the images again, with replacement, many times, and look how the difference between two approaches varies: a *paired
-# bootstrap*. Both get the same draws. On film (CamVid) neighbouring frames are no independent evidence, so runs of 10 are
+# bootstrap*. Both get the same draws. On film (CamVid) neighbouring frames are no independent evidence, so blocks of 10 are
 # drawn together. Such an interval says what other images would have given. It does not say what another seed would.
 
 # %%
@@ -1173,8 +1183,9 @@ def verdicts(answers, claims):
 # %%
 def show_answers(answers, claims):
     """Dots with 95 % intervals of our differences, and crosses for the published ones: a panel for each question."""
-    fig, axes = plt.subplots(1, len(answers), figsize=(1.9 * len(answers) + 1.3, 3.2), sharey=True, layout="constrained", squeeze=False)
-    for axis, (question, rows) in zip(axes[0], answers.items()):
+    fig = plt.figure(figsize=(8.5, 3 * -(-len(answers) // 3)), layout="constrained")
+    for place, (question, rows) in enumerate(answers.items(), start=1):
+        axis = fig.add_subplot(-(-len(answers) // 3), 3, place)
         middle, low, high = np.array(list(rows.values())).T
         y = np.arange(len(rows))[::-1]
         axis.errorbar(middle, y, xerr=np.maximum(0, [middle - low, high - middle]), fmt="o", color=common.CURVES[0], label="ours, 95 % interval")
@@ -1182,8 +1193,8 @@ def show_answers(answers, claims):
             axis.plot(claims[question], y, "x", color=common.CURVES[1], label="published")
         axis.axvline(0, color="0.6", lw=0.8)
         axis.set(title=question, xlabel="points of IoU", yticks=y, yticklabels=list(rows))
-        axis.title.set_fontsize(8)
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        axis.title.set_fontsize(9)
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return fig
 
 
@@ -1196,8 +1207,9 @@ if answers:
     common.show(show_answers(answers, claims))
 
 # %% [markdown]
-# An interval that holds 0 settles nothing. In quick mode that is a handful of drawn streets and one minute of training:
-# the figure shows how to read such a result, not what is true. A measured case follows below.
+# An interval that holds 0 settles nothing, and a dot on 0 without an interval is no certainty: both approaches missed the
+# class in every image. In quick mode that is eight drawn streets and half a minute of training each: the figure shows how
+# to read such a result, not what is true. A measured case follows below.
 #
 # ### By the size of objects
 
@@ -1216,14 +1228,16 @@ contours = pd.DataFrame({name: {c: np.nan if v is None else 100 * v for c, v in 
 contours.loc[scheme.classes[1:]].round(1)
 
 # %% [markdown]
-# Boundary F1 within 3 pixels, in per cent. It forgives a pole that is one or two pixels beside the true one, which IoU
-# does not: where the first is good and the second is not, things are found but not hit. (In quick mode 3 pixels are more
-# than a pole's width, so that this is a weak test of it. Matches along the image's frame count, for all approaches alike.)
+# Boundary F1 within 3 pixels, in per cent: the F1 of two shares, of the predicted contour's pixels that have a true one
+# within 3 pixels, and of the true contour's that have a predicted one. (Notebook 06 builds it.) It forgives a pole that
+# is one or two pixels beside the true one, which IoU does not: where the first is good and the second is not, things
+# are found but not hit. (In quick mode 3 pixels are more than a pole's width, so that this is a weak test of it.
+# Matches along the image's frame count, for all approaches alike.)
 #
 # ## Pictures: poles and signs
 #
 # Cut out around the largest sign or pole of a few official images: photo, truth, the baseline, and the approach with the best
-# six-class mean.
+# six-class mean. (The project shows two photos with the predictions of its baseline and of Approach 2, without the truth.)
 
 # %%
 with_weights = [name for name in summaries if (folders[name] / "last.safetensors").exists()]
@@ -1270,7 +1284,7 @@ if busiest:
 
 # %% [markdown]
 # The scores are of the whole image; the pictures show where they come from. Look at what a pole becomes: whole, dashed, too
-# wide, or nothing.
+# wide, or nothing (in quick mode, mostly nothing).
 #
 # ## A measured case: CamVid
 #
@@ -1309,7 +1323,9 @@ if seeds:
     display(both.reindex(measured.index).round(1))
 
 # %% [markdown]
-# The questions, each on all seeds that both of its approaches have, and the mean of six for every seed alone:
+# The questions, each on all seeds that both of its approaches have, and the mean of six for every seed alone. In the second
+# table, *agrees* and *opposite* say on which side of 0 our interval lies, compared with the published difference; *open*,
+# that it holds 0; *no claim*, that nothing was published.
 
 # %%
 real_answers, shared = {}, {}
@@ -1351,14 +1367,18 @@ if seeds:
 # %% [markdown]
 # What these runs say of streets that nothing was trained on:
 #
-# - *Do the hybrid losses raise the thin classes?* Poles and signs, yes, with both seeds and somewhat more than published; lights
-#   hardly. The project's largest gain, that of fence, is not there. Cars lost with one seed what they gained with the other:
-#   an interval over images, however narrow, knows nothing of seeds.
+# - *Does the hybrid loss raise the thin classes?* Poles and signs, yes, with both seeds and somewhat more than
+#   published; lights hardly. The project's largest gain, that of fence, is not there. The mean of six fell with one
+#   seed and rose with the other (cars most), and its interval holds neither value: an interval over images, however
+#   narrow, knows nothing of seeds.
 # - *Does copy-paste add?* Yes, to poles and signs and, with both seeds, to the mean of six; more than published.
 # - *Does fence suffer from it?* There is no sign of it here: the interval holds 0.
 # - *Was Lovász worse?* No. With that term alone exchanged, lights gain most, from nearly nothing, poles and signs gain, and
 #   so does the mean of six, with both seeds. Approach 3 as a whole is better than Approach 2 here and a little worse as
-#   published. What else it changes, class weights and two coefficients, stands in the last panel.
+#   published. What else it changes, class weights and two coefficients, stands in the last panel: poles gain again, and
+#   vegetation pays; so does the background, in the first table.
+# - *Thin things, or their contours?* Thin poles gain from each approach to the next; large signs, which the hybrid loss had
+#   raised, fall back with Approach 3. Boundary F1 puts the approaches in the same order for poles as IoU does.
 #
 # Why the opposite? These runs cannot say. They start from random weights, where a class may not be found at all, and a loss
 # that insists on rare classes has most to give; the project's network had learnt lights before it began. What can be said:
@@ -1459,6 +1479,8 @@ for draw in range(200):
 print({name: f"{n / added.sum():.1%}" for name, n in zip(scheme.classes[1:], added[1:])}, "of the pixels that changed their class")
 
 # %% [markdown]
+# On the toy streets nine tenths of it are vegetation and cars, not rare classes.
+#
 # **A possible squeeze.** The library's image processor shrinks to 512x512 by default. Whether the project's did cannot be
 # told from what it published. If so, its images were squeezed to half their width before the network saw them, and a pole
 # with them: in terms of the grid above, cells of 4 rows and 8 columns instead of 4x4.
@@ -1495,7 +1517,7 @@ common.show(common.show_pair(own, prediction, scheme))
 # %% [markdown]
 # ## What we learnt
 #
-# - At stride 4 even scores fitted to the label itself lose a good part of the thinnest things, at stride 8 more.
+# - At stride 4 even logits fitted to the label itself lose a good part of the thinnest things, at stride 8 more.
 # - Cross-entropy counts pixels, so a thin class is worth little; IoU and Lovász count shares of a class's area, so it is worth
 #   as much as any other. A small pole beside a large one still is not.
 # - Once a thin object is missed altogether, all four losses are flat or nearly so: a step nearer earns next to nothing.
@@ -1544,8 +1566,8 @@ with common.exercise("Exercise 4.1"):
 #
 # In a flat area the label of a class is 0 everywhere, and a network that is nearly sure says the same small probability
 # $q$ everywhere. How small must $q$ be for the SSIM there to reach a given `similarity` between 0 and 1? Solve the formula
-# of SSIM for $q$, then look at what a larger $C_1$ does to it: $C_1 = 0.01^2$ was made for pictures of grey values, in
-# which a hundredth of the range cannot be seen. (2 points)
+# of SSIM for $q$ and any $C_1$ (`c1`), then see what a larger $C_1$ would allow: $0.01^2$ was made for pictures of grey
+# values, in which a hundredth of the range cannot be seen. (2 points)
 
 # %% nbgrader={"grade": false, "grade_id": "doubt_at_similarity", "locked": false, "schema_version": 3, "solution": true, "task": false}
 # Exercise 4.2
@@ -1577,11 +1599,11 @@ with common.exercise("Exercise 4.2"):
 # %% [markdown]
 # ### Exercise 4.3: a street pasted into itself
 #
-# Find and mend. As in the source, the copy-paste below draws its source from all training images, the one that it
-# works on too. In 2000 images that is rare; in a few dozen it is not. The cell prints how often the pole that street 2 gets
-# comes from which of four streets. Write the version that draws every *other* street equally often and never the street
-# itself; nothing else changes. `streets` is a list of two or more (image, label), `index` the one that something is pasted
-# into. (3 points)
+# Find and mend. As in the project's code, the copy-paste below takes what it pastes from any of the training images,
+# the one that it works on too. In 2000 images that is rare; in a few dozen it is not. The cells below print how often
+# street 2 gets its pole from each of four streets. Write the version that draws every *other* street equally often and
+# never the street itself; nothing else changes. `streets` is a list of two or more (image, label), `index` the one that
+# something is pasted into. (3 points)
 
 # %%
 # Exercise 4.3: copy-paste as it is given
@@ -1635,14 +1657,14 @@ with common.exercise("Exercise 4.3"):
 # %% [markdown]
 # ### Exercise 4.4: a loss that feels the distance
 #
-# A small project. All four losses of this notebook are flat, or nearly so, once a thin object is missed altogether. Write
-# one that falls as the prediction comes nearer: every pixel pays for its probability of a class times the distance, in
-# pixels, to the nearest true pixel of that class. So, for one image and one class that its label holds, the loss is the
-# mean of $p_c(x)\, d_c(x)$ over the pixels that are not void, where $d_c(x)$ is 0 on the class itself. Take the mean over
-# all (image, class) pairs that occur; where there is none, the loss is 0 with a gradient of 0.
+# A small project. All four losses of this notebook are flat, or nearly so, once a thin object is missed altogether.
+# Write one that falls as the prediction comes nearer: every pixel pays its probability of a class times the distance,
+# in pixels, to the nearest pixel whose label is that class. So, for one image and one class that its label holds, the
+# loss is the mean of $p_c(x)\, d_c(x)$ over the pixels that are not void, where $d_c(x)$ is 0 on the class itself. Take
+# the mean over all (image, class) pairs that occur; where there is none, the loss is 0 with a gradient of 0.
 #
 # `probs` are (B, C, H, W), `label` is (B, H, W) with 255 for void. `scipy.ndimage.distance_transform_edt(mask)` gives every
-# true pixel of a mask its distance to the nearest false one. (4 points)
+# pixel that is True in a mask its distance to the nearest one that is False. (4 points)
 
 # %% nbgrader={"grade": false, "grade_id": "nearness_loss", "locked": false, "schema_version": 3, "solution": true, "task": false}
 # Exercise 4.4

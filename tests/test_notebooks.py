@@ -112,7 +112,7 @@ def test_the_repository_address_is_the_same_everywhere(name):
     assert source.count(f"github/{address}/blob/main/notebooks/{name}.ipynb") == 1  # the Colab badge
 
 
-@pytest.mark.parametrize("place, name", enumerate(NAMES))
+@pytest.mark.parametrize(("place", "name"), list(enumerate(NAMES)))
 def test_a_notebook_opens_like_the_others_and_links_to_its_neighbours(place, name):
     opening = cells(name, "markdown")[0].source
     assert opening.startswith("# ") and opening.splitlines()[0].endswith("?") and f"Notebook {place + 1} of 6" in opening
