@@ -24,8 +24,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/02_unet_from_scratch.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/02_unet_from_scratch.ipynb)
 #
-# Notebook 2 of 6 · before it: [01 class remapping](01_class_remapping.ipynb) · after it: [03
-# cross-validation](03_unet_resnet50_cv.ipynb) · [all six](../README.md)
+# Notebook 2 of 6 · before it: [01 class remapping](01_class_remapping.ipynb) · after it: [03 cross-validation](03_unet_resnet50_cv.ipynb) · [all six](../README.md)
 #
 # **Sources.** *The U-Net report*, a student's course report on Cityscapes with public code (a U-Net from scratch on
 # seven classes, then weighted cross-entropy, occlusion and Dice), after O. Ronneberger, P. Fischer, T. Brox, *U-Net:
@@ -998,7 +997,7 @@ if evidence:
 # The first row is what the source compares. On the test half, more than half of that gain is the control's: the network had
 # simply not finished learning. What remains beyond the control is still a gain of people, and most of it is there with class
 # weights alone (last row), before any Dice or occlusion; what those two add is small, and stage 2 had twice the steps.
-# `weighted_occlusion`, without Dice and trained for twice as long, finds more people on that half than stage 2 does. On
+# `weighted_occlusion`, without Dice and trained for twice as long, has a higher IoU of people on that half than stage 2. On
 # CamVid's own test split, with other drives, training longer did not help people at all, and weights did. So in this run the
 # direction of the claim holds and its explanation does not. It is one seed: a single run has no interval, and differences of
 # a few points are not to be told from chance.

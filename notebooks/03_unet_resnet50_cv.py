@@ -27,8 +27,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
 #
-# Notebook 3 of 6 · before it: [02 U-Net from scratch](02_unet_from_scratch.ipynb) · after it: [04 thin
-# structures](04_segformer_thin_structures.ipynb) · [all six](../README.md)
+# Notebook 3 of 6 · before it: [02 U-Net from scratch](02_unet_from_scratch.ipynb) · after it: [04 thin structures](04_segformer_thin_structures.ipynb) · [all six](../README.md)
 #
 # **Source.** *The cross-validation report*, a student's course report on Cityscapes with public code (a U-Net on
 # ResNet-50, three folds), after O. Ronneberger et al., *U-Net* (MICCAI 2015), and K. He et al., *Deep Residual Learning*

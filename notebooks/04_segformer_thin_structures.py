@@ -28,8 +28,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/04_segformer_thin_structures.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/04_segformer_thin_structures.ipynb)
 #
-# Notebook 4 of 6 · before it: [03 cross-validation](03_unet_resnet50_cv.ipynb) · after it: [05 SEMEDA](05_semeda.ipynb) ·
-# [all six](../README.md)
+# Notebook 4 of 6 · before it: [03 cross-validation](03_unet_resnet50_cv.ipynb) · after it: [05 SEMEDA](05_semeda.ipynb) · [all six](../README.md)
 #
 # **Sources.** *The thin-structure project*, a course project at UCLA (SegFormer-B0 on Cityscapes with a hybrid loss,
 # copy-paste and Lovász), after E. Xie et al., *SegFormer* (NeurIPS 2021), and X. Qin et al., *BASNet* (CVPR 2019).

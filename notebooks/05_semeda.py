@@ -29,8 +29,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/05_semeda.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/05_semeda.ipynb)
 #
-# Notebook 5 of 6 · before it: [04 thin structures](04_segformer_thin_structures.ipynb) · after it: [06 boundary-loss
-# ablation](06_kervadec_ablation.ipynb) · [all six](../README.md)
+# Notebook 5 of 6 · before it: [04 thin structures](04_segformer_thin_structures.ipynb) · after it: [06 boundary-loss ablation](06_kervadec_ablation.ipynb) · [all six](../README.md)
 #
 # **Sources.** Y. Chen, A. Dapogny, M. Cord, *SEMEDA: Enhancing Segmentation Precision with Semantic Edge Aware Loss*
 # (Pattern Recognition 2020), here called *the paper*; its part on Cityscapes.
