@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
@@ -292,8 +293,7 @@ def find_data(data_dir: str = "") -> Path:
         if not (root / "leftImg8bit").is_dir():
             raise StreetsError(f"{root} has no leftImg8bit folder: see `python data_prep.py check {named}`.")
     else:
-        patterns = ("*/leftImg8bit", "*/*/leftImg8bit", "*/*/*/leftImg8bit")
-        kaggle = [path.parent for pattern in patterns for path in Path("/kaggle/input").glob(pattern)]
+        kaggle = [path.parent for depth in range(1, 6) for path in Path("/kaggle/input").glob("*/" * depth + "leftImg8bit")]
         known = [p for p in [HERE / "data/cityscapes", *sorted(kaggle)] if (p / "leftImg8bit").is_dir()]
         root = known[0] if known else toy_streets()
     counts = {split: len(list(root.glob(f"leftImg8bit/{split}/*/*.png"))) for split in ("train", "val", "test")}
@@ -430,7 +430,9 @@ def make_loader(data: Dataset, batch_size: int, *, sampler: Sampler | None = Non
     because classes defined in a notebook cannot be spawned; where forking is not safe the main process loads.
     """
     if num_workers < 0:
-        num_workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # which share this machine's CPUs
+        num_workers = min(8, max(1, cpus // processes)) if torch.cuda.is_available() else 0
     if num_workers and sys.platform != "linux":
         say_once("num_workers: 0, because this system cannot fork worker processes")
         num_workers = 0
@@ -830,6 +832,11 @@ def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "
             else:
                 cv2.setNumThreads(1)
                 notebook_launcher(train_forked, num_processes=num_processes, use_port=str(get_free_port()))
+        except (KeyboardInterrupt, StreetsError) as error:
+            # Jupyter keeps the last traceback, whose frames would keep network, states and activations on the GPU
+            for ended in (error, error.__context__):
+                traceback.clear_frames(ended.__traceback__ if ended else None)
+            raise
         except ChildFailedError:
             raise StreetsError("A training process ended with the error printed above: mend it and run again. (Where "
                                "it speaks of fork, start the notebook's .py with `accelerate launch`.)") from None

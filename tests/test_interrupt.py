@@ -1,16 +1,22 @@
 """A student presses the stop button while a network trains, and then runs the same cell again in the same kernel."""
 
 import asyncio
+import gc
 import json
 import threading
 import time
+import weakref
 
 import jupytext
 import pandas as pd
 import pytest
+import tiny_run
+import torch
 from conftest import ROOT
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+
+import common
 
 NAME = "02_unet_from_scratch"
 EPOCHS = 40
@@ -72,3 +78,18 @@ def test_after_the_stop_button_the_training_cell_resumes_in_the_same_kernel_and_
         assert {"summary.json", "best.safetensors", "last.safetensors"} <= {path.name for path in history.parent.iterdir()}
         client.execute_cell(notebook.cells[code[at + 1]], code[at + 1])  # and the notebook goes on: its curves
         assert any("image" in kind for output in notebook.cells[code[at + 1]].outputs for kind in output.get("data", {}))
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, torch.cuda.OutOfMemoryError])
+def test_the_traceback_that_a_kernel_keeps_holds_neither_the_network_nor_its_activations(toy, tmp_path, end):
+    seen = []
+
+    def fail(model, batch):
+        scores = model(batch["image"])
+        seen.extend(map(weakref.ref, (model, scores)))
+        raise end
+
+    with pytest.raises((KeyboardInterrupt, common.StreetsError)) as kept:
+        tiny_run.run(toy, tmp_path, epochs=1, loss_fn=fail)
+    gc.collect()
+    assert [ref() for ref in seen] == [None, None] and kept.tb

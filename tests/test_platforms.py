@@ -51,25 +51,26 @@ def git(*arguments, cwd):
     return subprocess.run(["git", *who, *map(str, arguments)], cwd=cwd, check=True, capture_output=True, text=True).stdout
 
 
-def helpers(folder, text="", copies=()):
-    """Make a folder that the bootstrap cell takes for the helpers: empty files, or copies of the real ones."""
+def helpers(folder, text=""):
+    """Make a folder that the bootstrap cell takes for the helpers."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("common.py", "data_prep.py"):
-        (folder / name).write_text((ROOT / name).read_text() if name in copies else text)
+        (folder / name).write_text(text)
     return folder
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """Environment in which the notebooks' REPO is a bare repository on this disk, one commit ahead of its release."""
+    """Environment in which the notebooks' REPO is a bare repository on this disk; its release is neither first nor last."""
     base = tmp_path_factory.mktemp("published")
-    work = helpers(base / "work", "released = True\n")
+    work = base / "work"
     git("init", "--quiet", "--initial-branch", "main", work, cwd=base)
-    git("add", ".", cwd=work)
-    git("commit", "--quiet", "-m", "release", cwd=work)
-    git("tag", assigned(NAMES[0], "TAG"), cwd=work)
-    helpers(work, "released = False\n")
-    git("commit", "--quiet", "-a", "-m", "later", cwd=work)
+    for version in ("earlier", "released", "later"):
+        helpers(work, f"version = {version!r}\n")
+        git("add", ".", cwd=work)
+        git("commit", "--quiet", "-m", version, cwd=work)
+        if version == "released":
+            git("tag", assigned(NAMES[0], "TAG"), cwd=work)
     git("clone", "--quiet", "--bare", work, base / "repository.git", cwd=base)
     return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{base / 'repository.git'}.insteadOf",
             "GIT_CONFIG_VALUE_0": assigned(NAMES[0], "REPO")}
@@ -132,7 +133,7 @@ def test_a_notebook_alone_clones_the_release_and_not_what_came_after_and_only_on
     first = run(cells, tmp_path, published)
     clone = tmp_path / "street-segmentation"
     assert first.stdout == f"home: {clone}\n", first.stderr
-    assert (clone / "common.py").read_text() == "released = True\n"
+    assert (clone / "common.py").read_text() == "version = 'released'\n"
     assert git("describe", "--tags", cwd=clone).strip() == assigned(NAMES[0], "TAG")
     assert git("rev-list", "--count", "HEAD", cwd=clone).strip() == "1", "only the release itself is fetched"
     assert run(cells, tmp_path, {"PATH": ""}).stdout == first.stdout, "the clone is found again, without git"
@@ -239,10 +240,9 @@ def snapshot(folder):
 def test_beside_read_only_helpers_everything_is_written_to_the_working_directory(tmp_path):
     """For root every folder is writable, so that the answer of os.access is made up, and what was written is looked at."""
     kaggle, working = tmp_path / "input", tmp_path / "working"
-    home = helpers(kaggle / "datasets" / "someone" / "streets", copies=("common.py", "data_prep.py"))
-    text = (home / "common.py").read_text()
-    assert '"/kaggle/input"' in text
-    (home / "common.py").write_text(text.replace('"/kaggle/input"', repr(str(kaggle))))
+    home = helpers(kaggle / "datasets" / "someone" / "streets")
+    for name in ("common.py", "data_prep.py"):
+        (home / name).write_text((ROOT / name).read_text().replace('"/kaggle/input"', repr(str(kaggle))))
     working.mkdir()
     before = snapshot(kaggle)
     find, rest = bootstrap(NAMES[0], kaggle_input=kaggle)
@@ -347,3 +347,12 @@ def test_a_notebook_alone_in_an_empty_folder_fetches_the_helpers_and_runs_to_its
     assert any("data: toy in data/toy" in output.get("text", "") for output in outputs)
     assert {path.name for path in alone.iterdir()} == {f"{NAMES[0]}.ipynb", "street-segmentation"}
     assert list((alone / "street-segmentation" / "results").rglob("classes.csv"))
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(1, 3), (2, 1), (8, 1)])
+def test_a_job_that_was_given_a_few_cpus_of_many_shares_them_among_its_processes(streets, monkeypatch, processes, workers):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 4, 5}, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert common.make_loader(streets, 2).num_workers == workers
