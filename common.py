@@ -836,6 +836,8 @@ def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "
             # Jupyter keeps the last traceback, whose frames would keep network, states and activations on the GPU
             for ended in (error, error.__context__):
                 traceback.clear_frames(ended.__traceback__ if ended else None)
+            if isinstance(error, KeyboardInterrupt):
+                print(f"{folder.name}: interrupted; run this again to go on after the last epoch that was saved")
             raise
         except ChildFailedError:
             raise StreetsError("A training process ended with the error printed above: mend it and run again. (Where "

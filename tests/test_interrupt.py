@@ -66,6 +66,7 @@ def test_after_the_stop_button_the_training_cell_resumes_in_the_same_kernel_and_
         over.set()
         student.join()
         assert stopped.value.ename == "KeyboardInterrupt"
+        assert "interrupted; run this again to go on" in "".join(output.get("text", "") for output in training.outputs)
         assert not list(tmp_path.rglob("summary.json")), "nothing looks finished"
         epoch = max(saved())
         assert 0 < epoch < EPOCHS
