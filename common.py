@@ -25,6 +25,7 @@ import time
 import traceback
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
@@ -32,6 +33,8 @@ from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
+
+warnings.filterwarnings("ignore", "IProgress not found")  # said on import by others; our bars are plain text
 
 import cv2
 import huggingface_hub.constants

@@ -345,7 +345,7 @@ def cross_entropy(log_probs, label, class_weights=None):
     y = one_hot(label, log_probs.shape[1])
     if class_weights is not None:
         y = y * class_weights.view(1, -1, 1, 1)
-    return -(log_probs * y).sum() / y.sum().clamp(min=1e-6)
+    return -(log_probs * y).sum() / y.sum().float().clamp(min=1e-6)
 
 
 # %% [markdown]
@@ -768,7 +768,7 @@ def comparison_table(summaries, published, metric):
         rows[method] = {"ours": round(100 * run["metrics"][metric], 2), "published": theirs.get(method),
                         "majority class": None if constant is None else round(100 * constant, 2),
                         "data": f"{run['dataset']}, {run['mode']}", "weights": run["weights"]}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"published": float, "majority class": float})
 
 
 # %%

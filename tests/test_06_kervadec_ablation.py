@@ -609,8 +609,8 @@ def test_the_notebook_alone_in_an_empty_folder_fetches_its_helpers_and_labels_a_
     (repo / "results").mkdir(parents=True)
     for name in ("common.py", "data_prep.py", "results/published.csv"):
         shutil.copy(ROOT / name, repo / name)
-    git = ["git", "-C", repo, "-c", "user.name=t", "-c", "user.email=t@t"]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+    git, tag = ["git", "-C", repo, "-c", "user.name=t", "-c", "user.email=t@t"], nb.TAG
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"], ["tag", tag]):
         subprocess.run([*git, *command], check=True)
     shutil.copy(ROOT / "notebooks" / f"{NAME}.ipynb", alone)
     cv2.imwrite(str(alone / "mine.jpg"), np.random.default_rng(0).integers(0, 255, (90, 130, 3), np.uint8))

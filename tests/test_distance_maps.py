@@ -126,7 +126,7 @@ def test_one_pixel_is_its_own_rim():
     assert signwise[1].min() == 0 and signwise[1].max() == 1
     assert signwise[0].min() == -1 and signwise[0].max() == 1
     readme = signed_distance_maps(label, 2, norm="readme")
-    assert readme[1, 4, 4] == -1 / np.sqrt(np.float32(32)) and not (readme == 0).any()
+    assert readme[1, 4, 4] == np.float32(-1) / np.sqrt(np.float32(32)) and not (readme == 0).any()
 
 
 def test_the_image_frame_is_no_boundary():

@@ -468,7 +468,7 @@ def test_bootstrap_interval_agrees_with_scipys():
     a = rng.normal(0.5, 0.1, 80)
     b = a - rng.normal(0.02, 0.05, 80)
     expected = stats.bootstrap(
-        (a, b), lambda x, y, axis: (x - y).mean(axis), paired=True, method="percentile", n_resamples=5000, rng=rng
+        (a, b), lambda x, y, axis: (x - y).mean(axis), paired=True, method="percentile", n_resamples=5000, random_state=rng
     ).confidence_interval
     difference, low, high, _ = common.paired_bootstrap(a, b, np.mean, repeats=5000)
     assert difference == pytest.approx(mean(a) - mean(b))
