@@ -1285,9 +1285,10 @@ def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
 REPORT_HEAD = """# Results
 
 Written by `python common.py report` from the summaries of the runs below this folder and from published.csv and
-claims.csv; do not edit. All numbers are per cent; an interval is a 95 % Student-t interval, over seeds (n) or, where
-one seed was cut in folds, over folds; one run has none. Published numbers come from Cityscapes at full size and, but for
-notebook 02, from pretrained weights; a run under other conditions never tests them, and says what is different.
+claims.csv; do not edit. All numbers are per cent; an interval is a 95 % Student-t interval over seeds (n); one run has
+none, nor have the folds of one seed, which share images and count as one. Published numbers come from Cityscapes at full
+size and, but for notebook 02, from pretrained weights; a run under other conditions never tests them, and says what is
+different.
 """
 
 
@@ -1387,7 +1388,7 @@ def report_claims(runs: pd.DataFrame) -> str:
 
 
 def claim_pairs(runs: pd.DataFrame, a: str, b: str) -> dict[tuple, tuple[pd.DataFrame, np.ndarray]]:
-    """{(data, rows): (runs, differences a - b)} of runs that are equal but for the method and share a seed (or fold)."""
+    """{(data, rows): (runs, differences a - b)} of runs that are equal but for the method, a value per seed."""
     found = {}
     for (data, _, _, rows), group in runs.groupby(["dataset", "mode", "changes", "rows"], dropna=False):
         scores = []
@@ -1395,7 +1396,7 @@ def claim_pairs(runs: pd.DataFrame, a: str, b: str) -> dict[tuple, tuple[pd.Data
             chosen = group[group["recipe"].str.fullmatch(method + r"\d?")]
             scores.append(chosen.assign(fold=chosen["recipe"].str.removeprefix(method)).set_index(["fold", "seed"]).get(metric))
         if scores[0] is not None and scores[1] is not None:
-            differences = (scores[0] - scores[1]).dropna()
+            differences = (scores[0] - scores[1]).dropna().groupby("seed").mean()  # folds share images: together, one run
             if len(differences):
                 found[data, rows] = group, differences.to_numpy(float)
     return found
@@ -1413,8 +1414,8 @@ def claim_verdict(published: float, differences: np.ndarray, reasons: list[str])
         way = "that way" if mean > 0 else "the other way"
     how = f"here the difference points {way}" + ("" if decided else ", but " + (
         "one run decides nothing" if math.isnan(half) else "its interval holds 0"))
-    missing = [reason for reason in reasons if not reason.startswith("recipe")]
-    return f"Not testable without Cityscapes at full size ({'; '.join(missing)}); {how}."
+    why = "Not testable without Cityscapes at full size" if reasons[0].startswith("data") else "Not a test of it"
+    return f"{why} ({'; '.join([r for r in reasons if not r.startswith('recipe')] or reasons)}); {how}."
 
 
 CAMVID_CLASSES = ("sky", "building", "pole", "road", "sidewalk", "vegetation", "traffic sign", "fence", "car", "person", "rider")
