@@ -829,23 +829,30 @@ def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "
                 raise StreetsError(f"{folder} is not the same on all machines: choose an out_dir that they share.")
         if finished := summary():
             return finished
-        try:
+        with ended_training(folder):
             if launched or num_processes < 2:
                 train(folder)
             else:
                 cv2.setNumThreads(1)
                 notebook_launcher(train_forked, num_processes=num_processes, use_port=str(get_free_port()))
-        except (KeyboardInterrupt, StreetsError) as error:
-            # Jupyter keeps the last traceback, whose frames would keep network, states and activations on the GPU
-            for ended in (error, error.__context__):
-                traceback.clear_frames(ended.__traceback__ if ended else None)
-            if isinstance(error, KeyboardInterrupt):
-                print(f"{folder.name}: interrupted; run this again to go on after the last epoch that was saved")
-            raise
-        except ChildFailedError:
-            raise StreetsError("A training process ended with the error printed above: mend it and run again. (Where "
-                               "it speaks of fork, start the notebook's .py with `accelerate launch`.)") from None
         return summary()
+
+
+@contextmanager
+def ended_training(folder: Path):
+    """Free what a training held that was interrupted or failed, and say how it goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, StreetsError) as error:
+        # Jupyter keeps the last traceback, whose frames would keep network, states and activations on the GPU
+        for ended in (error, error.__context__):
+            traceback.clear_frames(ended.__traceback__ if ended else None)
+        if isinstance(error, KeyboardInterrupt):
+            print(f"{folder.name}: interrupted; run this again to go on after the last epoch that was saved")
+        raise
+    except ChildFailedError:
+        raise StreetsError("A training process ended with the error printed above: mend it and run again. (Where it "
+                           "speaks of fork, start the notebook's .py with `accelerate launch`.)") from None
 
 
 def lock_folder(folder: Path):
@@ -1435,6 +1442,9 @@ def report_camvid(runs: pd.DataFrame) -> str:
         each = [f"{100 * np.mean([test['iou'][name] for test in group['test']]):.1f}" for name in CAMVID_CLASSES]
         page += table_row(f"{notebook[:2]} {method}", "ours, weights " + group["weights"].iloc[0], whole(group["rows"].iloc[0]),
                           len(group), epochs, plus_minus([test["miou"] for test in group["test"]]), *each)
+    if len(ours):
+        best, bar = max(test["miou"] for test in ours["test"]), published_score(published, "ENet miou")
+        page += f"\nThe best of ours, {100 * best:.2f}, is {'above' if 100 * best > bar else 'below'} ENet's {bar:.2f}.\n"
     return page
 
 

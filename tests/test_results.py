@@ -159,6 +159,7 @@ def test_scores_on_camvids_test_images_stand_beside_the_published_ones(tmp_path)
     page = common.report(tmp_path)
     assert "| ENet |" in page and "| 52.85 | 90.0 | 70.3 |" in page and "| 06 D | ours, weights none |  | 1 | 160 | 54.00 | 90.0 |" in page
     assert "06 U |" not in page, "a run with other classes does not compare"
+    assert "The best of ours, 54.00, is above ENet's 52.85." in page
 
 
 def test_the_readme_repeats_claims_with_the_numbers_of_the_results_page():
