@@ -164,6 +164,8 @@ def epochs_named(text, epochs):
 named = {"network": network, "height": height, "images": images, "batch_size": batch_size, "accumulation": accumulation,
          "epochs": epochs}
 changes = {name: value for name, value in (named | {"lr": lr}).items() if value}
+
+# %%
 settings = MODES[mode] | changes | ({"scratch_lr": lr} if lr else {})
 settings |= NETWORKS[settings["network"]]
 settings["evaluate_at"] = epochs_named(evaluate_at or settings["evaluate_at"], settings["epochs"])
@@ -196,6 +198,8 @@ import numpy as np
 
 scheme = common.SCHEMES["cityscapes19"]
 scenes = common.StreetScenes(train_frames, size)
+
+# %%
 wanted = [scheme.classes.index(name) for name in ("pole", "bus", "car")]  # things that we want to look at, in this order
 candidates = common.evenly(range(len(scenes)), 40)
 first = max(candidates, key=lambda i: [(scenes.read(i)[1] == c).sum() >= 50 for c in wanted])
@@ -459,6 +463,7 @@ def soft_one_hot(label, num_classes=19, confidence=0.99):
     return F.one_hot(index, num_classes).movedim(-1, 0)[None] * (confidence - rest) + rest
 
 
+# %%
 target, distances = torch.from_numpy(label.astype(np.int64))[None], torch.from_numpy(phi)[None]
 for name, guess in {"truth": label, "moved": np.roll(label, 4, axis=1), "road": np.zeros_like(label)}.items():
     probs = soft_one_hot(guess)
@@ -688,6 +693,8 @@ def train_variant(folder, terms, class_weights, settings, size, splits, weights,
 DEFAULTS = {"recipe": "paper", "lambda_d": 1.0, "lambda_b": 0.2, "norm": "clip127",
             "flip": 0.5, "jitter": 0.25, "hue": 0.03, "blur": 1.0}
 augmentation = {"flip": flip, "jitter": jitter, "hue": hue, "blur": blur}
+
+# %%
 changes |= {name: value for name, value in augmentation.items() if value != DEFAULTS[name]}
 changes |= {"weights_": weights} if weights in ("imagenet", "none") else {}
 compiling = compile_loss
@@ -745,6 +752,8 @@ if int(os.environ.get("RANK", 0)):
 # %%
 if not summaries:
     raise common.StreetsError("No variant is finished yet: run the notebook again to go on.")
+
+# %%
 import pandas as pd
 
 COLORS = {"A": "#0072B2", "B": "#D55E00", "C": "#009E73", "D": "#CC79A7", "D raw": "#E69F00"}
@@ -830,6 +839,7 @@ def load_variant(folder, settings):
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+# %%
 best = max(summaries, key=lambda k: summaries[k]["metrics"]["miou"])
 models = {letter: load_variant(folder, settings) for letter, folder in folders.items()}
 
@@ -1024,6 +1034,7 @@ def contour(mask):
     return cv2.dilate(mask, square) != cv2.erode(mask, square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
 
 
+# %%
 one = labels[0]
 per_class = np.any([contour(one == c) for c in np.unique(one[one < 255])], axis=0)
 contours = {"as_published": contour(one != 0), "per_class": per_class}
@@ -1042,6 +1053,8 @@ common.show(fig)
 street = np.full((64, 128), 2, np.uint8)  # building
 street[48:], street[:48, 64:] = 0, 8  # road below, vegetation on the right
 guess = street.copy()
+
+# %%
 guess[:48, 64:84] = 2  # the building is drawn 20 pixels too wide
 for estimator in ("as_published", "per_class"):
     f1, iou = (np.nanmean(score(guess, street, 19, estimator=estimator)) for score in (common.boundary_f1, common.trimap_iou))
