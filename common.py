@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import atexit
 import hashlib
 import importlib.metadata
 import io
@@ -825,6 +826,7 @@ def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "
             prepare_folder(folder, json.loads(json.dumps(config)), rerun, parent)
         if launched:
             make_accelerator().wait_for_everyone()
+            atexit.register(leave_group)
             if not (folder / "config.json").exists():
                 raise StreetsError(f"{folder} is not the same on all machines: choose an out_dir that they share.")
         if finished := summary():
@@ -836,6 +838,12 @@ def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "
                 cv2.setNumThreads(1)
                 notebook_launcher(train_forked, num_processes=num_processes, use_port=str(get_free_port()))
         return summary()
+
+
+def leave_group() -> None:
+    """Leave the group of processes in order: its threads, still there when Python has gone, now and then abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager
