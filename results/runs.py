@@ -1,0 +1,617 @@
+"""What a run leaves on disk: its name and folder, its record, its weights, the state to resume from, and how it is found again.
+
+A run is results/<notebook>/<data>-<mode>/<method>_seed<N>/ with config.json (all that changes its numbers), history.csv,
+summary.json (the scores; it marks the run as finished) and weights. common.py, which trains, uses this module; of it a
+notebook calls `common.train_runs`.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import pandas as pd
+import safetensors.torch
+import torch
+from accelerate import Accelerator, PartialState, notebook_launcher
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.utils.distributed import get_free_port
+
+from data_prep import StreetsError, dataset_name, writable_folder, write_atomic
+
+HERE = Path(__file__).resolve().parent.parent  # the repository
+LONGEST_NAME = 100  # of a run; file systems and shells take longer ones badly
+# whose versions a run records
+PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy",
+            "opencv-python-headless")
+
+
+class Run(NamedTuple):
+    """A finished run: its folder, what summary.json says, and its history, a row per evaluated epoch."""
+
+    folder: Path
+    summary: dict
+
+    @property
+    def history(self) -> pd.DataFrame:
+        return pd.read_csv(self.folder / "history.csv")
+
+
+def read_json(path: Path) -> dict | None:
+    """Content of a JSON file, None where there is no such file; StreetsError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise StreetsError(f"{path} is damaged: delete the folder {path.parent} and run again.") from None
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+# what a run writes into its folder; nothing else there is ever removed
+OURS = ("summary.json", "history.csv", "*.safetensors", "*_per_image.npz", "per_image.csv", "checkpoint/epoch_*", "config.json")
+
+
+def remove_ours(folder: Path, patterns: Sequence[str] = OURS) -> None:
+    """Remove what a run has written into its folder, in the order of the patterns."""
+    for path in [path for pattern in patterns for path in sorted(folder.glob(pattern))]:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    checkpoints = folder / "checkpoint"
+    if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+        checkpoints.rmdir()
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    """{"miou": .5, "iou": {"road": .9}} -> {"miou": .5, "iou_road": .9}: one row of history.csv."""
+    rows = {}
+    for key, value in tree.items():
+        rows |= flat(value, f"{prefix}{key}_") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return rows
+
+
+# what the parameters cell and papermill say
+
+
+def notebook_cells(scope: dict) -> list[str]:
+    """Source of the code cells run so far: IPython's `In`, or the script itself, cut at its `# %%` lines."""
+    if "In" in scope:
+        return list(scope["In"])
+    return script_cells(Path(scope["__file__"]).read_text(encoding="utf-8")) if "__file__" in scope else []
+
+
+def script_cells(text: str) -> list[str]:
+    """The cells of a percent script, each beginning with its `# %%` line."""
+    return ["# %%" + cell for cell in ("\n" + text).split("\n# %%")]
+
+
+def statements(cell: str) -> list[ast.stmt]:
+    """Top-level statements of a cell, also of one under %%time and the like; none where it does not parse."""
+    try:
+        body = ast.parse(cell).body
+    except SyntaxError:
+        return []
+    call = body[0].value if len(body) == 1 and isinstance(body[0], ast.Expr) else None
+    if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "run_cell_magic":
+        return statements(ast.literal_eval(call.args[2]))
+    return body
+
+
+def literal(node: ast.expr, otherwise=None):
+    """Value of an expression that is a literal, else `otherwise`."""
+    try:
+        return ast.literal_eval(node)
+    except (TypeError, ValueError):
+        return otherwise
+
+
+def literal_assignments(cell: str) -> dict:
+    """Names that a cell assigns literals to: {"mode": "quick", "seed": 42}; float("inf") is one, as papermill writes it."""
+    found = {}
+    for node in statements(cell):
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name):
+            value = literal(node.value, ...)
+            if isinstance(node.value, ast.Call) and ast.unparse(node.value).startswith("float("):
+                value = float(ast.literal_eval(node.value.args[0]))
+            if value is not ...:
+                found[target.id] = value
+    return found
+
+
+def parameter_cells(scope: dict) -> tuple[dict, dict, dict]:
+    """(declared, values, injected): the parameters cell's first defaults, what it says now, and what papermill says after it.
+
+    The parameters cell is the one that gives `mode` a type; other cells may assign to the same names what they like. It may
+    be edited and run again. A value that is no literal is taken from `scope`.
+    """
+    declared, values, injected, after = {}, {}, {}, False
+    for cell in notebook_cells(scope):
+        text = "\n".join(line for line in cell.splitlines() if not line.startswith("# %%")).lstrip()
+        typed = {node.target.id: literal(node.value, scope.get(node.target.id))
+                 for node in statements(text) if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+        if "mode" in typed:
+            declared, values, injected = typed | declared, typed, {}
+        elif after and text.startswith("# Parameters\n"):
+            injected = literal_assignments(text)
+            values = values | injected
+        after = "mode" in typed
+    return declared, values, injected
+
+
+def published_defaults(notebook: str, declared: dict) -> dict:
+    """The defaults of a notebook as this repository has it, for the names declared: a student edits the cell itself."""
+    path = HERE / "notebooks" / f"{notebook}.py"
+    if not path.exists():
+        return declared
+    theirs = parameter_cells({"__file__": path})[0]
+    return {name: theirs.get(name, default) for name, default in declared.items()}
+
+
+def coerce(name: str, value, default):
+    """Bring a parameter to the type of its default (papermill turns `-p lambdas 2` into an int); a list becomes "A,D"."""
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    if isinstance(value, list | tuple) and isinstance(default, str):
+        value = ",".join(map(str, value))
+    if isinstance(default, str):
+        return "" if value is None else str(value)
+    try:
+        number = type(default)(value)
+        if float(number) == float(value):
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    kind = {int: "a whole number", float: "a number"}.get(type(default), "left")
+    raise StreetsError(f"{name} must be {kind} such as {default}, not {value!r}.")
+
+
+class Parameters(NamedTuple):
+    """A notebook's parameters as they were checked: values, the notebook's own defaults, the values of its mode, and
+    the names of those that say which runs are wanted."""
+
+    values: dict
+    defaults: dict
+    of_mode: dict
+    lists: tuple[str, ...]
+
+    # what changes no numbers, or stands in the folder's name
+    ASIDE = ("mode", "seed", "data_dir", "out_dir", "num_processes", "max_hours", "rerun", "photo", "compile_loss", "keep_at")
+
+    def command(self, notebook: str) -> str:
+        """The line that repeats this run."""
+        changed = {name: value for name, value in self.values.items() if value != self.defaults.get(name)}
+        options = "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in changed.items())
+        return f"papermill notebooks/{notebook}.ipynb out.ipynb{options}"
+
+    def changes(self, unused: Sequence[str] = ()) -> dict:
+        """What departs from the mode and the defaults and changes the numbers of a run that does not read `unused`."""
+        aside = {*self.ASIDE, *self.lists, *unused}
+        return {name: value for name, value in self.values.items()
+                if name not in aside and value not in (self.defaults.get(name), self.of_mode.get(name))}
+
+    def used(self, unused: Sequence[str] = ()) -> dict:
+        """What a run's config.json compares."""
+        aside = {*self.ASIDE, *self.lists} - {"mode", "seed"}
+        return {name: "not used" if name in unused else value for name, value in self.values.items() if name not in aside}
+
+
+def epochs_named(text: str | int | Sequence[int], epochs: int) -> list[int]:
+    """List of epochs up to the last: "10" is every tenth, "5,20,80" just these; StreetsError for what names none."""
+    if not isinstance(text, str | int):
+        return [epoch for epoch in text if epoch <= epochs]
+    parts = [part.strip() for part in str(text).split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise StreetsError(f"{text!r} does not name epochs: use one number such as 10, or several: 5,20,80.")
+    numbers = [int(part) for part in parts]
+    if len(numbers) == 1 and "," not in str(text):
+        return list(range(numbers[0], epochs + 1, numbers[0]))
+    return [number for number in numbers if number <= epochs]
+
+
+# names and folders
+
+
+def method_name(recipe: str, changes: dict) -> str:
+    """The recipe and all that departs from its mode, such as D-lambda_b0.5-epochs20; long ones end in a short hash."""
+    name = "-".join([recipe, *(f"{key}{value}" for key, value in changes.items())])
+    safe = re.sub(r"[^A-Za-z0-9_.+-]+", "_", name)
+    if safe == name and len(name) <= LONGEST_NAME - 20:  # room for _seed and its number
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # what was cut off or replaced still tells names apart
+    return f"{safe[: LONGEST_NAME - 30]}-{digest}"
+
+
+def results_folder(out_dir: str | Path = "") -> Path:
+    """The folder named, seen from the working directory; "" is results/ of this repo."""
+    return Path(out_dir).expanduser().resolve() if out_dir else writable_folder(HERE / "results")
+
+
+def run_folder(out_dir: str, notebook: str, dataset: str, mode: str, method: str, seed: int) -> Path:
+    """results/<notebook>/<dataset>-<mode>/<method>_seed<N>; `out_dir` replaces results/, "" keeps it."""
+    return results_folder(out_dir) / notebook / f"{dataset}-{mode}" / f"{method}_seed{seed}"
+
+
+# what a run was made with
+
+
+def definitions(cells: Iterable[str]) -> dict[str, str]:
+    """{name: source} of the functions, classes and ALL_CAPS values that cells define, without comments; the last one counts."""
+    found = {}
+    for node in (node for cell in cells for node in statements(cell)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = ast.unparse(node)
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
+            found[node.targets[0].id] = ast.unparse(node)
+    return found
+
+
+def definitions_digest(cells: Iterable[str], used: Iterable[str]) -> str:
+    """Short hash of the definitions named in `used` and of all that these use: it tells when a run is out of date.
+
+    What else a notebook defines, and which of its cells were run, does not matter.
+    """
+    known, wanted, reached = definitions(cells), list(used), {}
+    while wanted:
+        name = wanted.pop()
+        if name in known and name not in reached:
+            reached[name] = known[name]
+            wanted += [node.id for node in ast.walk(ast.parse(known[name])) if isinstance(node, ast.Name)]
+    return hashlib.sha256(json.dumps(reached, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def functions_of(job: Callable) -> list[str]:
+    """Names of the functions and classes that a job runs: its own and those among its arguments, sorted."""
+    if isinstance(job, partial):
+        given = [job.func, *job.args, *job.keywords.values()]
+        given += [value for one in given if isinstance(one, dict) for value in one.values()]
+        return sorted({name for one in given if callable(one) for name in functions_of(one)})
+    return [getattr(job, "__name__", type(job).__name__)]
+
+
+def git(*arguments: str) -> str | None:
+    """Output of a git command in this repository, None where there is no git, no repository or no such thing."""
+    if not shutil.which("git"):
+        return None
+    done = subprocess.run(["git", "-C", HERE, *arguments], capture_output=True, text=True, encoding="utf-8", check=False)
+    return None if done.returncode else done.stdout
+
+
+def code_state(notebook: str, digest: str, used: Sequence[str]) -> dict:
+    """{"commit": hash or None, "code": "committed", "uncommitted: ..." or "unknown"} of the code that runs here."""
+    commit, committed = git("rev-parse", "HEAD"), git("show", f"HEAD:notebooks/{notebook}.py")
+    if commit is None or committed is None:
+        return {"commit": commit and commit.strip(), "code": "unknown"}
+    changed = git("status", "--porcelain", "--", "common.py", "data_prep.py", "results/runs.py").split()[1::2]
+    changed += ["the notebook"] * (definitions_digest(script_cells(committed), used) != digest)
+    return {"commit": commit.strip(), "code": f"uncommitted: {', '.join(changed)}" if changed else "committed"}
+
+
+def record(notebook: str, job: Callable, cells: Iterable[str], command: str, root: Path) -> dict:
+    """What is recorded of a run beside what changes its numbers."""
+    used = functions_of(job)
+    digest = definitions_digest(cells, used)
+    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
+    return {
+        "command": command,
+        "definitions": digest,
+        "functions": used,
+        **code_state(notebook, digest, used),
+        "data": str(root),
+        "versions": {"python": platform.python_version()} | {p: installed[p] for p in PACKAGES if p in installed},
+        "started": datetime.now().isoformat(timespec="seconds"),
+    }
+
+
+def differing_keys(config: dict, old: dict) -> list[str]:
+    """Names of what changes a run's numbers and is not the same in two configurations."""
+    ours, theirs = ({k: v for k, v in flat(c).items() if not k.startswith("recorded_")} for c in (config, old))
+    return [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+
+
+# a folder of one's own
+
+
+def lock_folder(folder: Path):
+    """Make `folder` and return a context in which no other process trains in it; StreetsError if either fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise StreetsError(f"Another process is writing {folder}: wait for it, "
+                           "or choose another out_dir or seed.") from None
+    except OSError as error:
+        raise StreetsError(f"Cannot write to {folder} ({error.strerror}): choose another out_dir.") from None
+
+
+def prepare_folder(folder: Path, config: dict, rerun: str, parent: bool = False) -> None:
+    """Make `folder` ready for a run of `config`: clear a finished one that is to be repeated, refuse another's."""
+    summary, old = read_json(folder / "summary.json"), read_json(folder / "config.json")
+    again = rerun == "yes" or (summary and config["parameters"]["mode"] == "quick")
+    if parent and summary:
+        complete = (folder / "best.safetensors").exists()
+        again = not complete or (again and differing_keys(config, old))
+    if again:
+        # summary.json first and config.json last: what a kill leaves is an unfinished run, and never a mixture of two
+        remove_ours(folder)
+        summary = old = None
+    if not old:
+        write_json(folder / "config.json", config)
+        return
+    if differing := differing_keys(config, old):
+        raise StreetsError(f"{folder} holds a run that differs in {', '.join(differing)}: "
+                           "choose another out_dir, or train over it with rerun = \"yes\".")
+    if summary:
+        print(f"{folder.name}: trained on {old['recorded']['started'][:10]}; -p rerun yes repeats it")
+        if old["recorded"]["definitions"] != config["recorded"]["definitions"]:
+            print(f"{folder.name}: note that this notebook's definitions have changed since")
+
+
+# training the runs of a notebook
+
+
+def run_names(scope: dict, unused: dict[str, Sequence[str]]) -> dict[str, str]:
+    """{recipe: name of its run} after `check_parameters`; unused: {recipe: parameters that it does not read}."""
+    return {name: method_name(name, scope["_parameters"].changes(skipped)) for name, skipped in unused.items()}
+
+
+def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Path, images: dict[str, Sequence], *,
+               unused: dict[str, Sequence[str]] | None = None, parents: dict[str, str] | None = None,
+               wanted: Sequence[str] | None = None, last: bool = True) -> dict[str, Run]:
+    """Train, resume or load the run of every job and return the finished ones by name.
+
+    scope: the notebook's globals(), after `check_parameters`. jobs: {name: train}, where train(folder) calls `fit`; one
+    that starts from another job's weights stands after it and is called train(folder, parent=that one's folder), and
+    parents says whose: {"dice": "scratch"}. images: {split: frames}. unused: {name: parameters that it does not read};
+    such a parameter neither stands in the run's name nor makes it another run. wanted: the jobs asked for, others are
+    trained only as parents of these; None takes all. A run that max_hours stopped ends the list, and StreetsError says so
+    where none is finished. After the `last` call of a notebook only the first of several launched processes goes on.
+    """
+    given, parents, unused, folders, finished = scope["_parameters"], parents or {}, unused or {}, {}, {}
+    wanted = list(jobs) if wanted is None else wanted
+    needed = set(wanted)
+    for name in reversed(jobs):  # a parent stands before its children
+        needed |= {parents[name]} if name in needed and name in parents else set()
+    names, values, dataset = run_names(scope, {name: unused.get(name, ()) for name in jobs}), given.values, dataset_name(root)
+    for name in (name for name in jobs if name in needed):
+        parent, method = parents.get(name), names[name]
+        folder = run_folder(values.get("out_dir", ""), scope["NOTEBOOK"], dataset, values["mode"], method, values["seed"])
+        folders[name] = folder
+        if name not in wanted and not (folder / "best.safetensors").exists():
+            print(f"{name} is where {', '.join(wanted)} starts from and is not trained yet: it comes first")
+        config = {
+            "method": method,
+            "recipe": name,
+            "changes": given.changes(unused.get(name, ())),
+            "parameters": given.used(unused.get(name, ())),
+            "settings": {key: value for key, value in settings.items() if key not in (*unused.get(name, ()), *given.ASIDE)},
+            "dataset": dataset,
+            "images": {split: len(frames) for split, frames in images.items()},
+            "drives": {split: len({frame.city for frame in frames}) for split, frames in images.items()},
+            "parent": folders[parent].name if parent else "",
+            "recorded": record(scope["NOTEBOOK"], jobs[name], notebook_cells(scope),
+                                    given.command(scope["NOTEBOOK"]), root),
+        }
+        job = partial(jobs[name], parent=folders[parent]) if parent else jobs[name]
+        summary = train_or_load(folder, config, job, rerun=values.get("rerun", "no") if name in wanted else "no",
+                                num_processes=values.get("num_processes", 1), parent=name not in wanted)
+        if summary is None:
+            break
+        finished[name] = Run(folder, summary)
+    if last and int(os.environ.get("RANK", 0)):
+        sys.exit()  # under `accelerate launch` one process goes on to the tables and figures
+    if not finished:
+        raise StreetsError("No run is finished yet: run the notebook again to go on.")
+    return finished
+
+
+def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "no", num_processes: int = 1,
+                  parent: bool = False) -> dict | None:
+    """Summary of the run in `folder`: read if it is finished, else made by `train(folder)`, which calls `fit`.
+
+    An unfinished run resumes. A finished one is trained again in quick mode or with rerun = "yes"; not so the `parent`
+    of a run that is wanted, where its weights are there and its configuration is the same. Returns None for a
+    run that max_hours stopped early. Raises StreetsError if the folder holds a run of another configuration or
+    another process is writing there. Under `accelerate launch` or torchrun every process comes here, num_processes is
+    theirs to say, and the first one locks and clears the folder for all.
+    """
+    first, launched = int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+    def summary():
+        """What the first process reads; the others, to whom a network's disk may show it later, wait for that."""
+        found = read_json(folder / "summary.json")
+        return broadcast_object_list([found])[0] if launched else found
+
+    def train_forked():
+        # threads of OpenMP (and of OpenCV, see below) do not outlive a fork, and waiting for them would never end
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+        train(folder)
+
+    with lock_folder(folder) if first else nullcontext():
+        if first:
+            prepare_folder(folder, json.loads(json.dumps(config)), rerun, parent)
+        if launched:
+            PartialState().wait_for_everyone()
+            atexit.register(leave_group)
+            if not (folder / "config.json").exists():
+                raise StreetsError(f"{folder} is not the same on all machines: choose an out_dir that they share.")
+        if finished := summary():
+            return finished
+        with ended_training(folder):
+            if launched or num_processes < 2:
+                train(folder)
+            else:
+                cv2.setNumThreads(1)
+                notebook_launcher(train_forked, num_processes=num_processes, use_port=str(get_free_port()))
+        return summary()
+
+
+def leave_group() -> None:
+    """Leave the group of processes in order: its threads, still there when Python has gone, now and then abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def ended_training(folder: Path):
+    """Free what a training held that was interrupted or failed, and say how it goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, StreetsError) as error:
+        # Jupyter keeps the last traceback, whose frames would keep network, states and activations on the GPU
+        for ended in (error, error.__context__):
+            traceback.clear_frames(ended.__traceback__ if ended else None)
+        if isinstance(error, KeyboardInterrupt):
+            print(f"{folder.name}: interrupted; run this again to go on after the last epoch that was saved")
+        raise
+    except ChildFailedError:
+        raise StreetsError("A training process ended with the error printed above: mend it and run again. (Where it "
+                           "speaks of fork, start the notebook's .py with `accelerate launch`.)") from None
+
+
+# weights, and the state to resume from
+
+
+def save_weights(path: Path, model: torch.nn.Module) -> None:
+    """Write a model's weights and buffers as safetensors, atomically."""
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    write_atomic(path, safetensors.torch.save(state))
+
+
+def load_weights(path: Path, model: torch.nn.Module) -> torch.nn.Module:
+    """Put the weights of `save_weights` into `model`; StreetsError if the file is missing, damaged or does not fit."""
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise StreetsError(f"Cannot use the weights in {path} ({str(error).splitlines()[0]}): "
+                           "train that run again with rerun = \"yes\".") from None
+    return model
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> None:
+    """Write folder/checkpoint/epoch_N, complete once it holds progress.json, then drop the one before."""
+    new = folder / "checkpoint" / f"epoch_{progress['epoch']:04d}"
+    try:
+        accelerator.save_state(str(new))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            for path in new.iterdir():
+                with open(path, "r+b") as file:  # Windows refuses fsync on a file opened to read
+                    os.fsync(file.fileno())
+            write_json(new / "progress.json", progress | {"num_processes": accelerator.num_processes})
+            remove_ours(folder, [f"checkpoint/{path.name}" for path in new.parent.glob("epoch_*") if path != new])
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise StreetsError(f"Cannot write the checkpoint {new} ({str(error).splitlines()[0]}): make room, "
+                           "then run again; it goes on from the last complete epoch.") from None
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict | None:
+    """Restore the newest complete state and return its progress; None where there is nothing to resume.
+
+    StreetsError where that state is damaged or was written by another number of processes.
+    """
+    for path in sorted((folder / "checkpoint").glob("epoch_*"), reverse=True):
+        if progress := read_json(path / "progress.json"):
+            now = accelerator.num_processes
+            if (before := progress.get("num_processes", now)) != now:
+                raise StreetsError(f"{folder} was begun with num_processes = {before}; with {now} its batches and so "
+                                   f"its numbers would change: go on with {before}, or start again with rerun = \"yes\".")
+            try:
+                accelerator.load_state(str(path))
+            except Exception as error:  # torch, safetensors and zipfile each have their own way to say "damaged"
+                raise StreetsError(f"The checkpoint {path} is damaged ({type(error).__name__}): delete that folder "
+                                   "and run again.") from None
+            return progress
+    return None
+
+
+# the scores of a finished run
+
+
+def summarize(folder: Path, progress: dict, facts: dict) -> dict:
+    """Content of summary.json for a finished run: what its config and progress say, and `facts`, such as the metrics."""
+    config, epochs = read_json(folder / "config.json"), progress["epoch"]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "notebook": folder.parent.parent.name,
+        "run": folder.name,
+        "method": config["method"],
+        "mode": config["parameters"]["mode"],
+        "dataset": config["dataset"],
+        "split": "val",
+        **{f"n_{split}": config["images"][split] for split in ("train", "val", "test") if split in config["images"]},
+        "epochs": epochs,
+        "seed": config["parameters"]["seed"],
+        **facts,
+        "seconds": round(progress["seconds"], 1),
+        "images_per_second": round(epochs * config["images"]["train"] / max(progress["seconds"], 1e-3), 2),
+        "peak_memory_mb": peak_memory_mb(),
+        "device": device,
+        "versions": config["recorded"]["versions"],
+        "command": config["recorded"]["command"],
+        "finished": datetime.now().isoformat(timespec="seconds"),
+    }
+
+
+def peak_memory_mb() -> int:
+    """Peak memory so far in MiB: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() // 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset // 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
+
+
+def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
+    """One row per finished run below a results folder.
+
+    Columns: the summary's fields, `folder`, `rows` (of the images that the network saw), the metrics, and what else was
+    scored at the end as final_...
+    """
+    found = []
+    for path in sorted(results_folder(out_dir).glob("*/*/*/summary.json")):
+        summary, settings = read_json(path), (read_json(path.parent / "config.json") or {}).get("settings", {})
+        facts = {"folder": path.parent, "rows": settings.get("height") or settings.get("size"), "test": None}
+        final = flat(summary["final"], "final_") if summary.get("final") else {}
+        found.append(facts | summary | flat(summary["metrics"]) | final)
+    return pd.DataFrame(found)
+
+
+def read_published(notebook: str = "") -> pd.DataFrame:
+    """Rows of results/published.csv: numbers that the sources printed, or that their public data give."""
+    table = pd.read_csv(HERE / "results" / "published.csv", keep_default_na=False, comment="#")
+    return table[table["notebook"] == notebook] if notebook else table
+
+
+def headline(published: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows that state a metric's final value: over all classes and seeds, of the epoch that the source reports."""
+    return published.query("metric == @metric and `class` == '' and seed == '' and epoch in ('last', 'best')")
