@@ -138,16 +138,19 @@ import data_prep
 
 NOTEBOOK = "06_kervadec_ablation"
 VARIANTS = {"A": ("ce",), "B": ("ce", "dice"), "C": ("ce", "dice", "boundary"), "D": ("ce", "boundary")}
-NETWORKS = {"lite0": {"encoder": "tu-tf_efficientnet_lite0", "decoder_width": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3}}
-for name, encoder, width in (("atto", "atto.fcmae_ft_in1k", 64), ("nano", "nano.fcmae_ft_in22k_in1k", 256),
-                             ("base", "base.fcmae_ft_in22k_in1k_384", 512)):
-    NETWORKS[name] = {"encoder": f"tu-convnextv2_{encoder}", "decoder_width": width,
-                      "mean": common.IMAGENET_MEAN, "std": common.IMAGENET_STD}
+NETWORKS = {  # and how the pictures were scaled that an encoder was pretrained on, where not as ImageNet's usually are
+    "lite0": {"encoder": "tu-tf_efficientnet_lite0", "decoder_width": 64, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+    "atto": {"encoder": "tu-convnextv2_atto.fcmae_ft_in1k", "decoder_width": 64},
+    "nano": {"encoder": "tu-convnextv2_nano.fcmae_ft_in22k_in1k", "decoder_width": 256},
+    "base": {"encoder": "tu-convnextv2_base.fcmae_ft_in22k_in1k_384", "decoder_width": 512},
+}
+
+# %%
 settings = common.check_parameters(
     globals(), MODES, {"recipe": ("paper", "author_config"), "norm": data_prep.NORMS, "network": ("", *NETWORKS),
                        "weights": ("auto", "imagenet", "none")}, {"variant": VARIANTS})
 settings |= NETWORKS[settings["network"]]
-inputs = {"mean": settings["mean"], "std": settings["std"]}  # how the encoder's pictures were scaled when it was pretrained
+inputs = {name: settings[name] for name in ("mean", "std") if name in settings}
 print(common.device_line())
 
 # %% [markdown]
@@ -656,7 +659,7 @@ def train_variant(folder, terms, class_weights, settings, size, splits, weights,
     model = model.to(memory_format=torch.channels_last)  # the source's, too, and a third faster on a CPU
     torch.set_float32_matmul_precision("high")  # shorter multiplications on a GPU (TF32): the source's
     targets = partial(distance_targets, num_classes=19, norm=norm) if "boundary" in terms else None
-    inputs = {"seed": seed, "mean": settings["mean"], "std": settings["std"]}
+    inputs = {"seed": seed} | {name: settings[name] for name in ("mean", "std") if name in settings}
     augmentation = {name: settings[name] for name in ("flip", "jitter", "hue", "blur")}
     train = common.StreetScenes(splits["train"], size, augment=partial(augment, **augmentation), targets=targets, **inputs)
     val, test = (common.StreetScenes(splits[name], size, **inputs) if splits[name] else None for name in ("val", "test"))
@@ -688,13 +691,19 @@ if recipe == "author_config":
     print({name: round(w, 2) for name, w in zip(scheme.classes, class_weights.tolist())})
 
 # %%
+def unread(terms):
+    """Parameters that a loss of these terms does not read: they neither name a run nor make it another."""
+    return ["lambda_d"] * ("dice" not in terms) + ["lambda_b", "norm"] * ("boundary" not in terms)
+
+
+# %%
 splits = {"train": train_frames, "val": val_frames, "test": test_frames}
 jobs, unused = {}, {}
 for letter in VARIANTS:
     terms = loss_terms(letter, recipe, lambda_d, lambda_b)
     jobs[letter] = partial(train_variant, terms=terms, class_weights=class_weights, settings=settings, size=size, splits=splits,
                            weights=weights, norm=norm, seed=seed, processes=num_processes, keep_at=keep_at, max_hours=max_hours)
-    unused[letter] = ["lambda_d"] * ("dice" not in terms) + ["lambda_b", "norm"] * ("boundary" not in terms)
+    unused[letter] = unread(terms)
 wanted = common.several("variant", variant, VARIANTS)
 runs = common.train_runs(globals(), jobs, settings, root, splits, wanted=wanted, unused=unused)
 

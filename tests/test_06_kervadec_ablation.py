@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,10 +23,11 @@ from torchvision.datasets import Cityscapes
 
 import common
 import data_prep
+from results import runs
 
 NAME = "06_kervadec_ablation"
 TINY = {"epochs": 2, "images": 8, "height": 32, "weights": "none"}
-TAG = "-height32-images8-epochs2-weights_none_seed42"
+TAG = "-height32-epochs2-weightsnone-images8_seed42"
 RECIPES = ("paper", "author_config")
 
 
@@ -420,47 +422,45 @@ def test_paper_mode_is_the_published_recipe():
 
 @pytest.mark.parametrize(("text", "epochs", "named"), [
     ("10", 35, [10, 20, 30]), ("10", 9, []), ("1", 3, [1, 2, 3]), ("5,20,80", 80, [5, 20, 80]),
-    ("5, 20,80", 50, [5, 20]), ("3,", 9, [3]), ("", 9, []),
+    ("5, 20,80", 50, [5, 20]), ("3,", 9, [3]), ("", 9, []), (4, 9, [4, 8]), ([2, 5, 11], 9, [2, 5]),
 ])
-def test_epochs_named_are_every_nth_or_just_these_up_to_the_last(nb, text, epochs, named):
-    assert nb.epochs_named(text, epochs) == named
+def test_epochs_named_are_every_nth_or_just_these_up_to_the_last(text, epochs, named):
+    assert runs.epochs_named(text, epochs) == named
 
 
 @pytest.mark.parametrize("text", ["ten", "0", "5,0", "-5", "2.5", "5;20", "1e1"])
-def test_what_names_no_epochs_is_one_sentence(nb, text):
+def test_what_names_no_epochs_is_one_sentence(text):
     with pytest.raises(common.StreetsError, match="does not name epochs: use one number such as 10, or several"):
-        nb.epochs_named(text, 100)
+        runs.epochs_named(text, 100)
 
 
-@pytest.fixture(scope="module")
-def defaults():
-    return common.parameter_cells({"__file__": ROOT / "notebooks" / f"{NAME}.py"})[0]
+def session(nb, injected=""):
+    """globals() of the notebook after its parameters were checked; `injected` is what papermill adds."""
+    cells = runs.script_cells((ROOT / "notebooks" / f"{NAME}.py").read_text())
+    parameters = next(cell for cell in cells if 'tags=["parameters"]' in cell)
+    given = {"In": [parameters, f"# Parameters\n{injected}"], "NOTEBOOK": NAME}
+    given["settings"] = common.check_parameters(given, nb.MODES, lists={"variant": nb.VARIANTS})
+    return given
 
 
-@pytest.mark.parametrize(("variant", "given", "changes", "name"), [
-    ("D", {}, {}, "D"),
-    ("D", {"lambda_b": 0.5}, {"epochs": 20}, "D-lambda_b0.5-epochs20"),
-    ("A", {"lambda_b": 0.5, "lambda_d": 2.0, "norm": "absmax"}, {"epochs": 20}, "A-epochs20"),
-    ("B", {"lambda_b": 0.5, "lambda_d": 2.0, "norm": "absmax"}, {}, "B-lambda_d2.0"),
-    ("C", {"lambda_b": 0.5, "lambda_d": 2.0, "norm": "absmax"}, {"network": "base"},
-     "C-lambda_d2.0-lambda_b0.5-normabsmax-networkbase"),
-    ("D", {"recipe": "author_config"}, {"weights_": "none"}, "D-recipeauthor_config-weights_none"),
+@pytest.mark.parametrize(("variant", "injected", "name"), [
+    ("D", "", "D"),
+    ("D", "lambda_b = 0.5\nepochs = 21", "D-lambda_b0.5-epochs21"),
+    ("A", 'lambda_b = 0.5\nlambda_d = 2.0\nnorm = "absmax"\nepochs = 21', "A-epochs21"),
+    ("B", 'lambda_b = 0.5\nlambda_d = 2.0\nnorm = "absmax"', "B-lambda_d2.0"),
+    ("C", 'lambda_b = 0.5\nlambda_d = 2.0\nnorm = "absmax"\nnetwork = "base"', "C-lambda_d2.0-lambda_b0.5-normabsmax-networkbase"),
+    ("D", 'recipe = "author_config"\nweights = "none"', "D-recipeauthor_config-weightsnone"),
+    ("D", 'network = "lite0"\nheight = 128', "D"),  # the mode's own
+    ("D", "flip = 0\nblur = 0.0", "D-flip0.0-blur0.0"),  # not among the parameters shown
 ])
-def test_a_run_is_named_after_what_it_uses_and_what_departs_from_the_mode(nb, defaults, variant, given, changes, name):
-    values = {k: defaults[k] for k in ("recipe", "lambda_d", "lambda_b", "norm")} | given
-    assert nb.run_name(nb.loss_facts(variant, **values), changes) == name
+def test_a_run_is_named_after_what_it_uses_and_what_departs_from_the_mode(nb, variant, injected, name):
+    assert runs.run_names(session(nb, injected), {variant: nb.unread(nb.VARIANTS[variant])})[variant] == name
 
 
-def test_the_defaults_that_names_leave_out_are_those_of_the_parameters_cell(nb, defaults):
-    assert nb.DEFAULTS.items() <= defaults.items()
-
-
-def test_the_facts_of_a_loss_leave_out_what_it_does_not_use(nb):
-    facts = {v: nb.loss_facts(v, "paper", 1.0, 0.2, "clip127") for v in "ABCD"}
-    assert facts["A"] == {"variant": "A", "recipe": "paper", "lambda_d": None, "lambda_b": None, "norm": None}
-    assert facts["B"] == {"variant": "B", "recipe": "paper", "lambda_d": 1.0, "lambda_b": None, "norm": None}
-    assert facts["C"] == {"variant": "C", "recipe": "paper", "lambda_d": 1.0, "lambda_b": 0.2, "norm": "clip127"}
-    assert facts["D"] == {"variant": "D", "recipe": "paper", "lambda_d": None, "lambda_b": 0.2, "norm": "clip127"}
+def test_what_the_modes_hold_can_be_set_and_0_is_taken_at_its_word(nb):
+    given = session(nb, "flip = 0\naccumulation = 3\nlr = 0.5")
+    changed = {"flip": 0.0, "accumulation": 3, "lr": 0.5, "scratch_lr": 0.5}
+    assert given["settings"] == nb.MODES["quick"] | changed and isinstance(given["settings"]["flip"], float)
 
 
 def test_published_numbers_give_the_published_means_and_differences():
@@ -578,7 +578,7 @@ def as_script(folder, toy, out, **parameters):
     source = (ROOT / "notebooks" / f"{NAME}.py").read_text()
     values = TINY | {"data_dir": str(toy), "out_dir": str(out)} | parameters
     injected = "# %% tags=[\"injected-parameters\"]\n# Parameters\n" + "".join(f"{k} = {v!r}\n" for k, v in values.items())
-    head, mark, tail = source.partition("# %% [markdown]\n# The next cell finds the helpers")
+    head, mark, tail = source.partition("# %% [markdown]\n# The next three cells find the helpers")
     assert mark
     (folder / "prepared.py").write_text(head + injected + "\n" + mark + tail)
     return folder / "prepared.py"
@@ -607,9 +607,10 @@ def test_the_notebook_alone_in_an_empty_folder_fetches_its_helpers_and_labels_a_
     repo, alone = tmp_path / "repo", tmp_path / "alone"
     alone.mkdir()
     (repo / "results").mkdir(parents=True)
-    for name in ("common.py", "data_prep.py", "results/published.csv"):
+    for name in ("common.py", "data_prep.py", "results/runs.py", "results/published.csv"):
         shutil.copy(ROOT / name, repo / name)
-    git, tag = ["git", "-C", repo, "-c", "user.name=t", "-c", "user.email=t@t"], nb.TAG
+    tag = re.search(r'^REPO, TAG = ".*", "(.*)"$', (ROOT / "notebooks" / f"{NAME}.py").read_text(), re.M)[1]
+    git = ["git", "-C", repo, "-c", "user.name=t", "-c", "user.email=t@t"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"], ["tag", tag]):
         subprocess.run([*git, *command], check=True)
     shutil.copy(ROOT / "notebooks" / f"{NAME}.ipynb", alone)
@@ -617,12 +618,13 @@ def test_the_notebook_alone_in_an_empty_folder_fetches_its_helpers_and_labels_a_
     monkeypatch.setenv("STREETS_REPO", str(repo))
     summaries = run_notebook(tmp_path, alone, alone / f"{NAME}.ipynb", data_dir=str(toy), photo="mine.jpg", variant="B",
                              recipe="author_config", epochs=3, evaluate_at="1,", keep_at="1,", flip=1, blur=0)
-    name = "B-recipeauthor_config-height32-images8-epochs3-flip1.0-blur0.0-weights_none_seed42"
-    assert (alone / "street-segmentation" / "common.py").exists() and set(summaries) == {name}
+    (name,) = summaries
+    assert (alone / "street-segmentation" / "common.py").exists()
+    assert name.startswith("B-recipeauthor_config-height32-epochs3-weightsnone-images8-") and "-flip1.0-blur0.0" in name
     folder = tmp_path / "results" / NAME / "toy-quick" / name
     assert pd.read_csv(folder / "history.csv")["epoch"].tolist() == [1, 3]  # the last one, too
     assert {path.stem for path in folder.glob("*.safetensors")} == {"best", "last", "epoch_0001"}
-    first, last = (common.load_weights(folder / f"{stem}.safetensors", nb.UPerNetWithAux("tu-convnextv2_atto", 64))
+    first, last = (common.load_weights(folder / f"{stem}.safetensors", nb.UPerNetWithAux("tu-tf_efficientnet_lite0", 64))
                    for stem in ("epoch_0001", "last"))
     assert not torch.equal(first.aux_head[0].weight, last.aux_head[0].weight)
 
@@ -638,7 +640,7 @@ def test_the_notebook_runs_on_real_photos_from_either_folder(real_data, tmp_path
                 (split / name / path.name).symlink_to(path)
     data_prep.convert_camvid(split, tmp_path / "camvid")
     summaries = run_notebook(tmp_path, ROOT / folder, data_dir=str(tmp_path / "camvid"), images=16, epochs=3, height=64)
-    summary = summaries["D-height64-images16-epochs3-weights_none_seed42"]
+    summary = summaries["D-height64-epochs3-weightsnone-images16_seed42"]
     assert summary["dataset"] == form
     assert sum(iou is not None for iou in summary["metrics"]["iou"].values()) in (10, 11, 12)
     assert summary["metrics"]["accuracy"] > summary["majority_baseline"]["accuracy"]
