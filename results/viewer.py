@@ -131,12 +131,12 @@ function classes() {
 function pictures() {
   const picture = data.pictures[$("picture").value], view = views.find((_, i) => $("view" + i).checked);
   if (!picture) return;
-  const shared = view == "photo" || view == "truth";
+  const shared = view == "photo" || view == "truth", says = view == "error" ? "error (red is wrong, black is void)" : view;
   for (const side of ["left", "right"]) {
     const run = $(side).value, own = picture.runs[run], source = shared ? picture[view] : own && own[view];
     $(side + "_image").hidden = !source;
     if (source) $(side + "_image").src = source;
-    $(side + "_caption").textContent = shared ? view : data.drawn[run] + ": " + (own ? view : "no picture of this scene");
+    $(side + "_caption").textContent = shared ? view : data.drawn[run] + ": " + (own ? says : "no picture of this scene");
   }
 }
 function draw() { curves(); classes(); pictures(); }
@@ -150,7 +150,7 @@ switches($("views"), "radio", "view", views, i => i == 2);
 fill("seed", data.seeds);
 fill("picture", data.pictures.map(picture => picture.name));
 fill("left", data.drawn);
-fill("right", data.drawn, data.drawn.length - 1);
+fill("right", data.drawn, data.right);
 data.legend.forEach(entry => add($("legend"), "span").append(swatch(entry.color), entry.name));
 $("pictures").hidden = data.pictures.length == 0;
 $("epoch").max = $("epoch").value = data.epochs.length - 1;
@@ -416,6 +416,8 @@ def page_data(folder: Path, runs: Sequence[Run], room: int) -> dict:
             "epochs": sorted({int(epoch) for run in runs for epoch in run.history.index}),
             "classes": [html.escape(name) for name in classes], "legend": legend_of(scenes, all_classes),
             "drawn": [f"{names[runs[i].method]}, seed {runs[i].seed}" for i in with_pictures],
+            # at first the right picture is of the left one's seed
+            "right": max((k for k, i in enumerate(with_pictures) if runs[i].seed == runs[with_pictures[0]].seed), default=0),
             "facts": [FACTS, *(run.facts for run in runs)]}
     drawn = {i: k for k, i in enumerate(with_pictures)}
     return data | {"pictures": picture_entries(scenes, drawn, room - len(json.dumps(data)))}

@@ -150,8 +150,10 @@ def test_pictures_are_kept_beside_the_runs_and_found_again(folder):
 def test_what_another_session_kept_of_the_same_scenes_is_shown_too_but_never_beside_other_photos(folder):
     write(folder, "A_seed1")
     data, _ = data_of(write(folder, "D_seed2"))
-    assert data["drawn"] == ["A, seed 1", "D, seed 2"] and [list(p["runs"]) for p in data["pictures"]] == [["0", "1"]] * 2
+    assert data["drawn"] == ["A, seed 1", "D, seed 2"] and data["right"] == 0
+    assert [list(p["runs"]) for p in data["pictures"]] == [["0", "1"]] * 2
     data, _ = data_of(write(folder, "D_seed1", width=64))  # the same names
+    assert data["drawn"][data["right"]] == "D, seed 1", "the last with the seed of the first"
     assert sorted((p["name"], tuple(p["runs"])) for p in data["pictures"]) == sorted(
         (name, runs) for name in (EVIL, "second.png") for runs in (("0", "2"), ("1",)))
 
@@ -278,7 +280,7 @@ def test_a_browser_switches_runs_seeds_epochs_and_pictures_without_an_error(fold
     assert seen["seed_1"] == [["A (epoch 10)", 50], ["D (epoch 10)", 60], [escaped, None]] and seen["lines_1"] == 6
     assert seen["epoch"] == ["5", [["A", 50], ["D", 60], [escaped, None]]]
     assert seen["seed_3"] == [["A", None], ["D", None], [escaped, 40]]
-    assert seen["error"] == "D, seed 1: error" and seen["photo"] == ["photo", True, True]
+    assert seen["error"] == "D, seed 1: error (red is wrong, black is void)" and seen["photo"] == ["photo", True, True]
     assert seen["missing"] == ["E<b>, seed 3: no picture of this scene", True]
     assert seen["pictures"] == [EVIL, "second.png", "third.png"] and seen["legend"] == "roadtraffic <i>lightbus"
     assert seen["title"] == seen["bar"] == "06_ablation: toy-quick" and seen["facts"] == 6 and not seen["sides"]
