@@ -1625,179 +1625,18 @@ if comparable and several_seeds:
 # %% [markdown]
 # ## A page to look around in
 #
-# One HTML file, which needs no network: choose variants, seed and epoch, and compare two variants on a few validation
-# pictures (of this session's seed, after the last epoch). It is made anew from your own runs whenever the notebook runs; keep
-# it to yourself where it shows photos that are not yours to publish.
+# One HTML file, which needs no network: choose variants, seed and epoch, and compare two runs on the pictures above.
+# `python results/viewer.py FOLDER` makes it anew for any folder of runs; keep it to yourself where it shows photos that are
+# not yours to publish.
 
 # %%
-import base64
-import html
-import json
+if (home / "results" / "viewer.py").exists():  # not where the notebook was handed out with common.py and data_prep.py alone
+    from results import viewer
 
-import plotly.offline
-
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Which loss draws the sharpest streets?</title>
-<style>body {font: 15px sans-serif; margin: 1em auto; max-width: 1150px} .row {display: flex; gap: 1.2em; margin: .6em 0}
-img {width: 49.5%} input[type=range] {vertical-align: middle}</style>
-<h1 id="title"></h1>
-<div class="row"><span id="variants"></span><label>seed <select id="seed"></select></label>
-<label>epoch <input id="epoch" type="range" min="0"> <output id="epoch_shown"></output></label></div>
-<div id="curves"></div><div id="classes"></div>
-<div class="row" id="pictures"><label>picture <select id="picture"></select></label>
-<label>left <select id="left"></select></label><label>right <select id="right"></select></label>
-<label><input id="view" type="range" min="0" max="3" value="2"> <output id="view_shown"></output></label></div>
-<div><img id="left_image" alt="left"> <img id="right_image" alt="right"></div>
-<script>|</script><script>const data = |</script></html>"""
-
-# %%
-SCRIPT = """
-const $ = id => document.getElementById(id), views = ["photo", "truth", "prediction", "error"];
-const fill = (id, names, chosen = 0) => {
-  names.forEach((name, i) => $(id).add(new Option(name, i)));
-  $(id).selectedIndex = chosen;
-};
-const shown = () => data.variants.filter((_, i) => $("variant" + i).checked);
-function curves() {
-  const traces = [];
-  for (const v of shown()) data.metrics.forEach((m, k) => {
-    const run = (data.curves[v.name][data.seeds[$("seed").value]] || {})[m.key];
-    if (!run) return;
-    const axes = {xaxis: "x" + (k + 1), yaxis: "y" + (k + 1), legendgroup: v.name, line: {color: v.color}};
-    const upper = run.y.map((y, i) => y + (run.half[i] || 0)), lower = run.y.map((y, i) => y - (run.half[i] || 0));
-    traces.push({...axes, x: run.x.concat([...run.x].reverse()), y: upper.concat(lower.reverse()), fill: "toself",
-                 opacity: 0.2, fillcolor: v.color, line: {width: 0}, hoverinfo: "skip", showlegend: false});
-    traces.push({...axes, x: run.x, y: run.y, name: v.label, showlegend: k == 0, mode: "lines+markers"});
-  });
-  const layout = {height: 330, margin: {t: 20, b: 40}, grid: {rows: 1, columns: 3, pattern: "independent"}};
-  data.metrics.forEach((m, k) => {
-    layout["yaxis" + (k + 1)] = {title: {text: m.label}};
-    layout["xaxis" + (k + 1)] = {title: {text: "epoch"}};
-  });
-  Plotly.react("curves", traces, layout, {displaylogo: false});
-}
-"""
-
-# %%
-SCRIPT_REST = """
-function classes() {
-  const epoch = data.epochs[$("epoch").value], seed = data.seeds[$("seed").value];
-  $("epoch_shown").textContent = epoch;
-  const traces = shown().map(v => ({type: "bar", name: v.label, marker: {color: v.color}, x: data.classes,
-                                    y: ((data.iou[v.name][seed] || {})[epoch] || [])}));
-  const yaxis = {title: {text: "IoU in per cent"}, range: [0, 100]};
-  Plotly.react("classes", traces, {height: 340, margin: {t: 20}, yaxis}, {displaylogo: false});
-}
-function pictures() {
-  const picture = data.pictures[$("picture").value], view = views[$("view").value];
-  $("view_shown").textContent = view;
-  if (!picture) return;
-  const shared = view == "photo" || view == "truth";
-  for (const side of ["left", "right"]) {
-    const own = picture.variants[$(side).value];
-    $(side + "_image").src = shared ? picture[view] : own[view];
-    $(side + "_image").title = shared ? view : own.name + ": " + view;
-  }
-}
-function draw() { curves(); classes(); pictures(); }
-$("title").textContent = data.title;
-data.variants.forEach((v, i) => {
-  const label = document.createElement("label"), box = document.createElement("input");
-  Object.assign(box, {type: "checkbox", id: "variant" + i, checked: true});
-  label.append(box, " " + v.name + " ");
-  label.style.color = v.color;
-  $("variants").append(label);
-});
-fill("seed", data.seeds);
-fill("picture", data.pictures.map(p => p.name));
-const drawn = data.pictures.length ? data.pictures[0].variants.map(v => v.name) : [];
-fill("left", drawn);
-fill("right", drawn, drawn.length - 1);
-$("pictures").hidden = drawn.length == 0;
-$("epoch").max = $("epoch").value = data.epochs.length - 1;
-document.querySelectorAll("input, select").forEach(control => control.addEventListener("input", draw));
-draw();
-"""
-
-
-# %%
-def data_uri(picture, kind=".jpg"):
-    """An (H, W, 3) uint8 picture, at most 768 wide, as text that an HTML page can hold."""
-    scale = min(1, 768 / picture.shape[1])
-    if scale < 1:
-        how = cv2.INTER_AREA if kind == ".jpg" else cv2.INTER_NEAREST
-        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=how)
-    encoded = cv2.imencode(kind, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-    return f"data:image/{kind[1:].replace('jpg', 'jpeg')};base64," + base64.b64encode(encoded).decode()
-
-
-# %%
-def picture_entries(names, photos, labels, predictions, scheme):
-    """Photo, truth and every variant's prediction and errors of a few scenes, for the page."""
-    entries = []
-    for i, (name, photo, label) in enumerate(zip(names, photos, labels)):
-        views = [{"name": letter, "prediction": data_uri(common.as_colors(maps[i], scheme), ".png"),
-                  "error": data_uri(common.error_picture(photo, label, maps[i]))} for letter, maps in predictions.items()]
-        truth = data_uri(common.as_colors(label, scheme), ".png")
-        entries.append({"name": name, "photo": data_uri(photo), "truth": truth, "variants": views})
-    return entries
-
-
-# %%
-def curve_entries(scores):
-    """{variant: {seed or "mean": {metric: {"x", "y", "half"}}}} of a tidy table of scores."""
-    curves = {}
-    for metric in scores["metric"].unique():
-        middle, half = over_epochs(scores, metric)
-        for letter in middle:
-            lines = {"mean": (middle[letter], half[letter])}
-            of_variant = scores[(scores["metric"] == metric) & (scores["variant"] == letter)]
-            lines |= {number: (g.set_index("epoch")["value"], None) for number, g in of_variant.groupby("seed")}
-            for number, (line, width) in lines.items():
-                width = [None] * len(line) if width is None else [None if np.isnan(w) else w for w in width]
-                entry = {"x": line.index.tolist(), "y": line.tolist(), "half": width}
-                curves.setdefault(letter, {}).setdefault(number, {})[metric] = entry
-    return curves
-
-
-# %%
-def class_entries(found, classes):
-    """{variant: {seed or "mean": {epoch: IoU of every class in per cent}}} from the histories of runs."""
-    entries = {}
-    for (letter, number), row in found.items():
-        history = pd.read_csv(row.folder / "history.csv", index_col="epoch")
-        entries.setdefault(letter, {})[number] = 100 * history[[f"iou_{name}" for name in classes]]
-    for of_variant in entries.values():
-        of_variant["mean"] = pd.concat(of_variant.values()).groupby("epoch").mean()
-    rounded = {letter: {number: table.round(2).astype(object).where(table.notna(), None) for number, table in of_variant.items()}
-               for letter, of_variant in entries.items()}
-    return {letter: {number: dict(zip(table.index, table.to_numpy().tolist())) for number, table in of_variant.items()}
-            for letter, of_variant in rounded.items()}
-
-
-# %%
-def write_viewer(path, title, found, pictures, classes):
-    """Write the page for runs {(variant, seed): row}. All names in it are escaped."""
-    scores = run_scores(found)
-    names = sorted({letter for letter, _ in found})
-    variants = [{"name": name, "label": html.escape(f"variant {name}"), "color": COLORS[name]} for name in names]
-    metrics = [{"key": key, "label": f"{label} in per cent"} for key, label in STRICT.items()]
-    data = {"title": title, "variants": variants, "metrics": metrics, "pictures": pictures,
-            "seeds": ["mean", *sorted({number for _, number in found})], "epochs": sorted(scores["epoch"].unique().tolist()),
-            "curves": curve_entries(scores), "iou": class_entries(found, classes),
-            "classes": [html.escape(name) for name in classes]}
-    text = json.dumps(data).replace("<", "\\u003c")  # no name can end the script
-    head, middle, tail = PAGE.split("|")
-    page = "".join([head, plotly.offline.get_plotlyjs(), middle, text, ";", SCRIPT, SCRIPT_REST, tail])
-    common.write_atomic(path, page.encode())
-    return path
-
-
-# %%
-names = [scenes.frames[i].image.name for i in range(len(scenes))]
-pictures = picture_entries(names, photos, labels, predictions, scheme)
-title = f"{NOTEBOOK}: {common.dataset_name(root)}, {mode}"
-viewer = write_viewer(common.results_folder(out_dir) / NOTEBOOK / "viewer.html", title, own, pictures, scheme.classes)
-print(f"{viewer.parent.name}/{viewer.name}, {viewer.stat().st_size / 1e6:.1f} MB: open it in a browser")
+    names = [frame.image.name for frame in scenes.frames]
+    of_runs = {folders[letter].name: maps for letter, maps in predictions.items()}
+    page = viewer.write(folders[best].parent, photos, labels, of_runs, names, scheme)
+    print(f"{page.parent.name}/{page.name}, {page.stat().st_size / 1e6:.1f} MB: open it in a browser")
 
 # %% [markdown]
 # ## Your own photo

@@ -543,6 +543,8 @@ def test_all_variants_run_in_turn_under_papermill_and_leave_complete_results(nb,
     assert len(pictures) >= 6
     exported = sorted((tmp_path / "results").rglob("predictions/*.png"))
     assert exported and {p.name for p in exported} <= {f.image.name.replace("leftImg8bit", "predictions") for f in common.list_frames(toy, "val")}
+    page = (tmp_path / "results" / NAME / "toy-quick" / "viewer.html").read_text()
+    assert '"drawn": ["A, seed 42", "B, seed 42", "C, seed 42", "D, seed 42"]' in page
 
 
 def test_exported_predictions_score_the_same_under_the_official_script(nb, toy, tmp_path, monkeypatch):
@@ -591,7 +593,7 @@ def test_the_notebook_runs_as_a_plain_script_from_any_folder(toy, tmp_path):
     env = os.environ | {"STREETS_HOME": str(ROOT), "MPLBACKEND": "agg"}
     done = subprocess.run([sys.executable, script], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert list((tmp_path / "results").rglob(f"D{TAG}/summary.json"))
+    assert list((tmp_path / "results").rglob(f"D{TAG}/summary.json")) and list((tmp_path / "results").rglob("viewer.html"))
 
 
 def test_a_script_with_a_misspelt_parameter_stops_too(toy, tmp_path):
