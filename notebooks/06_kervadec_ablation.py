@@ -1585,8 +1585,7 @@ if four:
 # Quick runs draw them as well, and prove nothing.
 
 # %%
-names = common.run_names(globals(), unused)
-own = find_variants(out_dir, common.dataset_name(root), mode, names)
+own = find_variants(out_dir, common.dataset_name(root), mode, common.run_names(globals(), unused))
 letters = sorted({letter for letter, _ in own})
 comparable = len(letters) > 1
 print("runs:", ", ".join(f"{letter} seed {number}" for letter, number in sorted(own)))
@@ -1630,13 +1629,12 @@ if comparable and several_seeds:
 # not yours to publish.
 
 # %%
-if (home / "results" / "viewer.py").exists():  # not where the notebook was handed out with common.py and data_prep.py alone
-    from results import viewer
+from results import viewer
 
-    names = [frame.image.name for frame in scenes.frames]
-    of_runs = {folders[letter].name: maps for letter, maps in predictions.items()}
-    page = viewer.write(folders[best].parent, photos, labels, of_runs, names, scheme)
-    print(f"{page.parent.name}/{page.name}, {page.stat().st_size / 1e6:.1f} MB: open it in a browser")
+of_runs = {runs[letter].folder.name: maps for letter, maps in predictions.items()}
+names = [frame.image.name for frame in scenes.frames]
+page = viewer.write(runs[best].folder.parent, photos, labels, of_runs, names, scheme)
+print(f"{page.parent.name}/{page.name}, {page.stat().st_size / 1e6:.1f} MB: open it in a browser")
 
 # %% [markdown]
 # ## Your own photo
