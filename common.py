@@ -2,12 +2,11 @@
 
 Five groups, in the order in which a notebook meets them: parameters, data, metrics and statistics, training and what a
 run leaves on disk, pictures and tables. What a notebook teaches (its network, its losses, its augmentation) stands in
-the notebook. As a script this file has one job: `python common.py report` writes results/README.md.
+the notebook.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import atexit
 import hashlib
@@ -1297,165 +1296,6 @@ def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-REPORT_HEAD = """# Results
-
-Written by `python common.py report` from the summaries of the runs below this folder and from published.csv and
-claims.csv; do not edit. All numbers are per cent; an interval is a 95 % Student-t interval over seeds (n); one run has
-none, nor have the folds of one seed, which share images and count as one. Published numbers come from Cityscapes at full
-size and, but for notebook 02, from pretrained weights; a run under other conditions never tests them, and says what is
-different.
-"""
-
-
-def report(out_dir: str = "", quick: bool = False) -> str:
-    """The results page as Markdown: the sources' claims, CamVid's test split, and every finished run of each notebook.
-
-    Quick runs show that the code works and are no evidence; they are listed only with `quick`.
-    """
-    runs = find_runs(out_dir)
-    if len(runs):
-        runs = runs[runs["metrics"].map(lambda metrics: "miou" in metrics)]  # not so a network that is part of a loss
-    if len(runs) and not quick:
-        runs = runs[runs["mode"] != "quick"]
-    if not len(runs):
-        return REPORT_HEAD + "\nThere are no finished runs yet.\n"
-    names = [method.partition("-") for method in runs["method"]]
-    runs = runs.assign(recipe=[name[0] for name in names], changes=[name[2] for name in names])
-    page = REPORT_HEAD + report_claims(runs) + report_camvid(runs)
-    for notebook, of_notebook in runs.groupby("notebook"):
-        claims = read_published(notebook)
-        metric = "miou6" if len(headline(claims, "miou6")) else "miou"
-        page += f"\n## {notebook}\n\n" + table_head(
-            "data, mode", "method", "rows", "seeds", "epochs", metric.replace("miou", "mIoU") + " on val", "published",
-            "difference", "majority class", "a test of the claim?")
-        for _, group in of_notebook.groupby(["dataset", "mode", "method", "epochs"]):
-            page += report_row(group, headline(claims, metric), metric)
-        commands = sorted(set(of_notebook["command"].str.replace(r" -p seed \d+", "", regex=True)))
-        page += "\nMade by (besides `-p seed`):\n\n" + "".join(f"- `{command}`\n" for command in commands)
-    return page
-
-
-def table_head(*titles: str) -> str:
-    return table_row(*titles) + "|" + "---|" * len(titles) + "\n"
-
-
-def table_row(*cells) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |\n"
-
-
-def whole(number: float | None) -> str:
-    return "" if number is None or math.isnan(number) else f"{number:.0f}"
-
-
-def plus_minus(values: Sequence[float], sign: str = "") -> str:
-    """Mean of fractions and its interval in per cent, such as "81.00 ± 2.48"; sign = "+" for a difference."""
-    mean, half = student_interval(100 * np.asarray(values, float))
-    return f"{mean:{sign}.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
-
-
-def conditions(group: pd.DataFrame, pretrained: str) -> list[str]:
-    """What is not as in the source for runs of one method; nothing where they do test what it claims."""
-    run, started = group.iloc[0], "/".join(sorted(set(group["weights"])))
-    reasons = [f"data {run['dataset']}"] * (run["dataset"] != "cityscapes") + [f"mode {run['mode']}"] * (run["mode"] != "paper")
-    reasons += [f"recipe changed: {run['changes']}"] * bool(run["changes"])
-    return reasons + [f"weights {started}, not {pretrained}"] * (started == "none" and pretrained != "none")
-
-
-def report_row(group: pd.DataFrame, claims: pd.DataFrame, metric: str = "miou") -> str:
-    """A method's runs beside the published value among `claims`."""
-    run, claim = group.iloc[0], claims[claims["method"] == group["recipe"].iloc[0]]
-    theirs, difference, verdict = "", "", "nothing published"
-    if len(claim):
-        theirs = f"{float(claim['value'].iloc[0]):.2f}"
-        reasons = conditions(group, claim["weights"].iloc[0])
-        verdict = "no: " + "; ".join(reasons) if reasons else "yes" if len(group) > 1 else "one seed, no interval"
-        difference = f"{100 * group[metric].mean() - float(theirs):+.2f}" if not reasons else "not comparable"
-    majority = [100 * b[metric] for b in group["majority_baseline"] if metric in b]
-    return table_row(f"{run['dataset']}, {run['mode']}", run["method"], whole(run["rows"]), len(group), run["epochs"],
-                     plus_minus(group[metric]), theirs, difference, f"{np.mean(majority):.2f}" if majority else "", verdict)
-
-
-def published_score(published: pd.DataFrame, name: str) -> float:
-    """Value of "method metric", such as "dice_occlusion iou_person", in per cent; nan where nothing is published."""
-    method, _, metric = name.partition(" ")
-    of_class = metric.removeprefix("iou_") if metric.startswith("iou_") else ""
-    rows = published.query("method == @method and seed == '' and `class` == @of_class and epoch in ('last', 'best')")
-    rows = rows[rows["metric"] == ("iou" if of_class else metric)]
-    return float(rows["value"].iloc[0]) if len(rows) else math.nan
-
-
-def report_claims(runs: pd.DataFrame) -> str:
-    """The table of claims.csv: each source's claims, what our runs give, and one sentence."""
-    page = "\n## What the sources claim\n\n" + table_head("notebook", "claim", "published", "ours", "n", "our data", "verdict")
-    for claim in pd.read_csv(HERE / "results" / "claims.csv", keep_default_na=False, comment="#").itertuples():
-        published = read_published(claim.notebook)
-        a, b = claim.published_a or claim.a, claim.published_b or claim.b
-        theirs = published_score(published, a) - published_score(published, b)
-        shown = "" if math.isnan(theirs) else f"{theirs:+.2f}"
-        pairs = claim_pairs(runs[runs["notebook"] == claim.notebook], claim.a, claim.b)
-        if not pairs:
-            page += table_row(claim.notebook[:2], claim.claim, shown, "", 0, "", "Not tested: no run on real streets yet.")
-        for (data, rows), (group, differences) in pairs.items():
-            verdict = claim_verdict(theirs, differences, conditions(group, published["weights"].iloc[0]))
-            page += table_row(claim.notebook[:2], claim.claim, shown, plus_minus(differences, "+"), len(differences),
-                              f"{data}, {whole(rows)} rows, val", verdict)
-    return page
-
-
-def claim_pairs(runs: pd.DataFrame, a: str, b: str) -> dict[tuple, tuple[pd.DataFrame, np.ndarray]]:
-    """{(data, rows): (runs, differences a - b)} of runs that are equal but for the method, a value per seed."""
-    found = {}
-    for (data, _, _, rows), group in runs.groupby(["dataset", "mode", "changes", "rows"], dropna=False):
-        scores = []
-        for method, _, metric in (a.partition(" "), b.partition(" ")):
-            chosen = group[group["recipe"].str.fullmatch(method + r"\d?")]
-            scores.append(chosen.assign(fold=chosen["recipe"].str.removeprefix(method)).set_index(["fold", "seed"]).get(metric))
-        if scores[0] is not None and scores[1] is not None:
-            differences = (scores[0] - scores[1]).dropna().groupby("seed").mean()  # folds share images: together, one run
-            if len(differences):
-                found[data, rows] = group, differences.to_numpy(float)
-    return found
-
-
-def claim_verdict(published: float, differences: np.ndarray, reasons: list[str]) -> str:
-    """One sentence: reproduced, not reproduced, undecided, or not testable here and which way our runs point."""
-    mean, half = student_interval(100 * differences)
-    decided = not math.isnan(half) and abs(mean) > half
-    same = math.isnan(published) or mean * published > 0
-    if not reasons:
-        return ("Reproduced." if same else "Not reproduced.") if decided else "Undecided: the interval holds 0 or is missing."
-    way = "the same way" if same else "the other way"
-    if math.isnan(published):
-        way = "that way" if mean > 0 else "the other way"
-    how = f"here the difference points {way}" + ("" if decided else ", but " + (
-        "one run decides nothing" if math.isnan(half) else "its interval holds 0"))
-    why = "Not testable without Cityscapes at full size" if reasons[0].startswith("data") else "Not a test of it"
-    return f"{why} ({'; '.join([r for r in reasons if not r.startswith('recipe')] or reasons)}); {how}."
-
-
-CAMVID_CLASSES = ("sky", "building", "pole", "road", "sidewalk", "vegetation", "traffic sign", "fence", "car", "person", "rider")
-
-
-def report_camvid(runs: pd.DataFrame) -> str:
-    """Our runs on the test split of CamVid with 11 classes, beside what others published for it."""
-    published = read_published("camvid11_test")
-    page = "\n## CamVid, test split, 11 classes\n\n"
-    page += table_head("network", "from", "rows", "n", "epochs", "mIoU", *CAMVID_CLASSES)
-    for method, rows in published.groupby("method", sort=False):
-        scores = rows.set_index(["metric", "class"])["value"].astype(float)
-        each = [f"{scores['iou', name]:.1f}" if ("iou", name) in scores else "" for name in CAMVID_CLASSES]
-        page += table_row(method, rows["note"].iloc[0], "", "", "", f"{scores['miou', '']:.2f}", *each)
-    ours = runs[(runs["dataset"] == "camvid11") & runs["test"].map(lambda test: bool(test) and "rider" in test["iou"])]
-    for (notebook, method, epochs), group in ours.groupby(["notebook", "method", "epochs"]):
-        each = [f"{100 * np.mean([test['iou'][name] for test in group['test']]):.1f}" for name in CAMVID_CLASSES]
-        page += table_row(f"{notebook[:2]} {method}", "ours, weights " + group["weights"].iloc[0], whole(group["rows"].iloc[0]),
-                          len(group), epochs, plus_minus([test["miou"] for test in group["test"]]), *each)
-    if len(ours):
-        best, bar = max(test["miou"] for test in ours["test"]), published_score(published, "ENet miou")
-        page += f"\nThe best of ours, {100 * best:.2f}, is {'above' if 100 * best > bar else 'below'} ENet's {bar:.2f}.\n"
-    return page
-
-
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 CURVES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
@@ -1537,21 +1377,3 @@ def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("
         axis.remove()
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return fig
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write results/README.md from finished runs and published numbers.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("report", help="write results/README.md and print it, with quick runs if asked")
-    sub.add_argument("--out-dir", default="", help="results folder (default: results/ of this repo)")
-    sub.add_argument("--quick", action="store_true", help="print quick runs too; they are never written to the file")
-    args = parser.parse_args()
-    try:
-        write_atomic(results_folder(args.out_dir) / "README.md", report(args.out_dir).encode())
-        print(report(args.out_dir, quick=args.quick))
-    except StreetsError as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()
