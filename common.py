@@ -54,7 +54,7 @@ from results.runs import coerce, flat, load_weights, read_json, save_weights, wr
 from data_prep import dataset_name as dataset_name, find_data as find_data, has_test_labels as has_test_labels  # isort: skip
 from data_prep import list_frames as list_frames  # isort: skip
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
-from results.runs import run_names as run_names, train_runs as train_runs  # isort: skip
+from results.runs import results_folder as results_folder, run_names as run_names, train_runs as train_runs  # isort: skip
 
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -829,8 +829,6 @@ def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, p
             buffer = io.BytesIO()
             np.savez_compressed(buffer, image=names, **scores[split][1])
             write_atomic(folder / f"{split}_per_image.npz", buffer.getvalue())
-        for split, data in splits.items():
-            facts["drives"] = facts.get("drives", {}) | {split: len({frame.city for frame in data.frames})}
         (val, test), baselines = ([scores[split][k] if split in scores else None for split in ("val", "test")] for k in (0, 1))
         facts |= {"metrics": val, "test": test, "majority_baseline": majority_baseline(baselines[0]["confusion"].sum(0))}
         if test:
@@ -974,5 +972,3 @@ def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("
         axis.remove()
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return fig
-
-

@@ -129,7 +129,7 @@ MODES = {
                "flip": 0.5, "jitter": 0.25, "hue": 0.03, "blur": 1.0, "precision": "auto", "compile_loss": "auto"},
     "paper": {"network": "base", "height": 1024, "images": 0, "epochs": 160, "batch_size": 2, "accumulation": 4,
               "lr": 6e-5, "scratch_lr": 6e-5, "weight_decay": 0.01, "schedule": "linear", "evaluate_at": "10",
-              "flip": 0.5, "jitter": 0.25, "hue": 0.03, "blur": 1.0, "precision": "auto", "compile_loss": "auto"},
+              "flip": 0.5, "jitter": 0.25, "hue": 0.03, "blur": 1.0, "precision": "bf16", "compile_loss": "auto"},
 }
 
 # %%

@@ -564,6 +564,7 @@ def summarize(folder: Path, progress: dict, facts: dict) -> dict:
         "dataset": config["dataset"],
         "split": "val",
         **{f"n_{split}": config["images"][split] for split in ("train", "val", "test") if split in config["images"]},
+        "drives": config.get("drives"),
         "epochs": epochs,
         "seed": config["parameters"]["seed"],
         **facts,

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import common
 import data_prep
+from results import report
 
 NAME = "02_unet_from_scratch"
 TINY = {"epochs": 2, "stage_epochs": 1, "images": 8, "size": 32, "width": 4}
@@ -385,8 +386,8 @@ def test_all_stages_run_under_papermill_and_leave_complete_results(nb, toy, tmp_
         assert summary["best_by"] == ("eval_loss" if name.startswith("scratch") else "miou") and summary["selected"] == "best"
         config = json.loads((tmp_path / "results" / NAME / "toy-quick" / name / "config.json").read_text())
         assert bool(config["parent"]) == (not name.startswith("scratch"))
-    text = common.report(str(tmp_path / "results"), quick=True)
-    assert "| dice_occlusion-width4" in text and "| 78.10 |" in text and "recipe changed: width4" in text
+    text, _ = report.report(str(tmp_path / "results"), quick=True)
+    assert "| dice_occlusion-width4" in text and "| 78.10 |" in text and "width 4, source 64" in text and "quick mode" in text
 
 
 @pytest.mark.parametrize(("stage", "parents"), [("continued", []), ("weighted_occlusion", ["weighted"]), ("dice_occlusion", [])])

@@ -15,6 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import common
 import data_prep
+from results import report
 
 NAME = "03_unet_resnet50_cv"
 TINY = {"epochs": 1, "images": 8, "height": 32, "weights": "none"}
@@ -429,7 +430,7 @@ def test_one_fold_leaves_its_eight_scores_and_a_second_run_in_course_mode_loads_
     assert summary["n_train"] + summary["n_val"] == 8 and summary["weights"] == "none"
     history = pd.read_csv(next((tmp_path / "results").rglob("history.csv")))
     assert history["epoch"].tolist() == [2, 3], "a row per validation: every second epoch, and the last"
-    assert "| 66.96 |" in common.report(str(tmp_path / "results")), "the report finds the published fold 2"
+    assert "| 66.96 |" in report.report(str(tmp_path / "results"))[0], "the report finds the published fold 2"
 
     assert run_notebook(tmp_path, ROOT / "notebooks", data_dir=str(toy), **wanted) == summaries
     assert f"{name}: trained on" in (tmp_path / "out.ipynb").read_text()

@@ -1,181 +1,439 @@
 """Results: the report beside published numbers, and the pictures and tables that notebooks draw."""
 
+import ast
 import json
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 import common
+from results import report
 
 NOTEBOOK = "06_kervadec_ablation"
+WEIGHTS = "fcmae_ft_in22k_in1k_384"
+# what the source of notebook 06 trained with, as the runs of its paper mode record it
+SETTINGS = {"network": "base", "encoder": f"tu-convnextv2_base.{WEIGHTS}", "decoder_width": 512, "height": 1024, "epochs": 160,
+            "batch_size": 2, "accumulation": 4, "lr": 6e-5, "scratch_lr": 6e-5, "weight_decay": 0.01}  # fmt: skip
+PARAMETERS = {"recipe": "paper", "flip": 0.5, "jitter": 0.25, "hue": 0.03, "blur": 1.0, "precision": "bf16"}
 
 
-def put_run(base, method="D", seed=1, miou=0.5, dataset="cityscapes", mode="paper", weights="fcmae_ft_in22k_in1k_384", **more):
-    folder = base / NOTEBOOK / f"{dataset}-{mode}" / f"{method}_seed{seed}"
-    summary = {"notebook": NOTEBOOK, "run": folder.name, "method": method, "mode": mode, "dataset": dataset, "seed": seed,
-               "epochs": 160, "weights": weights, "metrics": {"miou": miou, "iou": {"road": 0.9, "train": None}},
-               "majority_baseline": {"miou": 0.02, "accuracy": 0.3}, "command": "papermill x -p variant D"}  # fmt: skip
-    common.write_json(folder / "summary.json", summary | more)
+def put_run(base, recipe="D", seed=1, miou=0.5, *, settings=(), parameters=(), changes=(), facts=(), code="committed",
+            definitions=None, name="", history=None, **summary):
+    """A finished run as a notebook leaves it: by default one that was made as the source of notebook 06 made its own."""
+    dataset, mode = summary.get("dataset", "cityscapes"), summary.get("mode", "paper")
+    method = summary.pop("method", "-".join([recipe, *(f"{key}{value}" for key, value in dict(changes).items())]))
+    notebook = summary.get("notebook", NOTEBOOK)
+    folder = base / notebook / f"{dataset}-{mode}" / (name or f"{method}_seed{seed}")
+    terms = {"lambda_d": 1.0 if recipe in "BC" else None, "lambda_b": 0.2 if recipe in "CD" else None,
+             "norm": "clip127" if recipe in "CD" else None, "variant": recipe}  # fmt: skip
+    config = {"method": method, "recipe": recipe, "changes": dict(changes), "settings": SETTINGS | dict(settings),
+              "parameters": {"mode": mode, "seed": seed} | PARAMETERS | dict(parameters), "dataset": dataset,
+              "images": {"train": summary.get("n_train", 2975), "val": 500, "test": 0}} | terms | dict(facts)  # fmt: skip
+    config["recorded"] = {"command": "papermill x", "code": code, "commit": "0" * 40,
+                          "functions": ["train_variant"],
+                          "definitions": definitions or report.current_definitions(notebook, ("train_variant",))}  # fmt: skip
+    run = {"notebook": notebook, "run": folder.name, "method": method, "mode": mode, "dataset": dataset, "seed": seed, "n_train": 2975,
+           "n_val": 500, "n_test": 0, "drives": {"train": 18, "val": 3, "test": 0}, "epochs": config["settings"]["epochs"],
+           "weights": WEIGHTS, "num_processes": 1, "images_per_step": 8, "test": None, "metrics": {"miou": miou, "iou": {"road": 0.9}},
+           "majority_baseline": {"miou": 0.02, "accuracy": 0.3}, "command": "papermill x -p variant D"} | summary  # fmt: skip
+    folder.mkdir(parents=True)
+    for file, content in {"config.json": config, "summary.json": run}.items():  # without the fsync of common.write_json
+        (folder / file).write_text(json.dumps(content))
+    if history:
+        pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
+    return folder
 
 
-def row_of(page, method):
-    return next(line for line in page.splitlines() if line.startswith("|") and f"| {method} |" in line)
+def put_pair(base, differences=(0.4, 0.5, 0.6), a="A", b="D", **more):
+    """Runs of two recipes, by default D and A, whose mIoU differ by these many per cent, a seed each."""
+    for seed, difference in enumerate(differences):
+        put_run(base, a, seed, 0.8, **more)
+        put_run(base, b, seed, 0.8 + difference / 100, **more)
 
 
-def test_three_seeds_give_mean_interval_and_difference(tmp_path):
-    for seed, miou in enumerate((0.80, 0.81, 0.82)):
-        put_run(tmp_path, seed=seed, miou=miou)
-    row = row_of(common.report(tmp_path), "D")
-    half = 4.302653 * 1.0 / 3**0.5
-    assert f"|  | 3 | 160 | 81.00 ± {half:.2f} | 81.69 | -0.69 | 2.00 | yes |" in row
+def page_of(base, **options):
+    return report.report(base, **options)[0]
 
 
-def test_where_a_source_reports_the_mean_of_six_classes_that_is_compared(tmp_path):
-    for seed, miou6 in enumerate((0.60, 0.61, 0.62)):
-        put_run(tmp_path, method="bas", seed=seed, weights="cityscapes", notebook="04_segformer_thin_structures",
-                metrics={"miou": 0.7, "miou6": miou6})  # fmt: skip
-    page = common.report(tmp_path)
-    assert "| mIoU6 on val | published |" in page and "| 61.00 ± 2.48 | 59.63 | +1.37 |  | yes |" in row_of(page, "bas")
+def row_of(page, start):
+    """Cells of the one row that begins with this cell."""
+    rows = [line for line in page.split("## In short")[1].split("\n## ", 1)[1].splitlines() if line.startswith(f"| {start}")]
+    assert len(rows) == 1, rows
+    return [cell.strip() for cell in rows[0].strip("|").split(" | ")]
 
 
-def test_a_network_that_is_part_of_a_loss_is_no_row_of_the_report(tmp_path):
-    put_run(tmp_path, method="proxy", metrics={"edge_f1": 0.99}, majority_baseline={})
-    assert "no finished runs" in common.report(tmp_path)
-    put_run(tmp_path)
-    assert "proxy" not in common.report(tmp_path) and row_of(common.report(tmp_path), "D")
+CLAIM = "Cross-entropy with the boundary loss (D) is better than cross-entropy alone (A)"
 
 
-def test_one_seed_has_no_interval_and_makes_no_claim(tmp_path):
-    put_run(tmp_path)
-    row = row_of(common.report(tmp_path), "D")
-    assert "| 50.00 |" in row and "±" not in row and "one seed, no interval" in row
+def verdict_of(page):
+    return row_of(page, CLAIM)[-1].rstrip(" |")
+
+
+def evidence_of(base, start=CLAIM):
+    claim = next(c for c in report.read_table("claims.csv").itertuples() if c.claim.startswith(start))
+    return report.find_evidence(claim, report.read_runs(base)[0])
+
+
+# what counts as a test
+
+
+def test_runs_made_as_the_source_made_its_own_test_its_claim(tmp_path):
+    put_pair(tmp_path)
+    page = page_of(tmp_path)
+    assert row_of(page, CLAIM)[1:5] == ["+0.41", "+0.50 ± 0.25", "3", ""] and verdict_of(page) == "Reproduced."
+    assert "Tested under a source's own conditions: 1 (1 reproduced)" in page
+    assert "| 06 | " + CLAIM + " | +0.41 | +0.50 ± 0.25 | 3 | yes | Reproduced. |" in page
+    row = row_of(page, "D |")
+    assert row[3:6] == ["3", "160", "80.50 ± 0.25"] and row[7] == "81.69 (-1.19)"
 
 
 @pytest.mark.parametrize(("different", "reason"), [
-    ({"dataset": "camvid32"}, "data camvid32"),
-    ({"mode": "course"}, "mode course"),
-    ({"weights": "none"}, "weights none, not fcmae_ft_in22k_in1k_384"),
+    ({"weights": "imagenet"}, f"weights imagenet, source {WEIGHTS}"),
+    ({"weights": "none"}, f"weights none, source {WEIGHTS}"),
+    ({"num_processes": 8, "images_per_step": 64}, "images_per_step 64, source 8"),
+    ({"settings": {"batch_size": 4, "accumulation": 2}}, "batch_size 4, source 2; accumulation 2, source 4"),
+    ({"settings": {"epochs": 20}}, "epochs 20, source 160"),
+    ({"settings": {"lr": 2e-4}}, "lr 0.0002, source 0.00006"),
+    ({"settings": {"height": 512}}, "height 512, source 1024"),
+    ({"n_train": 1000}, "n_train 1000, source 2975"),
+    ({"dataset": "camvid32"}, "dataset camvid32, source cityscapes"),
+    ({"parameters": {"blur": 0.0}}, "blur 0.0, source 1 (assumed)"),
+    ({"parameters": {"precision": "auto"}}, "precision auto, source bf16"),
+    ({"parameters": {"recipe": "author_config"}}, "recipe author_config, source paper"),
+    ({"changes": {"new_knob": 3}}, "new_knob 3, source not on record"),
+    ({"images_per_step": None}, "images_per_step not recorded, source 8"),
+    ({"settings": {"weight_decay": None}}, "weight_decay not recorded, source 0.01"),
 ])
-def test_a_run_under_other_conditions_never_counts_as_a_test_of_the_claim(tmp_path, different, reason):
-    for seed in (1, 2):
-        put_run(tmp_path, seed=seed, **different)
-    row = row_of(common.report(tmp_path), "D")
-    assert f"no: {reason}" in row and "not comparable" in row and "81.69" in row
+def test_what_differs_from_the_source_is_named_and_such_runs_test_nothing(tmp_path, different, reason):
+    put_pair(tmp_path, **different)
+    page = page_of(tmp_path)
+    assert f"In all runs: {reason}" in page and "own conditions: 0; compared under other conditions only: 1;" in page
+    assert verdict_of(page) == "Points the claimed way."
+    method = next(run.method for run in report.read_runs(tmp_path)[0] if run.recipe == "D")
+    assert row_of(page, f"{method} |")[7] == "81.69", "no difference to a score that it does not test"
+
+
+def test_a_parameter_of_one_method_is_compared_too(tmp_path):
+    put_pair(tmp_path, facts={"norm": "none"})
+    assert any(reason == "norm none, source clip127 (assumed)" for reason in evidence_of(tmp_path)[0].reasons)
+
+
+def test_seeds_of_different_initialisation_are_never_averaged(tmp_path):
+    for seed, weights in enumerate((WEIGHTS, WEIGHTS, "imagenet", "none")):
+        put_run(tmp_path, "A", seed, 0.8, weights=weights)
+        put_run(tmp_path, "D", seed, 0.8 + 0.01 * seed, weights=weights)
+    found = evidence_of(tmp_path)
+    assert sorted(len(one.values) for one in found) == [1, 1, 2]
+    assert [len(one.values) for one in found if not one.reasons] == [2], "the source's weights alone are a test"
+    rows = [line for line in page_of(tmp_path).splitlines() if line.startswith("| D |")]
+    assert [row.split(" | ")[2:4] for row in rows] == [[WEIGHTS, "2"], ["imagenet", "1"], ["none", "1"]]
+
+
+@pytest.mark.parametrize("different", [{"settings": {"lr": 1e-4}}, {"parameters": {"flip": 0.0}}, {"n_train": 300}, {"num_processes": 2},
+                                       {"weights": "none"}, {"dataset": "camvid11"}, {"mode": "course"}])  # fmt: skip
+def test_only_runs_made_alike_are_compared(tmp_path, different):
+    put_run(tmp_path, "A", 1, 0.8)
+    put_run(tmp_path, "D", 1, 0.9, **different)
+    assert not evidence_of(tmp_path)
+    put_run(tmp_path, "A", 1, 0.8, name="another", **different)
+    assert len(evidence_of(tmp_path)) == 1
+
+
+def test_seeds_are_paired(tmp_path):
+    put_run(tmp_path, "A", 1)
+    put_run(tmp_path, "D", 2)
+    assert not evidence_of(tmp_path)
+
+
+def test_a_copy_of_a_run_does_not_count_twice(tmp_path):
+    put_pair(tmp_path, (0.4, 0.5))
+    put_run(tmp_path, "D", 1, 0.99, name="D_seed1 (copy)")
+    page = page_of(tmp_path)
+    assert row_of(page, "D |")[3] == "2" and "D&#95;seed1" not in page and "a copy of another run" in page
 
 
 def test_quick_runs_are_no_evidence(tmp_path):
-    put_run(tmp_path, mode="quick")
-    assert "no finished runs" in common.report(tmp_path)
-    assert "quick" in row_of(common.report(tmp_path, quick=True), "D")
+    put_pair(tmp_path, mode="quick")
+    assert "| D |" not in page_of(tmp_path) and not evidence_of(tmp_path)
+    page = page_of(tmp_path, quick=True)
+    assert "quick mode" in page and verdict_of(page) == "Points the claimed way." and "own conditions: 0;" in page
 
 
-def test_the_command_writes_the_page(tmp_path, monkeypatch, capsys):
-    put_run(tmp_path)
-    monkeypatch.setattr("sys.argv", ["common.py", "report", "--out-dir", str(tmp_path)])
-    common.main()
-    assert (tmp_path / "README.md").read_text() == common.report(tmp_path) and "| D |" in capsys.readouterr().out
+def test_runs_of_records_without_the_newer_fields_are_read_and_test_nothing(tmp_path):
+    for seed in (1, 2):
+        for recipe in "AD":
+            folder = put_run(tmp_path, recipe, seed, method=f"{recipe}-height512")
+            config = json.loads((folder / "config.json").read_text())
+            del config["recipe"], config["changes"], config["parameters"]["recipe"], config["recorded"]["code"]
+            common.write_json(folder / "config.json", config | {"recipe": "paper"})
+    runs, _ = report.read_runs(tmp_path)
+    assert {run.recipe for run in runs} == {"A", "D"} and {run.recorded["recipe"] for run in runs} == {"paper"}
+    (folder / "config.json").unlink()
+    assert "height not recorded, source 1024" in report.read_run(folder).reasons
 
 
-def test_a_damaged_summary_is_named(tmp_path):
-    put_run(tmp_path)
-    next(tmp_path.rglob("summary.json")).write_text('{"notebook": ')
-    with pytest.raises(common.StreetsError, match="summary.json is damaged"):
-        common.report(tmp_path)
-
-
-def test_the_committed_page_is_what_the_committed_runs_give():
-    page = (common.HERE / "results" / "README.md").read_text()
-    by_notebook = re.split(r"\n## (?=0)", page)[1:]
-    rows = [line for part in by_notebook for line in part.splitlines() if line.startswith("|")]
-    committed = [p for p in common.HERE.glob("results/*/*/*/summary.json") if not p.parent.parent.name.endswith("-quick")]
-    summaries = [s for s in map(json.loads, (p.read_text() for p in committed)) if "miou" in s["metrics"]]
-    methods = {(s["notebook"], s["dataset"], s["mode"], s["method"]) for s in summaries}
-    assert len(rows) == len(methods) + 2 * len({m[0] for m in methods})
-
-
-def put_pair(base, differences, **more):
-    """Runs of D and A whose mIoU differ by these many per cent, a seed each."""
-    for seed, difference in enumerate(differences):
-        put_run(base, method="A", seed=seed, miou=0.8, **more)
-        put_run(base, method="D", seed=seed, miou=0.8 + difference / 100, **more)
-
-
-def claim_row(page):
-    return next(line for line in page.splitlines() if "is better than cross-entropy alone (A)" in line)
+# scores, intervals, verdicts
 
 
 @pytest.mark.parametrize(("differences", "ours", "verdict"), [
     ((0.4, 0.5, 0.6), "+0.50 ± 0.25", "Reproduced."),
-    ((-0.4, -0.5, -0.6), "-0.50 ± 0.25", "Not reproduced."),
-    ((0.4, -0.5, 0.6), "+0.17 ±", "Undecided"),
-    ((0.4,), "+0.40 |", "Undecided"),
+    ((-0.4, -0.5, -0.6), "-0.50 ± 0.25", "Contradicted."),
+    ((0.4, -0.5, 0.6), "+0.17 ± 1.46", "Undecided."),
+    ((0.4,), "+0.40", "One seed decides nothing."),
 ])
 def test_a_claim_is_judged_by_the_interval_of_paired_differences(tmp_path, differences, ours, verdict):
     put_pair(tmp_path, differences)
-    row = claim_row(common.report(tmp_path))
-    assert "| +0.41 |" in row and ours in row and verdict in row and f"| {len(differences)} |" in row
+    page = page_of(tmp_path)
+    assert row_of(page, CLAIM)[2:4] == [ours, str(len(differences))] and verdict_of(page) == verdict
 
 
-@pytest.mark.parametrize(("differences", "verdict"), [
-    ((0.4, 0.5, 0.6), "points the same way."),
-    ((-0.4, -0.5, -0.6), "points the other way."),
-    ((0.4, -0.5, 0.6), "its interval holds 0."),
-    ((0.4,), "one run decides nothing."),
-])
-def test_under_other_conditions_a_claim_is_not_tested_whatever_the_runs_say(tmp_path, differences, verdict):
-    put_pair(tmp_path, differences, dataset="camvid32", mode="course", weights="none")
-    row = claim_row(common.report(tmp_path))
-    assert "Not testable without Cityscapes at full size (data camvid32; mode course; weights none, not" in row and verdict in row
+def test_levels_are_holms_by_hand():
+    assert report.holm_levels([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.05 / 3, 0.05 / 2, 0.05 / 2, 0.05 / 4])
+    assert report.holm_levels([0.02, 0.01]) == pytest.approx([0.05, 0.025])
+    assert report.holm_levels([0.03, 0.04]) == [0.025, 0.025], "after the first that fails none is judged more mildly"
 
 
-def test_a_changed_recipe_is_no_test_of_the_claim_either(tmp_path):
-    for seed in (1, 2):
-        put_run(tmp_path, method="A-height512", seed=seed, miou=0.8)
-        put_run(tmp_path, method="D-height512", seed=seed, miou=0.81)
-    assert "Not a test of it (recipe changed: height512); here the difference points the same way." in claim_row(common.report(tmp_path))
+def test_claims_of_a_source_share_its_chance_of_a_mistake(tmp_path):
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        for recipe, miou in {"A": 0.8, "B": 0.7, "C": 0.75, "D": 0.81}.items():
+            put_run(tmp_path, recipe, seed, miou + rng.normal(0, 0.002))
+    claims = [c for c in report.read_table("claims.csv").itertuples() if c.notebook == NOTEBOOK and c.a]
+    runs, _ = report.read_runs(tmp_path)
+    rows = report.with_levels([one for claim in claims for one in report.find_evidence(claim, runs)])
+    ps = [stats.ttest_1samp(one.values, 0).pvalue for one in rows]
+    order = np.argsort(ps)
+    adjusted = np.maximum.accumulate([(len(ps) - rank) * ps[i] for rank, i in enumerate(order)])
+    for p, one in zip(adjusted, np.array(rows, dtype=object)[order].tolist()):
+        one = report.Evidence(*one)
+        mean, half = common.student_interval(one.values, 1 - one.level)
+        assert len(rows) == 4 and one.level <= 0.05 and (abs(mean) > half) == (p <= 0.05) == (report.verdict(one) != "Undecided.")
 
 
-def test_only_runs_of_one_recipe_and_one_seed_are_paired(tmp_path):
-    put_run(tmp_path, method="A", seed=1)
-    put_run(tmp_path, method="D", seed=2)
-    put_run(tmp_path, method="D-height512", seed=1)
-    assert "| 0 |" in claim_row(common.report(tmp_path)) and "Not tested" in claim_row(common.report(tmp_path))
+def test_other_data_are_another_family(tmp_path):
+    put_pair(tmp_path)
+    put_pair(tmp_path, dataset="camvid11")
+    runs, _ = report.read_runs(tmp_path)
+    assert [one.level for one in report.with_levels(evidence_of(tmp_path))] == [0.05, 0.05] and len(runs) == 12
+
+
+@pytest.mark.parametrize(("a", "b", "near"), [(0.10, 0.11, True), (0.11, 0.13, False), (0.05, 0.6, False), (0.13, 0.14, False)])
+def test_two_networks_near_the_majority_class_get_no_verdict(tmp_path, a, b, near):
+    for seed in range(3):
+        put_run(tmp_path, "A", seed, a + 0.0001 * seed)
+        put_run(tmp_path, "D", seed, b)
+    assert (verdict_of(page_of(tmp_path)) == "No verdict: both score near the majority class.") == near
+
+
+def test_a_class_that_nobody_has_learnt_decides_nothing_about_it(tmp_path):
+    for seed in range(3):
+        for recipe, wall in {"B": 0.01, "D": 0.05 + 0.0001 * seed}.items():
+            put_run(tmp_path, recipe, seed, 0.6, metrics={"miou": 0.6, "iou": {"wall": wall, "truck": wall + 0.3, "bus": None}})
+    page = page_of(tmp_path)
+    assert row_of(page, "Walls gain by D")[-1].startswith("No verdict") and row_of(page, "Trucks gain by D")[-1].startswith("Reproduced")
+    assert re.search(r"no run here has the scores: .*Buses gain by D", page)
+
+
+def test_a_test_split_is_preferred_to_images_that_selected(tmp_path):
+    for seed in range(3):
+        for recipe, (val, test) in {"A": (0.5, 0.6), "D": (0.7, 0.61 + 0.0001 * seed)}.items():
+            put_run(tmp_path, recipe, seed, val, dataset="camvid11", n_test=233, drives={"val": 1, "test": 2}, test={"miou": test},
+                    test_majority_baseline={"miou": 0.03})  # fmt: skip
+    page = page_of(tmp_path)
+    assert row_of(page, CLAIM)[2].startswith("+1.01") and "Claims, scored on test, 233 images, 2 drives:" in page
+    assert row_of(page, "D |")[5:7] == ["70.00 ± 0.00", "61.01 ± 0.02"]
+
+
+def test_the_data_sets_own_test_split_is_preferred_to_images_set_aside(tmp_path):
+    for seed in range(2):
+        for recipe, score in {"scratch": 0.5, "dice_occlusion": 0.6}.items():
+            put_run(tmp_path, recipe, seed, notebook="02_unet_from_scratch", dataset="camvid11", test={"miou": 0.9},
+                    final={"test_split": {"miou": score}}, facts={"images": {"val": 51, "test": 50, "test_split": 233}})  # fmt: skip
+    page = page_of(tmp_path)
+    assert "scored on test split, 233 images" in page and row_of(page, "Occlusion and a Dice loss raise mIoU after")[2].startswith("+10.00")
+
+
+def test_without_a_test_split_val_is_said(tmp_path):
+    put_pair(tmp_path)
+    assert "Claims, scored on val, 500 images, 3 drives:" in page_of(tmp_path)
+
+
+def test_scores_after_an_epoch_come_from_the_history(tmp_path):
+    for seed in range(2):
+        for recipe, early in {"C": 0.6, "D": 0.5, "B": 0.7}.items():
+            put_run(tmp_path, recipe, seed, history={"epoch": [10, 160], "miou": [early, 0.8]})
+    page = page_of(tmp_path)
+    assert row_of(page, "Early on C leads: C against D")[1:3] == ["+1.92", "+10.00 ± 0.00"]
+    assert row_of(page, "Early on C leads: C against B")[1:3] == ["+2.26", "-10.00 ± 0.00"]
 
 
 def test_folds_are_paired_with_themselves_and_count_as_one_run(tmp_path):
     for fold, (start, end) in enumerate(((0.6, 0.5), (0.7, 0.65), (0.8, 0.65)), start=1):
         final = {"held_out": {"low": {"best": start}}, "official_val": {"full": {"last": end}}}
-        put_run(tmp_path, method=f"fold{fold}", notebook="03_unet_resnet50_cv", weights="imagenet", final=final)
-    row = next(line for line in common.report(tmp_path).splitlines() if "held-out fold" in line)
-    assert "| -2.21 | -10.00 | 1 |" in row and "Undecided" in row
+        put_run(tmp_path, f"fold{fold}", notebook="03_unet_resnet50_cv", miou=start, final=final, facts={"fold": fold, "variant": None}, n_train=1980 + fold)
+    page = page_of(tmp_path)
+    row = row_of(page, "The score falls from the held-out fold at low")
+    assert row[1:4] == ["-2.21", "-10.00", "1"] and row[-1].startswith("One seed")
+    spread = row_of(page, "The score is stable: standard deviation over the folds at low")
+    assert spread[1:3] == ["1.15", "10.00"] and spread[-1].startswith("Shown, not judged.")
 
 
-def test_scores_on_camvids_test_images_stand_beside_the_published_ones(tmp_path):
-    iou = dict.fromkeys(common.CAMVID_CLASSES, 0.5) | {"sky": 0.9, "train": None}
-    put_run(tmp_path, dataset="camvid11", mode="course", weights="none", test={"miou": 0.54, "iou": iou})
-    put_run(tmp_path, dataset="camvid11", mode="course", method="U", test={"miou": 0.7, "iou": {"person": 0.5}})
-    page = common.report(tmp_path)
-    assert "| ENet |" in page and "| 52.85 | 90.0 | 70.3 |" in page and "| 06 D | ours, weights none |  | 1 | 160 | 54.00 | 90.0 |" in page
-    assert "06 U |" not in page, "a run with other classes does not compare"
-    assert "The best of ours, 54.00, is above ENet's 52.85." in page
+def test_the_share_of_classes_that_gain_is_shown_and_not_judged(tmp_path):
+    for recipe, (road, pole, train) in {"ppce": (0.9, 0.3, None), "semeda_4_2_0": (0.8, 0.4, None)}.items():
+        metrics = {"miou": 0.6, "iou": {"road": road, "pole": pole, "train": train}}
+        put_run(tmp_path, recipe, notebook="05_semeda", metrics=metrics)
+    row = row_of(page_of(tmp_path), "Nearly every class gains: share in IoU")
+    assert row[1:4] == ["94.74", "50.00", "1"] and row[-1].startswith("Shown, not judged.")
+
+
+def test_where_a_source_reports_the_mean_of_six_classes_that_is_compared(tmp_path):
+    for seed, miou6 in enumerate((0.60, 0.61, 0.62)):
+        put_run(tmp_path, "bas", seed, notebook="04_segformer_thin_structures", metrics={"miou": 0.7, "miou6": miou6})
+    page = page_of(tmp_path)
+    assert "| mIoU6, val |" in page and row_of(page, "bas |")[5:8] == ["61.00 ± 2.48", "", "59.63"]
+
+
+def test_a_network_that_is_part_of_a_loss_is_no_row_of_the_report(tmp_path):
+    put_run(tmp_path, "proxy", metrics={"edge_f1": 0.99}, majority_baseline={})
+    assert "proxy" not in page_of(tmp_path) and "Runs: none yet." in page_of(tmp_path)
+
+
+# the state of the code
+
+
+def test_code_that_was_not_committed_or_has_changed_since_is_said(tmp_path):
+    put_run(tmp_path, "A", code="uncommitted: common.py")
+    put_run(tmp_path, "B", definitions="0123456789ab")
+    put_run(tmp_path, "D")
+    states = {run.recipe: run.state for run in report.read_runs(tmp_path)[0]}
+    assert states == {"A": "uncommitted code", "B": report.EARLIER, "D": ""}
+    page = page_of(tmp_path)
+    assert row_of(page, "A |")[-1].startswith("note 1") and row_of(page, "B |")[-1].startswith("note 2")
+    assert "Note 1: uncommitted code." in page and "Note 2: made by an earlier state of the code." in page
+
+
+# what is not ours
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("summary.json", '{"notebook": '), ("summary.json", "[1, 2]"), ("summary.json", '"text"'), ("summary.json", "{}"),
+    ("summary.json", b"\xff\xfe\x00"), ("summary.json", "[" * 100_000), ("config.json", "[]"), ("config.json", "null"),
+    ("config.json", '{"settings": 3}'), ("config.json", '{"images": [1]}'), ("history.csv", ""),
+    ("metrics", None), ("metrics", {"miou": float("inf")}), ("metrics", [0.5]), ("seed", "one"), ("epochs", 1.5), ("method", None),
+    ("final", [1]), ("drives", [1]), ("test", "good"), ("majority_baseline", "none"),
+])
+def test_what_is_damaged_or_not_ours_is_skipped_with_one_line(tmp_path, file, content):
+    put_pair(tmp_path)
+    folder = put_run(tmp_path, "C")
+    if "." in file:
+        (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    else:
+        summary = json.loads((folder / "summary.json").read_text()) | {file: content}
+        (folder / "summary.json").write_text(json.dumps(summary).replace("Infinity", "1e999"))
+    page = page_of(tmp_path)
+    assert page.count("damaged or not ours") == 1 and "paper/C_seed1: damaged" in page and verdict_of(page) == "Reproduced."
+
+
+HOSTILE = "D <script>alert(1)</script>|x `code` [a](http://b.c) www.b.c **bold** $x$\n# head\u202e &lt; a@b.c"
+
+
+def test_names_that_others_chose_are_neither_markup_nor_links(tmp_path):
+    folder = put_run(tmp_path, "D")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary |= {name: HOSTILE for name in ("notebook", "method", "dataset", "mode", "weights", "command", "n_val")}
+    common.write_json(folder / "summary.json", summary | {"drives": {"val": HOSTILE}})
+    config = json.loads((folder / "config.json").read_text())
+    common.write_json(folder / "config.json", config | {"changes": {HOSTILE: HOSTILE}, "recipe": HOSTILE})
+    foreign = tmp_path / "06" / "x" / "[y](z)`<i>|"
+    foreign.mkdir(parents=True)
+    (foreign / "summary.json").write_text("{")
+    page = page_of(tmp_path)
+    assert "damaged or not ours" in page and "&lt;script&gt;" in page, "the hostile run and folder are on the page"
+    rendered = [line for line in page.splitlines() if not line.startswith("    papermill")]
+    for line in rendered:
+        if "&lt;script" in line or "not ours" in line:
+            assert not re.search(r"<script|http://|`|\[a\]|\[y\]|<i>|www\.b|\*\*bold|\$x|a@b|\u202e", line), line
+            assert len(line.split("|")) in (1, 11), line
+    assert not [line for line in page.splitlines() if line.startswith("# head")]
+
+
+# the page and the README
+
+
+def test_the_command_writes_the_page_and_leaves_the_readme_to_the_repos_own_runs(tmp_path, monkeypatch, capsys):
+    before = (common.HERE / "README.md").read_bytes()
+    put_run(tmp_path)
+    put_run(tmp_path, "A", mode="quick")
+    monkeypatch.setattr("sys.argv", ["report.py", "--out-dir", str(tmp_path), "--quick"])
+    report.main()
+    page, printed = (tmp_path / "README.md").read_text(), capsys.readouterr().out
+    assert page == page_of(tmp_path) and "| D |" in page and "quick" not in page.split("## In short")[1]
+    assert "| A | cityscapes, quick |" in printed and (common.HERE / "README.md").read_bytes() == before
+
+
+def test_the_committed_pages_are_what_the_committed_runs_give():
+    page, summary = report.report()
+    assert (common.HERE / "results" / "README.md").read_text(encoding="utf-8") == page, "run python results/report.py"
+    readme = (common.HERE / "README.md").read_text(encoding="utf-8")
+    assert report.README_BLOCK.search(readme) and summary in readme and summary in page
 
 
 def test_the_readme_repeats_claims_with_the_numbers_of_the_results_page():
-    page = (common.HERE / "results" / "README.md").read_text().splitlines()
-    table = re.search(r"\| claim \|.*?\n\|[-|]+\n(.*?)\n\n", (common.HERE / "README.md").read_text(), re.S)[1].splitlines()
+    page = (common.HERE / "results" / "README.md").read_text(encoding="utf-8").splitlines()
+    table = re.search(r"\| claim \|.*?\n\|[-| ]+\n(.*?)\n\n", (common.HERE / "README.md").read_text(encoding="utf-8"), re.S)[1].splitlines()
     assert len(table) == 5
     for row in table:
         assert [line for line in page if line.startswith(row)], row
 
 
-def test_every_claim_names_published_scores():
-    claims = pd.read_csv(common.HERE / "results" / "claims.csv", keep_default_na=False, comment="#")
+def test_every_claim_is_computed_or_says_why_not_and_names_published_scores():
+    claims = report.read_table("claims.csv")
+    assert not claims.duplicated(["notebook", "claim"]).any() and set(claims["sign"]) == {"+", "-", ""}
+    assert set(claims["seen"]) <= {"[report]", "[code]", "[draft]", "[ours]"}
+    unpublished = []
     for claim in claims.itertuples():
-        published = common.read_published(claim.notebook)
-        scores = [common.published_score(published, name) for name in (claim.published_a or claim.a, claim.published_b or claim.b)]
-        assert np.isfinite(scores).all() != claim.claim.startswith("(our control)"), claim.claim
+        assert bool(claim.a) != bool(claim.not_computed), claim.claim
+        if claim.a and not report.published_value(claim):
+            unpublished.append(claim.claim)
+            assert claim.seen == "[ours]" or claim.a.split()[1] in ("boundary_f1", "outside_3", "final_official_val_full_last"), claim.claim
+    assert {"Edges improve in the last stage (boundary F1)"} <= set(unpublished)
+
+
+def test_published_scores_are_found_by_epoch_and_class():
+    published = common.read_published(NOTEBOOK)
+    assert report.published_score(published, "C miou@10") == 78.17 and report.published_score(published, "D iou_wall") == 61.64
+    assert np.isnan(report.published_score(published, "D iou_moon")) and np.isnan(report.published_score(published, "D miou@11"))
+
+
+@pytest.mark.parametrize("name", sorted(set(report.read_table("sources.csv")["notebook"])))
+def test_the_record_of_a_source_names_what_its_notebooks_runs_record(name):
+    rows = report.read_table("sources.csv").query("notebook == @name and name not in ('source', 'departs')")
+    text = (common.HERE / "notebooks" / f"{name}.py").read_text(encoding="utf-8")
+    of_summary = {"dataset", "n_train", "n_val", "n_test", "images_per_step", "best_by", "settings.epochs"}
+    assert not {n for n in rows["name"] if n not in of_summary and not re.search(rf"\b{n}\b", text)}
+    modes = next(ast.literal_eval(node.value) for node in ast.parse(text).body
+                 if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "MODES")  # fmt: skip
+    assert set(modes["paper"]) <= set(rows["name"]), "a setting of the mode that is not compared"
+    for row in rows[rows["name"].isin(modes["paper"]) & (rows["value"] != "any") & (rows["method"] == "")].itertuples():
+        value = modes["paper"][row.name]
+        value = list(value) if isinstance(value, tuple) else value
+        assert str(value) in row.value.split(" or ") or value in [json.loads(v) for v in row.value.split(" or ") if v[:1] in "[0123456789"], row
+
+
+def test_scores_on_camvids_test_images_stand_beside_the_published_ones(tmp_path):
+    iou = dict.fromkeys(report.CAMVID_CLASSES, 0.5) | {"sky": 0.9, "train": None}
+    put_run(tmp_path, dataset="camvid11", mode="course", weights="none", test={"miou": 0.54, "iou": iou})
+    put_run(tmp_path, "U", dataset="camvid11", mode="course", test={"miou": 0.7, "iou": {"person": 0.5}})
+    page = page_of(tmp_path)
+    assert "| ENet |" in page and "| 52.85 | 90.0 | 70.3 |" in page and "| 06 D | none | 1 | 54.00 | 90.0 |" in page
+    assert "06 U |" not in page, "a run with other classes does not compare"
+    assert "The best of ours, 54.00, is above ENet's 52.85." in page
+
+
+# metrics, pictures and tables
 
 
 def test_per_image_scores_give_the_metrics_of_the_whole_set():
@@ -223,14 +481,6 @@ def test_more_runs_than_colours_are_all_drawn():
     assert [len(axis.lines) for axis in figure.axes] == [12, 12]
 
 
-def test_the_command_tells_a_mistake_in_one_sentence(tmp_path, monkeypatch):
-    put_run(tmp_path)
-    next(tmp_path.rglob("summary.json")).write_text('{"notebook": ')
-    monkeypatch.setattr("sys.argv", ["common.py", "report", "--out-dir", str(tmp_path)])
-    with pytest.raises(SystemExit, match="summary.json is damaged"):
-        common.main()
-
-
 def test_colors_are_the_official_ones():
     scheme = common.SCHEMES["cityscapes19"]
     colors = common.as_colors(np.array([[0, 10, 255]], np.uint8), scheme)
@@ -247,10 +497,3 @@ def test_published_numbers_are_complete_rows():
     table = pd.read_csv(common.HERE / "results" / "published.csv", dtype=str, keep_default_na=False)
     assert list(table.columns) == ["notebook", "method", "metric", "class", "seed", "epoch", "value", "half_width", "std", "weights", "note"]
     assert table["value"].map(lambda v: bool(re.fullmatch(r"-?\d+\.\d+", v))).all() and not table.duplicated().any()
-
-
-def test_a_changed_recipe_stands_beside_the_published_value_but_does_not_test_it(tmp_path):
-    for seed in (1, 2):
-        put_run(tmp_path, method="D-height512-epochs80", seed=seed)
-    row = row_of(common.report(tmp_path), "D-height512-epochs80")
-    assert "81.69" in row and "no: recipe changed: height512-epochs80" in row and "not comparable" in row

@@ -73,9 +73,9 @@ def test_the_summary_says_what_a_claim_is_judged_by(toy, tmp_path, jobs):
     summary = train_all(notebook_scope(tmp_path), toy, {"dice": jobs["dice"]})["dice"].summary
     assert (summary["n_train"], summary["n_val"], summary["n_test"]) == (8, 3, 2)
     assert summary["images_per_step"] == 3 and summary["weights"] == "none" and summary["num_processes"] == 1
-    assert summary["drives"] == {split: len({f.city for f in common.list_frames(toy, split)}) for split in ("val", "test")}
+    assert summary["drives"] == {split: len({f.city for f in common.list_frames(toy, split)}) for split in ("train", "val", "test")}
     assert set(summary["majority_baseline"]) == set(summary["test_majority_baseline"]) == {"miou", "accuracy"}
-    assert summary["test"]["miou"] == pytest.approx(summary["test"]["miou"]) and summary["command"].endswith(f"-p out_dir {tmp_path}")
+    assert 0 < summary["test"]["miou"] < 1 and summary["command"].endswith(f"-p out_dir {tmp_path}")
 
 
 def test_a_run_that_max_hours_stops_ends_the_list_and_what_is_finished_is_returned(toy, tmp_path, jobs):
