@@ -10,33 +10,36 @@
     ROOT/dataset.json                                                            written last: all is there
 
 The official data set is never downloaded: unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into one
-folder and `check` it. A command that was killed is run again and goes on; a mistake ends with one sentence.
+folder and `check` it. A command that was killed is run again and goes on; a mistake ends with one sentence. What this
+program did not write is never removed or replaced, also not with --force.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import io
 import json
 import os
 import re
-import shutil
+import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -45,6 +48,13 @@ from PIL import Image
 from scipy import ndimage
 from torchvision.datasets import Cityscapes
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
 
 SPLITS = ("train", "val", "test")
 LABEL_ID = {entry.name: entry.id for entry in Cityscapes.classes}
@@ -78,9 +88,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
 
     Raises StreetsError that names `path` where there is no permission or no space.
     """
-    path = Path(path)
-    # Not tempfile.mkstemp: only the owner could read its files, also after the rename.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    path, temporary = Path(path), _temporary(Path(path))
     with _told("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -93,11 +101,21 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _temporary(path: Path) -> Path:
+    """Where `write_atomic` in this thread writes before it renames to `path`."""
+    # Not tempfile.mkstemp: only the owner could read its files, also after the rename.
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+
+
 def write_png(path: str | Path, pixels: np.ndarray) -> None:
     """Write (H, W) or RGB (H, W, 3) uint8 `pixels` to a PNG, atomically."""
+    write_atomic(path, _png(pixels))
+
+
+def _png(pixels: np.ndarray) -> bytes:
     # OpenCV's default compression is faster than any level one can ask for, and its files are no larger.
     _, data = cv2.imencode(".png", pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-    write_atomic(path, data.tobytes())
+    return data.tobytes()
 
 
 def read_image(path: str | Path, data: bytes | None = None) -> np.ndarray:
@@ -206,65 +224,257 @@ def _record(root: Path) -> dict:
     try:
         return dict(json.loads(path.read_text())) if path.exists() else {}
     except (OSError, TypeError, ValueError) as error:
-        raise StreetsError(f"{path} cannot be read: make the data set again.") from error
+        raise StreetsError(f"{path} cannot be read: restore it or choose another folder.") from error
 
 
-def _claim(out: Path, info: dict, force: bool) -> Path | None:
-    """The folder inside `out` to make the data set `info` in; None if `out` holds it already.
+def _dataset_json(info: dict) -> bytes:
+    """The text of dataset.json: `info` and a checksum of it, by which one that somebody edited is known."""
+    return (json.dumps({**info, "crc32": zlib.crc32(json.dumps(info).encode())}, indent=2) + "\n").encode()
 
-    Refuses all else that is there. With `force` a data set that this program made is replaced, once the new one is
-    complete; other photos never are.
+
+def _files(path: Path) -> dict[str, int]:
+    """{name: size} of dataset.json at `path` and the files that it lists; empty if it is not as this program writes it.
+
+    That is where somebody else wrote it or edited it, or an earlier version did, which did not list the files.
     """
-    record, part = _record(out), out / f".part-{zlib.crc32(json.dumps(info).encode()):08x}"
+    try:
+        data = path.read_bytes()
+        info = dict(json.loads(data))
+        info.pop("crc32", None)
+        return {**info["files"], "dataset.json": len(data)} if data == _dataset_json(info) else {}
+    except (OSError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _not_ours(path: str | Path) -> StreetsError:
+    return StreetsError(f"{path} is not as this program wrote it: move it away or choose another --out.")
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """`path` and all below it, parents first; links are not followed."""
+    yield path
+    if path.is_dir() and not path.is_symlink():
+        for child in sorted(path.iterdir()):
+            yield from _walk(child)
+
+
+def _own(root: Path, tops: Iterable[str], files: dict[str, int]) -> list[Path]:
+    """All that lies at or in `tops` of the folder `root`, parents first; StreetsError if some of it is not ours.
+
+    Ours are the files of a name and size in `files`, {name: size}, and the folders that hold them; links never are.
+    """
+    folders = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
+    lower = {top.lower() for top in tops}  # on some disks leftimg8bit is leftImg8bit
+    found = []
+    for top in sorted(root.iterdir()) if root.exists() else []:
+        for path in _walk(top) if top.name.lower() in lower else []:
+            name, status = path.relative_to(root).as_posix(), path.lstat()
+            size = files.get(name, -1)
+            # A temporary file that a kill cut off is shorter than on record.
+            whole = status.st_size == size or (name.endswith(".tmp") and status.st_size < size)
+            if not (name in folders if stat.S_ISDIR(status.st_mode) else stat.S_ISREG(status.st_mode) and whole):
+                raise _not_ours(path)
+            found.append(path)
+    return found
+
+
+def _remove(paths: list[Path]) -> None:
+    """Remove files and empty folders, given parents first."""
+    for path in reversed(paths):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+TOPS = ("leftImg8bit", "gtFine", "dataset.json")  # what a data set consists of
+STAGING, RECORD = ".part-data_prep", "record.txt"  # the folder in --out where one is made, and what it says of its files
+RECORD_START = b"data_prep.py makes a data set here and wrote [name, size]:"
+
+
+def _claim(out: Path, info: dict, force: bool) -> bool:
+    """Whether `out` holds the data set `info` already; StreetsError if it holds what may not be replaced.
+
+    With `force`, a data set that this program made may be, and other things may lie beside it.
+    """
+    record, path = _record(out), out / "dataset.json"
     if not force and all(record.get(key) == value for key, value in info.items()):
-        return None
+        return True
     with _told("write", out):
-        others = [path.name for path in out.iterdir() if not path.name.startswith(".part-")] if out.exists() else []
-    if any(out.glob(".part-*/dataset.json")):
-        return part  # killed while a complete data set was moved into place
-    if not record and "leftImg8bit" in others:
-        raise StreetsError(f"{out} holds photos that this program did not put there: choose another --out.")
-    if others and not force:
-        raise StreetsError(f"{out} exists and holds something else: choose another --out or add --force.")
-    return part
+        if record and not _files(path):
+            raise StreetsError(
+                f"{path} is not as this version of the program wrote it, so this data set is not replaced: "
+                "remove it yourself or choose another --out."
+            )
+        _own(out, TOPS, _files(path))
+        others = sorted(path.name for path in out.iterdir() if path.name != STAGING) if out.exists() else []
+        if others and not force:
+            raise StreetsError(f"{out} holds something else ({others[0]}): choose another --out or add --force.")
+    return False
+
+
+class _Staging:
+    """The folder in `out` where the data set `info` is made, by this process alone, and the record of what it wrote there.
+
+    Each file, and the temporary one that it is before, is on record, with its size in bytes, before it is written: so
+    whenever a command is killed, the next one can tell what is ours. `files` is the record, {name: size}.
+    """
+
+    def __init__(self, out: Path, record: BinaryIO) -> None:
+        self.out, self.folder, self.record = out, out / STAGING, record
+        self.info, self.files = None, {}
+        record.seek(0)
+        start, *lines = record.read().split(b"\n")
+        if start != RECORD_START:
+            if start or lines or len(os.listdir(self.folder)) > 1:
+                raise _not_ours(record.name)
+            record.write(RECORD_START)
+        for line in lines:
+            with suppress(TypeError, ValueError):  # a line that a full disk cut off
+                entry = json.loads(line)
+                if isinstance(entry, dict):
+                    self.info = entry
+                else:
+                    self.files.update([entry])
+        self.own()
+
+    def own(self) -> list[Path]:
+        """All in the folder but the record, parents first; StreetsError if some of it is not ours."""
+        return _own(self.folder, {path.name for path in self.folder.iterdir()} - {RECORD}, self.files)
+
+    def note(self, entry: dict | list) -> None:
+        self.record.write(b"\n" + json.dumps(entry).encode())
+
+    def begin(self, info: dict) -> None:
+        """Go on making the data set `info`; what was made of another one is dropped."""
+        other = self.info != info
+        _remove([path for path in self.own() if other or path.suffix == ".tmp"])
+        if other:
+            self.note(info)
+            self.info = info
+
+    def holds(self, name: str) -> bool:
+        return (self.folder / name).exists()
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self.folder / name
+        with _told("write", path):
+            for noted in (_temporary(path), path):
+                entry = [noted.relative_to(self.folder).as_posix(), len(data)]
+                self.files.update([entry])
+                self.note(entry)
+        write_atomic(path, data)
+
+    def move(self) -> None:
+        """Put the data set, which is complete, in the place of that in `out`; after a kill anywhere it can be called again.
+
+        StreetsError, with nothing changed, where something that is not ours is in the way.
+        """
+        with _told("write", self.out):
+            self.own()
+            tops = [top for top in TOPS if self.holds(top)]  # the others were moved before a kill
+            place, replaced = self.out / "dataset.json", self.folder / "replaced.json"
+            old = _own(self.out, tops, _files(place if place.exists() else replaced))
+            if place.exists():  # from here on `out` holds no complete data set, and we still know which files were its
+                self.note([replaced.name, place.stat().st_size])
+                place.replace(replaced)
+            _remove([path for path in old if path != place])
+            for top in tops[:-1]:
+                (self.folder / top).replace(self.out / top)
+            replaced.unlink(missing_ok=True)
+            (self.folder / "dataset.json").replace(place)
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[_Staging]:
+    """Open the folder where data sets for `out` are made; in the end remove it if nothing is left in it.
+
+    StreetsError where another process has it open, or where a folder of that name is not ours.
+    """
+    path = out / STAGING / RECORD
+    with ExitStack() as stack:
+        with _told("write", out):
+            try:
+                foreign = not path.is_file() and path.parent.exists() and os.listdir(path.parent)
+                if foreign or path.is_symlink() or path.parent.is_symlink():
+                    raise _not_ours(path.parent)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                record = stack.enter_context(open(path, "ab+", buffering=0))
+                alone = _lock(record) and os.path.samestat(os.fstat(record.fileno()), path.stat())
+            except FileNotFoundError:  # another command has come to its end and removed it
+                alone = False
+            if not alone:
+                raise StreetsError(f"Another command is writing {out}: wait until it is done, then run this again.")
+            staging = _Staging(out, record)
+            stack.callback(_sweep, record)
+        yield staging
+
+
+def _lock(record: BinaryIO) -> bool:
+    """Lock an open file until it is closed; False if another process has. StreetsError where the disk has no locks."""
+    try:
+        if fcntl:
+            fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            record.seek(1 << 30)  # a byte beyond the end: what is locked nobody can read
+            msvcrt.locking(record.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if not os.fstat(record.fileno()).st_size:  # just made
+            _sweep(record)
+        raise StreetsError(f"Cannot lock {record.name} ({error.strerror}): choose an --out on another disk.") from error
+    return True
+
+
+def _sweep(record: BinaryIO) -> None:
+    """Remove the folder of an open record if nothing else is in it."""
+    path = Path(record.name)
+    with suppress(OSError):  # then the next command does it
+        if os.listdir(path.parent) == [RECORD]:
+            if not fcntl:
+                record.close()  # Windows removes no open file
+            path.unlink()
+            path.parent.rmdir()
 
 
 def _make(out: Path, info: dict, plan: dict, work: Callable, force: bool, read: Callable = lambda key: key) -> str:
-    """Call work(read(key), targets) for each {key: targets} of `plan`; returns a sentence about the result.
+    """Write the images work(read(key), names), one for each name, for each {key: names} of `plan`; tells the result.
 
-    Everything is written to a hidden folder inside `out`, which a killed run leaves for the next one to complete, and
-    moved into place, with a dataset.json that holds `info`, when it is all there.
+    Everything is written to a folder inside `out`, which a killed run leaves for the next one to complete, and moved
+    into place, with a dataset.json that holds `info`, when it is all there.
     """
-    targets = [target for targets in plan.values() for target in targets]
-    counts = {split: sum(target.startswith(f"leftImg8bit/{split}/") for target in targets) for split in SPLITS}
+    names = sorted(name for names in plan.values() for name in names)
+    counts = {split: sum(name.startswith(f"leftImg8bit/{split}/") for name in names) for split in SPLITS}
     info = {**info, "images": counts}
     told = f"{out}: {info['name']}, " + ", ".join(f"{count} {split}" for split, count in counts.items())
-    if (part := _claim(out, info, force)) is None:
+    if not (out / STAGING).exists() and _claim(out, info, force):
         return f"{told}; complete already."
 
-    if not (part / "dataset.json").exists():
-        for half_written in part.rglob("*.tmp"):
-            half_written.unlink()
-        paths = ((key, [part / target for target in targets]) for key, targets in plan.items())
+    with _staging(out) as staging:
+        if staging.holds("dataset.json") and not (out / "dataset.json").exists():  # killed while it was moved
+            staging.move()
+            if staging.info == info:
+                return f"{told}."
+        if _claim(out, info, force):
+            return f"{told}; complete already."
+        staging.begin(info)
+
+        def make(item, names: tuple[str, ...]) -> None:
+            for name, pixels in zip(names, work(item, names)):
+                if not staging.holds(name):
+                    staging.write(name, _png(pixels))
+
         # Read in this thread, one after the other: a .tar.gz only goes forward.
-        jobs = ((read(key), files) for key, files in paths if not all(file.exists() for file in files))
-        for _ in _in_threads(work, jobs, len(plan), f"making {info['name']}"):
+        jobs = ((read(key), names) for key, names in plan.items() if not all(map(staging.holds, names)))
+        for _ in _in_threads(make, jobs, len(plan), f"making {info['name']}"):
             pass
-        for frame in [frame for split in SPLITS if counts[split] for frame in list_frames(part, split)]:
+        for frame in [frame for split in SPLITS if counts[split] for frame in list_frames(staging.folder, split)]:
             if _glance(frame.image) != _glance(frame.label):
                 frame.image.unlink()
                 frame.label.unlink()
                 raise StreetsError(f"Photo and label of {frame.name} differ in size: mend them in the source.")
-        write_atomic(part / "dataset.json", (json.dumps(info, indent=2) + "\n").encode())
-    with _told("write", out):
-        for top in ("leftImg8bit", "gtFine", "dataset.json"):
-            if (part / top).is_dir() and (out / top).is_dir():
-                (out / "dataset.json").unlink(missing_ok=True)
-                shutil.rmtree(out / top)
-            if (part / top).exists():
-                (part / top).replace(out / top)
-        for leftover in out.glob(".part-*"):
-            shutil.rmtree(leftover)
+        if not staging.holds("dataset.json"):
+            files = {name: staging.files[name] for name in names}
+            staging.write("dataset.json", _dataset_json({**info, "files": files}))
+        staging.move()
     return f"{told}."
 
 
@@ -306,7 +516,7 @@ def _open_sources(sources: list[Path]) -> Iterator[dict[Path, Callable[[], bytes
 
 
 def _convert(files: dict[Path, Callable], plan: dict, work: Callable, out: Path, info: dict, force: bool) -> None:
-    """Make a data set with work((path, bytes), targets) for each {path: targets} of `plan`."""
+    """Make a data set of the images work((path, bytes), names), for each {path: names} of `plan`."""
 
     def read(path: Path) -> tuple[Path, bytes]:
         with _told("read", path):
@@ -371,10 +581,15 @@ def convert_camvid(source: str | Path | list | None, out: str | Path, force: boo
     """
     out = Path(out)
     if source is None:
-        if _claim(out, {"name": "camvid11"}, force) is None:
+        if not (out / STAGING).exists() and _claim(out, {"name": "camvid11"}, force):
             print(f"{out}: camvid11; complete already.")
             return
-        source = _clone(os.environ.get("STREETS_CAMVID_URL", CAMVID_URL), out / ".part-clone")
+        with _told("write", "a temporary folder"):
+            temporary = tempfile.TemporaryDirectory(prefix="camvid-", ignore_cleanup_errors=True)
+        with temporary as folder:
+            _clone(os.environ.get("STREETS_CAMVID_URL", CAMVID_URL), folder)
+            convert_camvid(folder, out, force)
+        return
     with _open_sources([Path(path) for path in (source if isinstance(source, list) else [source])]) as files:
         name, plan = _plan_camvid(files)
         info = {
@@ -418,14 +633,14 @@ def _plan_camvid(files: Iterable[Path]) -> tuple[str, dict[Path, tuple[str, ...]
     return forms.pop(), plan
 
 
-def _convert_camvid_file(item: tuple[Path, bytes], targets: list[Path], table: np.ndarray) -> None:
+def _convert_camvid_file(item: tuple[Path, bytes], names: tuple[str], table: np.ndarray) -> list[np.ndarray]:
     path, data = item
     pixels = read_image(path, data)
-    if targets[0].name.endswith(LABEL_SUFFIX):
+    if names[0].endswith(LABEL_SUFFIX):
         pixels = table[_packed(pixels)]
         if (share := (pixels == 255).mean()) > 0:
             raise StreetsError(f"{path} has values that are not CamVid's in {share:.2%} of its pixels: get it again.")
-    write_png(targets[0], pixels)
+    return [pixels]
 
 
 def _packed(rgb: np.ndarray) -> np.ndarray:
@@ -433,16 +648,14 @@ def _packed(rgb: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA).view("<u4")[..., 0] & 0xFFFFFF
 
 
-def _clone(url: str, folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
+def _clone(url: str, folder: str) -> None:
     print(f"Cloning {url} (some 200 MB) ...", flush=True)
     try:
-        command = ["git", "clone", "--quiet", "--depth", "1", "--", url, str(folder)]
+        command = ["git", "clone", "--quiet", "--depth", "1", "--", url, folder]
         subprocess.run(command, check=True, stderr=subprocess.PIPE, env={**os.environ, "GIT_TERMINAL_PROMPT": "0"})
     except (OSError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", b"") or str(error).encode()).decode(errors="replace").split("\n")[0]
         raise StreetsError(f"Cannot clone {url} ({said}): go online, or give a copy of CamVid as --source.") from error
-    return folder
 
 
 def convert_pairs(source: str | Path, out: str | Path, force: bool = False) -> None:
@@ -478,15 +691,14 @@ def convert_pairs(source: str | Path, out: str | Path, force: bool = False) -> N
     print("Labels are approximate (decoded from JPEG colours): scores do not compare with published ones.")
 
 
-def _convert_pair(item: tuple[Path, bytes], targets: list[Path]) -> None:
+def _convert_pair(item: tuple[Path, bytes], names: tuple[str, str]) -> list[np.ndarray]:
     path, data = item
     pair = read_image(path, data)
     half = pair.shape[1] // 2
     label, distance = nearest_class(pair[:, half : 2 * half])
     if np.median(distance) > 20:
         raise StreetsError(f"{path} is no photo beside a label in Cityscapes colours: give the image pairs data set.")
-    write_png(targets[0], np.ascontiguousarray(pair[:, :half]))
-    write_png(targets[1], label)
+    return [np.ascontiguousarray(pair[:, :half]), label]
 
 
 def nearest_class(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -535,7 +747,7 @@ def check_dataset(root: str | Path, deep: bool = False) -> tuple[list[Row], bool
     if not root.is_dir():
         raise StreetsError(f"{root} is not a folder: give the one that holds leftImg8bit/ and gtFine/.")
     info = _record(root)
-    unfinished = not info and any(root.glob(".part-*"))
+    unfinished = not info and (root / STAGING / RECORD).exists()
     remark = info.get("labels", "") if info else "no dataset.json: compared with the official Cityscapes"
     if unfinished:
         remark = "it was cut off while being made: run the same command again"
@@ -1142,11 +1354,9 @@ def make_toy(out: str | Path, size: tuple[int, int] = (256, 512), train: int = 4
             city, number = cities[i % len(cities)], i // len(cities)
             plan[city, number] = _targets(split, city, number, 19)  # Cityscapes labels the 20th frame of each snippet
 
-    def draw(item: tuple[str, int], targets: list[Path]) -> None:
+    def draw(item: tuple[str, int], names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
         city, number = item
-        rng = np.random.default_rng([seed, zlib.crc32(city.encode()), number])
-        for path, pixels in zip(targets, draw_street(size, city, rng)):
-            write_png(path, pixels)
+        return draw_street(size, city, np.random.default_rng([seed, zlib.crc32(city.encode()), number]))
 
     _make(out, {"name": "toy", "test_labels": True, "seed": seed, "size": list(size)}, plan, draw, force)
     return out

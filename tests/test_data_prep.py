@@ -327,9 +327,8 @@ def test_a_killed_run_is_continued_and_ends_like_one_that_was_not(camvid11, tmp_
         "def deadly(path, data):\n"
         "    write(path, data)\n"
         "    count[0] += 1\n"
-        "    if count[0] == int(sys.argv[1]):\n"
-        "        open(f'{path}.1.2.tmp', 'wb').write(data[:9])\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if count[0] >= int(sys.argv[1]):\n"
+        "        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)\n"  # the next one keeps its temporary name
         "data_prep.write_atomic = deadly\n"
         f"data_prep.convert_camvid({str(camvid11)!r}, {str(out)!r})\n"
     )
@@ -337,7 +336,7 @@ def test_a_killed_run_is_continued_and_ends_like_one_that_was_not(camvid11, tmp_
     for _ in range(2):  # killed twice, after eight more files each time
         done = subprocess.run([sys.executable, "-c", code, "8"], cwd=SCRIPT.parent, capture_output=True)
         assert done.returncode == -signal.SIGKILL
-        assert not (out / "dataset.json").exists() and not check_dataset(out)[1]
+        assert not (out / "dataset.json").exists() and not check_dataset(out)[1] and list(out.rglob("*.tmp"))
         now = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
         assert len(now) >= len(kept) + 8 and kept.items() <= now.items()
         kept = now
@@ -362,7 +361,9 @@ def test_a_run_killed_while_moving_the_finished_data_set_is_continued(moved, cam
         convert_camvid(camvid11, tmp_path / "out")
     monkeypatch.undo()
     assert not (tmp_path / "out/dataset.json").exists()
-    assert data_prep._claim(tmp_path / "out", {"name": "camvid11"}, force=False), "nor does a clone find it occupied"
+    monkeypatch.setenv("STREETS_CAMVID_URL", (tmp_path / "gone").as_uri())
+    with pytest.raises(StreetsError, match="Cannot clone"):  # nor does a clone find it occupied
+        convert_camvid(None, tmp_path / "out")
     convert_camvid(camvid11, tmp_path / "out")
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
 
