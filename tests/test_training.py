@@ -5,7 +5,6 @@ import os
 import random
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -441,21 +440,3 @@ def test_a_parent_is_reused_in_quick_mode_unless_its_recipe_or_its_weights_are_m
     assert len(trained) == 3, "its weights were gone"
     common.train_or_load(tmp_path, config | {"settings": {"epochs": 2}}, train)
     assert len(trained) == 4, "asked for itself, a quick run is trained again"
-
-
-def test_weights_of_torchvision_that_cannot_be_fetched_do_not_stop_the_run(tmp_path, monkeypatch, capsys):
-    import torchvision
-
-    def build(pretrained):
-        return torchvision.models.resnet18(weights="IMAGENET1K_V1" if pretrained else None)
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
-    monkeypatch.setattr("torch.hub.urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
-    before = socket.getdefaulttimeout()
-    common.say_once.cache_clear()
-    model, used = common.with_weights(build, "auto")
-    assert used == "none" and model.fc.out_features == 1000 and "random initialisation" in capsys.readouterr().out
-    assert socket.getdefaulttimeout() == before
-    with pytest.raises(common.StreetsError, match="cannot be fetched"):
-        common.with_weights(build, "imagenet")
