@@ -211,11 +211,15 @@ class Parameters(NamedTuple):
         """What departs from the mode and the defaults and changes the numbers of a run that does not read `unused`."""
         aside = {*self.ASIDE, *self.lists, *unused}
         return {name: value for name, value in self.values.items()
-                if name not in aside and value not in (self.defaults.get(name), self.of_mode.get(name))}
+                if name not in aside and value != self.defaults.get(name) and not self.is_of_mode(name, value)}
+
+    def is_of_mode(self, name: str, value) -> bool:
+        """Whether a value is the one that the mode takes anyway; lr stands for scratch_lr, too."""
+        return {value} == {self.of_mode[key] for key in (name, f"scratch_{name}") if key in self.of_mode}
 
     def used(self, unused: Sequence[str] = ()) -> dict:
-        """What a run's config.json compares."""
-        aside = {*self.ASIDE, *self.lists} - {"mode", "seed"}
+        """What a run's config.json compares beside the settings, which hold what the mode or a parameter says."""
+        aside = {*self.ASIDE, *self.lists, *self.of_mode} - {"mode", "seed"}
         return {name: "not used" if name in unused else value for name, value in self.values.items() if name not in aside}
 
 
