@@ -146,6 +146,8 @@ MODES = {
 }
 
 # %%
+import re
+
 import common
 
 NOTEBOOK = "05_semeda"
@@ -161,24 +163,14 @@ TABLE_1 = {  # the settings of lambda in the paper's Table 1
 
 # %%
 def read_lambdas(text):
-    """[(l1, l2, l3), ...] from "4,2,0; 2,4,0"; what is left out at the end is 0.
-
-    [] from "all"; StreetsError for anything else.
-    """
-    if text.strip().lower() == "all":
-        return []
-    settings = []
-    for one in text.split(";"):
-        try:
-            numbers = tuple(float(number) for number in one.split(","))
-        except ValueError:
-            numbers = ()
-        finite = all(0 <= number < float("inf") for number in numbers)
-        if not 1 <= len(numbers) <= 3 or not finite:
+    """[(l1, l2, l3), ...] from "4,2,0; 2,4,0", with 0 for missing ones; [] of "all"."""
+    settings, digits = [], r"\s*(\d+\.?\d*|\.\d+)(e-?\d+)?\s*"
+    for one in text.split(";") if text.strip().lower() != "all" else []:
+        if not re.fullmatch(f"{digits}(,{digits}){{0,2}}", one):
             raise common.StreetsError(
                 f"lambdas does not know {one.strip()!r}: use one to three weights such "
                 "as 4,2,0, several settings with semicolons, or all.")
-        settings.append((*numbers, 0.0, 0.0)[:3])
+        settings.append((*map(float, one.split(",")), 0.0, 0.0)[:3])
     return settings
 
 
@@ -523,27 +515,15 @@ def train_proxy(folder, splits, size, settings, seed):
         data = common.StreetScenes(splits["train"], size, augment=augment, seed=seed)
         held_out = labels_of(common.StreetScenes(splits["val"], size))
         history = train_edge_net(proxy, data, held_out, settings["proxy_lr"], seed=seed)
-        save_proxy(folder, proxy, history, time.monotonic() - started)
+        steps, f1 = history[-1]["step"], history[-1]["edge_f1"]
+        if not f1 > 0.99:
+            raise common.StreetsError(
+                f"The proxy network found edges with F1 {f1:.3f} after {steps} steps, "
+                "not .99: give it more images or a larger height.")
+        facts = {"weights": "none", "steps": steps, "metrics": {"edge_f1": f1}}
+        common.runs.save_run(folder, proxy, history, time.monotonic() - started, facts)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         common.make_accelerator().wait_for_everyone()
-
-
-# %%
-def save_proxy(folder, proxy, history, seconds):
-    """Leave weights, history and scores of a proxy network in its run's folder."""
-    last = history[-1]
-    if not last["edge_f1"] > 0.99:
-        raise common.StreetsError(
-            "The proxy network found edges with F1 {edge_f1:.3f} after {step} steps, "
-            "not .99: give it more images or a larger height.".format(**last))
-    common.save_weights(folder / "best.safetensors", proxy)
-    table = pd.DataFrame(history).to_csv(index=False)
-    common.write_atomic(folder / "history.csv", table.encode())
-    facts = {"weights": "none", "steps": last["step"], "majority_baseline": {},
-             "metrics": {"edge_f1": last["edge_f1"]}}
-    progress = {"epoch": last["epoch"], "seconds": seconds}
-    summary = common.runs.summarize(folder, progress, facts)
-    common.write_json(folder / "summary.json", summary)
 
 
 # %%
@@ -1110,17 +1090,14 @@ def train_method(folder, method, lambdas, proxy_folder, settings, splits, size, 
 
 
 # %%
-def plan_runs(methods, lambdas, network=""):
-    """{run's name: (method, lambdas)}: a run for each setting that a method can read.
-
-    Cross-entropy alone reads none of the weights, Sobel's loss the first.
-    """
-    plan = {}
+def plan_runs(methods, lambdas, suffix=""):
+    """{run's name: (method, lambdas)}, one for each setting of what a method reads."""
+    plan, reads = {}, {"ppce": 0, "sobel": 1, "semeda": 3}  # so many of the weights
     for method in methods:
         for weights in read_lambdas(lambdas) or TABLE_1[method]:
-            used = weights[: {"ppce": 0, "sobel": 1, "semeda": 3}[method]]
-            parts = [method, *(f"{weight:g}" for weight in used), network]
-            plan["_".join(filter(None, parts))] = method, (*used, 0.0, 0.0, 0.0)[:3]
+            used = weights[: reads[method]]
+            name = "_".join([method, *(f"{weight:g}" for weight in used)]) + suffix
+            plan[name] = method, (*used, 0.0, 0.0, 0.0)[:3]
     return plan
 
 
@@ -1130,10 +1107,11 @@ def plan_runs(methods, lambdas, network=""):
 # has numbers of their own stand in front, as in `semeda_4_2_0_v2_resnet101_coco`.
 
 # %%
-published_network = network if network in ("v3plus_resnet101", "v2_resnet101") else ""
-named = ["network"] * bool(published_network) + ["weights"] * (weights == "coco")
-plan = plan_runs(common.several("method", method, METHODS), lambdas,
-                 published_network + "_coco" * (weights == "coco"))
+told = {"network": network, "weights": weights}
+published_apart = ("v3plus_resnet101", "v2_resnet101", "coco")
+named = [key for key, value in told.items() if value in published_apart]
+suffix = "".join(f"_{told[key]}" for key in named)
+plan = plan_runs(common.several("method", method, METHODS), lambdas, suffix)
 
 # %%
 jobs, unused = {}, {}
@@ -1515,16 +1493,16 @@ print(f"{(16 + 32) * 1024 * 2048 * 4 / 1e6:.0f} MB in float32, for the predictio
 # %%
 from IPython.display import display
 
-COMMITTED = "-height256-crop256-batch_size4-epochs15"
-RUNS = {"ppce": "ppce", "sobel_4": "sobel_4", "sobel_1, pixels": "sobel_1-reductionpixels", "semeda_4_2_0": "semeda_4_2_0"}
+CHANGES = "-height256-crop256-batch_size4-epochs15"
+RUNS = {"ppce": "ppce" + CHANGES, "sobel_4": "sobel_4" + CHANGES,
+        "sobel_1, pixels": "sobel_1" + CHANGES + "-reductionpixels",
+        "semeda_4_2_0": "semeda_4_2_0" + CHANGES}
 committed, evidence = common.find_runs(), {}
 if len(committed):
     committed = committed.query("notebook == @NOTEBOOK and dataset == 'camvid11'"
                                 " and mode == 'course' and weights == 'none'")
     for name, run in RUNS.items():
-        recipe, _, changed = run.partition("-")
-        method_of_name = recipe + COMMITTED + (f"-{changed}" if changed else "")
-        of_name = committed[committed["method"] == method_of_name]
+        of_name = committed[committed["method"] == run]
         evidence[name] = {row.seed: row for row in of_name.itertuples()}
 for name, of_seed in evidence.items():
     for number, row in of_seed.items():
