@@ -101,14 +101,15 @@ CHOICES = {"precision": ("auto", "bf16", "fp16", "fp32"), "rerun": ("no", "yes")
 
 
 def check_parameters(scope: dict, modes: dict[str, dict], choices: dict[str, Iterable[str]] | None = None,
-                     lists: dict[str, Iterable[str]] | None = None) -> dict:
+                     lists: dict[str, Iterable[str] | Callable] | None = None) -> dict:
     """Check a notebook's parameters, print and return its settings: what its mode says, and what was changed of that.
 
     `scope` is the notebook's globals(); each parameter is brought there to the type that the parameters cell declares.
     `modes` holds the values of each mode: a parameter of the same name that is not 0 or empty takes their place, and
     papermill's -p reaches them also where the parameters cell does not show them. `choices` names the values allowed for
-    parameters that take one, `lists` for those that take several. Raises StreetsError for a name that is neither (papermill
-    only warns of a misspelt -p), a value that is not allowed, a file or a directory that does not exist.
+    parameters that take one, `lists` for those that take several (or the function that reads such a text). Raises
+    StreetsError for a name that is neither (papermill only warns of a misspelt -p), a value that is not allowed, a file or
+    a directory that does not exist.
     """
     if os.environ.get("NBGRADER_EXECUTION") and "get_ipython" in scope:
         scope["get_ipython"]().input_transformers_post.append(exercises_only())
@@ -132,7 +133,7 @@ def check_parameters(scope: dict, modes: dict[str, dict], choices: dict[str, Ite
         if name in values and values[name] not in list(allowed):
             raise StreetsError(f"{name} does not know {values[name]!r}: use {' or '.join(filter(None, allowed))}.")
     for name, allowed in (lists or {}).items():
-        several(name, values[name], allowed)
+        allowed(values[name]) if callable(allowed) else several(name, values[name], allowed)
     for name in ("evaluate_at", "keep_at"):
         runs.epochs_named(values.get(name, ""), 0)
     for name, exists in {"data_dir": Path.is_dir, "photo": Path.is_file}.items():

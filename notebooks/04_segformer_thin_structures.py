@@ -49,89 +49,67 @@
 # `papermill notebooks/04_segformer_thin_structures.ipynb out.ipynb -p approach bas_copypaste`.
 
 # %% tags=["parameters"]
-mode: str = "quick"  # quick (CPU, minutes), course (one free GPU session), paper (the published recipe)
-approach: str = "all"  # baseline, bas, bas_copypaste, ssim_lovasz, bas_lovasz, several with commas, or all
+mode: str = "quick"  # quick (CPU, minutes), course (one free GPU), paper (as published)
+approach: str = "all"  # baseline, bas, bas_copypaste, bas_lovasz, ssim_lovasz, or all
 weights: str = "auto"  # cityscapes, imagenet, none, or auto, which tries them in this order
-paste: str = "classes"  # what is pasted: classes (whole classes in place, as the code does) or instances (moved, scaled)
+paste: str = "classes"  # whole classes in place, as the code does, or instances (moved)
 paste_classes: str = "all"  # the classes that may be pasted, such as fence,pole
 paste_share: float = 0.5  # share of the training images that get something pasted
-normalize: str = "present"  # the Lovász loss is a mean over the classes present, or divided by C as published
+normalize: str = "present"  # Lovász: mean over classes present, or sum by C (source)
 void: str = "background"  # void pixels are background, as published, or ignore
 lr: float = 0.0  # learning rate; 0 takes the mode's, which depends on the weights
 height: int = 0  # rows that the network sees, a multiple of 32; 0 takes the mode's
 epochs: int = 0  # epochs; 0 takes the mode's
-images: int = 0  # number of images that are split into train, val and test; 0 takes the mode's
-compile_loss: str = "no"  # yes lets torch.compile merge the steps of the losses, for long runs on a GPU
-precision: str = "auto"  # auto, bf16, fp16, fp32
+images: int = 0  # images that are split into train, val and test; 0 takes the mode's
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42
-data_dir: str = ""  # a folder in Cityscapes layout; empty looks in the usual places, then draws toy streets
+data_dir: str = ""  # a folder in Cityscapes layout; empty looks for one or draws toys
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
-# The next cell finds the helpers of this course: in the folder above, or, when the notebook was opened alone, by
-# cloning the repository. It installs what is missing and never replaces what is there.
+# The next three cells find the helpers of this course, in this folder or the one above it; a notebook that was opened
+# alone fetches them.
 
 # %%
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-REPO = "https://github.com/street-segmentation/street-segmentation"
-TAG = "v1.0"
-NOTEBOOK = "04_segformer_thin_structures"
-NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "accelerate": "accelerate",
-         "cv2": "opencv-python-headless"}
+REPO, TAG = "https://github.com/street-segmentation/street-segmentation", "v1.0"
+here = Path(globals().get("__file__", "notebook")).parent
+places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", "street-segmentation"]
+places += [p.parent for n in range(1, 6) for p in Path("/kaggle/input").glob("*/" * n + "data_prep.py")]
+home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
 
-script = Path(globals().get("__file__", "notebook")).parent
-places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", script / "..", "street-segmentation")]
-places += [p.parent for depth in range(1, 6) for p in sorted(Path("/kaggle/input").glob("*/" * depth + "data_prep.py"))]
-home = next((p for p in places if (p / "common.py").exists() and (p / "data_prep.py").exists()), None)
+# %%
 if home is None:
     home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
-    clone = ["git", "-c", "advice.detachedHead=false", "clone", "--depth", "1", "--branch", TAG, source, home]
-    if shutil.which("git") is None or subprocess.run(clone, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"}).returncode:
-        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on Kaggle in "
-                           "the notebook's settings), or set STREETS_HOME to a folder that holds common.py.")
-
-# %%
-missing = [wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None]
-if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing]).returncode:
-    raise RuntimeError(f"pip cannot install {', '.join(missing)}: turn the internet on (on Kaggle in the notebook's settings).")
-importlib.invalidate_caches()
+    clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG, "--", source, home]
+    try:
+        subprocess.run(clone, check=True, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
+    except (OSError, subprocess.CalledProcessError):
+        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on "
+                           "Kaggle in the notebook's settings), or set STREETS_HOME to their folder.") from None
 sys.path.insert(0, str(home.resolve()))
 
-import common
+# %% [markdown]
+# What is missing is installed; what is there is never replaced.
 
 # %%
-APPROACHES = {  # coefficients of the terms, class weights of the cross-entropy, and whether objects are pasted
-    "baseline": {"terms": {"ce": 1.0}, "class_weights": None, "paste": False},
-    "bas": {"terms": {"ce": 1.0, "ssim": 0.4, "iou": 0.5}, "class_weights": None, "paste": False},
-    "bas_copypaste": {"terms": {"ce": 1.0, "ssim": 0.4, "iou": 0.5}, "class_weights": None, "paste": True},
-    "bas_lovasz": {"terms": {"ce": 1.0, "ssim": 0.4, "lovasz": 0.5}, "class_weights": None, "paste": True},
-    "ssim_lovasz": {"terms": {"ce": 1.1, "ssim": 0.5, "lovasz": 0.5}, "class_weights": (1, 5, 1, 1, 5, 5, 2), "paste": True},
-}
+import importlib.util
 
-# %%
-THIN7 = common.SCHEMES["thin7"]
-common.check_parameters(
-    globals(),
-    {"mode": ("quick", "course", "paper"), "weights": ("auto", "cityscapes", "imagenet", "none"),
-     "paste": ("classes", "instances"), "normalize": ("present", "C"), "void": ("background", "ignore"),
-     "compile_loss": ("no", "yes"), "precision": ("auto", "bf16", "fp16", "fp32"), "rerun": ("no", "yes")},
-    {"approach": APPROACHES, "paste_classes": THIN7.classes[1:]},
-)
-if paste_share > 1:
-    raise common.StreetsError(f"paste_share is a probability, so it cannot be {paste_share}.")
-if photo and not Path(photo).is_file():
-    raise common.StreetsError(f"photo: there is no file {photo} (seen from {Path.cwd()}).")
-print(common.device_line())
+NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch",
+         "accelerate": "accelerate", "cv2": "opencv-python-headless"}
+missing = " ".join(wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None)
+if missing and importlib.util.find_spec("pip") is None:
+    raise RuntimeError(f"There is no pip here: install {missing} with the tool that made this environment.")
+if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing.split()]).returncode:
+    raise RuntimeError(f"pip cannot install {missing}: turn the internet on (on Kaggle in the notebook's settings).")
+importlib.invalidate_caches()
 
 # %% [markdown]
 # ## The recipe, by mode
@@ -145,13 +123,39 @@ print(common.device_line())
 
 # %%
 MODES = {
-    "quick": {"height": 128, "images": 40, "epochs": 12, "batch_size": 4, "lr": 6e-5, "scratch_lr": 2e-3, "eval_every": 2},
-    "course": {"height": 512, "images": 0, "epochs": 40, "batch_size": 4, "lr": 6e-5, "scratch_lr": 2e-3, "eval_every": 5},
-    "paper": {"height": 512, "images": 0, "epochs": 15, "batch_size": 2, "lr": 6e-5, "scratch_lr": 1e-3, "eval_every": 1},
+    "quick": {"height": 128, "images": 40, "epochs": 12, "batch_size": 4,
+              "lr": 6e-5, "scratch_lr": 2e-3, "eval_every": 2,
+              "precision": "auto", "compile_loss": "no"},
+    "course": {"height": 512, "images": 0, "epochs": 40, "batch_size": 4,
+               "lr": 6e-5, "scratch_lr": 2e-3, "eval_every": 5,
+               "precision": "auto", "compile_loss": "no"},
+    "paper": {"height": 512, "images": 0, "epochs": 15, "batch_size": 2,
+              "lr": 6e-5, "scratch_lr": 1e-3, "eval_every": 1,
+              "precision": "auto", "compile_loss": "no"},
 }
-chosen = {name: value for name, value in {"height": height, "images": images, "epochs": epochs}.items() if value}
-settings = MODES[mode] | chosen | ({"lr": lr, "scratch_lr": lr} if lr else {})
-settings
+
+# %%
+APPROACHES = {  # coefficients of the terms, class weights of the cross-entropy, and whether objects are pasted
+    "baseline": {"terms": {"ce": 1.0}, "class_weights": None, "paste": False},
+    "bas": {"terms": {"ce": 1.0, "ssim": 0.4, "iou": 0.5}, "class_weights": None, "paste": False},
+    "bas_copypaste": {"terms": {"ce": 1.0, "ssim": 0.4, "iou": 0.5}, "class_weights": None, "paste": True},
+    "bas_lovasz": {"terms": {"ce": 1.0, "ssim": 0.4, "lovasz": 0.5}, "class_weights": None, "paste": True},
+    "ssim_lovasz": {"terms": {"ce": 1.1, "ssim": 0.5, "lovasz": 0.5}, "class_weights": (1, 5, 1, 1, 5, 5, 2), "paste": True},
+}
+
+# %%
+import common
+
+NOTEBOOK, THIN7 = "04_segformer_thin_structures", common.SCHEMES["thin7"]
+settings = common.check_parameters(
+    globals(), MODES, {"weights": ("auto", "cityscapes", "imagenet", "none"),
+                       "paste": ("classes", "instances"), "normalize": ("present", "C"),
+                       "void": ("background", "ignore"), "compile_loss": ("no", "yes")},
+    {"approach": APPROACHES})
+pastable = common.several("paste_classes", paste_classes, THIN7.classes[1:])
+if paste_share > 1:
+    raise common.StreetsError(f"paste_share is a probability, not {paste_share}.")
+print(common.device_line())
 
 # %% [markdown]
 # ## Streets in seven classes
@@ -949,8 +953,8 @@ def training_loss(model, batch, loss, **recipe):
 
 
 # %%
-def train_approach(folder, recipe, settings, splits, size, scheme, weights, pasting, normalize, seed, processes=1,
-                   compile_loss="no", **options):
+def train_approach(folder, recipe, settings, splits, size, scheme, weights, pasting,
+                   normalize, seed, processes=1, **options):
     """Train one approach and leave it in `folder`."""
     torch.manual_seed(seed)
     model, weights = build_network(weights)
@@ -959,66 +963,56 @@ def train_approach(folder, recipe, settings, splits, size, scheme, weights, past
     if recipe["paste"]:
         source = make_datasets({"train": splits["train"]}, size, scheme, seed)["train"]
         train.augment = partial(copy_paste, data=source, **pasting)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["scratch_lr" if weights == "none" else "lr"], weight_decay=0)
-    processes = max(processes, int(os.environ.get("WORLD_SIZE", 1)))  # several under `accelerate launch`, too
-    steps = settings["epochs"] * (len(train) // (settings["batch_size"] * processes))
-    scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=1.0)
-    loss = torch.compile(hybrid_loss) if compile_loss == "yes" else hybrid_loss
-    loss_fn = partial(training_loss, loss=loss, terms=recipe["terms"], class_weights=recipe["class_weights"],
-                      normalize=normalize)
-    common.fit(folder, model, loss_fn, train, val, optimizer=optimizer, scheduler=scheduler, schedule="step", clip_norm=1.0,
-               epochs=settings["epochs"], batch_size=settings["batch_size"], eval_every=settings["eval_every"],
-               evaluate=evaluate, test_data=test, final_scores=partial(final_scores, data={"test": test} | data),
+    rate = settings["scratch_lr" if weights == "none" else "lr"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0)
+    steps = common.steps_per_epoch(train, settings["batch_size"], processes=processes)
+    scheduler = torch.optim.lr_scheduler.PolynomialLR(
+        optimizer, total_iters=settings["epochs"] * steps, power=1.0)
+    compiled = settings["compile_loss"] == "yes"
+    loss_fn = partial(
+        training_loss, loss=torch.compile(hybrid_loss) if compiled else hybrid_loss,
+        terms=recipe["terms"], class_weights=recipe["class_weights"],
+        normalize=normalize)
+    common.fit(folder, model, loss_fn, train, val, epochs=settings["epochs"],
+               optimizer=optimizer, scheduler=scheduler, schedule="step", clip_norm=1.0,
+               batch_size=settings["batch_size"], eval_every=settings["eval_every"],
+               precision=settings["precision"], evaluate=evaluate, test_data=test,
+               final_scores=partial(final_scores, data={"test": test} | data),
                weights=weights, **options)
 
 
+# %%
+splits = {"train": train_frames, "val": val_frames, "test": test_frames,
+          "official_val": official_val, "official_test": official_test}
+pasting = {"paste": paste_instances if paste == "instances" else paste_whole_classes,
+           "classes": tuple(scheme.classes.index(name) for name in pastable),
+           "share": paste_share}
+
 # %% [markdown]
-# A run is named after its approach and after every parameter that departs from the recipe of its mode and that it uses.
+# A run is named after its approach and after every parameter that departs from the
+# recipe of its mode and that it uses.
 
 # %%
-def unread(recipe):
-    """Parameters that an approach does not read."""
-    return ["paste", "paste_classes", "paste_share"] * (not recipe["paste"]) + ["normalize"] * ("lovasz" not in recipe["terms"])
-
-
-# %%
-defaults = {"paste": "classes", "paste_classes": "all", "paste_share": 0.5, "normalize": "present", "void": "background"}
-changes = chosen | ({"lr": lr} if lr else {}) | ({"weights_": weights} if weights != "auto" else {}) | {key: globals()[key] for key, default in defaults.items() if globals()[key] != default}
-changes = {key: str(value).replace(" ", "_").replace(",", "+") for key, value in changes.items()}
-methods = {name: "-".join([name, *(f"{k}{v}" for k, v in changes.items() if k not in unread(recipe))])
-           for name, recipe in APPROACHES.items()}
+jobs, unused = {}, {}
+for name, recipe in APPROACHES.items():
+    jobs[name] = partial(
+        train_approach, recipe=recipe, settings=settings, splits=splits, size=size,
+        scheme=scheme, weights=weights, pasting=pasting, normalize=normalize, seed=seed,
+        processes=num_processes, max_hours=max_hours)
+    unused[name] = ["paste", "paste_classes", "paste_share"] * (not recipe["paste"])
+    unused[name] += ["normalize"] * ("lovasz" not in recipe["terms"])
 wanted = common.several("approach", approach, APPROACHES)
-{name: methods[name] for name in wanted}
-
-# %%
-splits = {"train": train_frames, "val": val_frames, "test": test_frames, "official_val": official_val,
-          "official_test": official_test}
-pastable = tuple(scheme.classes.index(name) for name in common.several("paste_classes", paste_classes, THIN7.classes[1:]))
-pasting = {"share": paste_share, "classes": pastable, "paste": paste_instances if paste == "instances" else paste_whole_classes}
-folders = {name: common.run_folder(out_dir, NOTEBOOK, common.dataset_name(root), mode, methods[name], seed) for name in APPROACHES}
-summaries = {}
-
-# %%
-for name in wanted:
-    unused = {key: "not used" for key in unread(APPROACHES[name])}
-    config = common.run_config(globals(), methods[name], settings, root, splits, approach=name, **unused)
-    train = partial(train_approach, recipe=APPROACHES[name], settings=settings, splits=splits, size=size, scheme=scheme,
-                    weights=weights, pasting=pasting, normalize=normalize, seed=seed, processes=num_processes,
-                    compile_loss=compile_loss, precision=precision, max_hours=max_hours)
-    summaries[name] = common.train_or_load(folders[name], config, train, rerun=rerun, num_processes=num_processes)
-    if summaries[name] is None:
-        del summaries[name]
-        break
+runs = common.train_runs(
+    globals(), jobs, settings, root, splits, wanted=wanted, unused=unused)
 
 # %% [markdown]
 # ## What came out
 #
-# A run that `max_hours` stopped has no summary yet; run the notebook again and it goes on.
+# A run that `max_hours` stopped is missing here; run the notebook again and it goes on.
 
 # %%
-if not summaries:
-    raise common.StreetsError("No approach is finished yet: run the notebook again to go on.")
-histories = {name: pd.read_csv(folders[name] / "history.csv") for name in summaries}
+summaries = {name: run.summary for name, run in runs.items()}
+histories = {name: run.history for name, run in runs.items()}
 common.show(common.show_history(histories, ("miou", "miou6", "iou_pole", "boundary_f1")))
 
 # %% [markdown]
@@ -1071,7 +1065,8 @@ def majority_row(folder, judges, classes):
 
 # %%
 rows = {name: score_row(summary, JUDGES) for name, summary in summaries.items()}
-rows["majority class"] = majority_row(folders[next(iter(summaries))], JUDGES, scheme.classes)
+any_run = next(iter(runs.values()))
+rows["majority class"] = majority_row(any_run.folder, JUDGES, scheme.classes)
 table = pd.DataFrame(rows).T
 table["published", "six classes"] = claimed6.reindex(table.index)
 table.round(1)
@@ -1199,7 +1194,7 @@ def show_answers(answers, claims):
 
 # %%
 film = common.dataset_name(root).startswith("camvid")
-scored = {name: [folders[name]] for name in summaries}
+scored = {name: [run.folder] for name, run in runs.items()}
 answers = answer(QUESTIONS, ROWS, scored, judge, scheme.classes, film)
 claims = published_differences(published, QUESTIONS, list(ROWS))
 if answers:
@@ -1239,12 +1234,17 @@ contours.loc[scheme.classes[1:]].round(1)
 # six-class mean. (The project shows two photos with the predictions of its baseline and of Approach 2, without the truth.)
 
 # %%
-with_weights = [name for name in summaries if (folders[name] / "last.safetensors").exists()]
+with_weights = [name for name, run in runs.items()
+                if (run.folder / "last.safetensors").exists()]
 if not with_weights:
-    raise common.StreetsError("These runs have scores but no weights: train them again with rerun = \"yes\".")
+    raise common.StreetsError(
+        "These runs have scores but no weights: train them again with rerun = \"yes\".")
 best = max(with_weights, key=lambda name: summaries[name]["final"][judge]["miou6"] or 0)
 shown = [name for name in dict.fromkeys(("baseline", best)) if name in with_weights]
-networks = {name: common.load_weights(folders[name] / "last.safetensors", SegFormer()).eval() for name in shown}
+networks = {}
+for name in shown:
+    path = runs[name].folder / "last.safetensors"
+    networks[name] = common.load_weights(path, SegFormer()).eval()
 
 
 # %%

@@ -50,104 +50,67 @@
 # `papermill notebooks/05_semeda.ipynb out.ipynb -p method semeda -p lambdas 2,4,0`.
 
 # %% tags=["parameters"]
-mode: str = "quick"  # quick (CPU, minutes), course (one free GPU session), paper (the published recipe)
+mode: str = "quick"  # quick (CPU, minutes), course (one free GPU), paper (as published)
 method: str = "all"  # ppce (cross-entropy alone), sobel, semeda, several with commas, or all
-lambdas: str = "4,2,0"  # weights of the three embeddings (sobel takes the first); several settings with semicolons, or all
-reduction: str = ""  # sums of distances are divided by pixels, elements (pixels and channels) or nothing (sum); empty is the mode's
-network: str = ""  # v3plus_resnet18, v3plus_resnet101, v3plus_xception71 or v2_resnet101; empty takes the mode's
-weights: str = "auto"  # imagenet, coco (v2_resnet101 only), none, or auto, which is imagenet where it can be had
+lambdas: str = "4,2,0"  # weights of the embeddings; several with semicolons, or all
+reduction: str = ""  # divide by pixels, elements, nothing (sum); empty: the mode's
+network: str = ""  # v3plus_resnet18, _resnet101, _xception71, or v2_resnet101
+weights: str = "auto"  # imagenet, coco (v2_resnet101 only), none, auto (the first if any)
 lr: float = 0.0  # learning rate; 0 takes the mode's, which depends on the weights
 height: int = 0  # rows of the images, a multiple of 32; 0 takes the mode's
 crop: int = 0  # side of the training crops, a multiple of 16; 0 takes the mode's
 batch_size: int = 0  # crops per step, at least 2; 0 takes the mode's
 epochs: int = 0  # epochs; 0 takes the mode's
 images: int = 0  # number of training images; 0 takes the mode's
-precision: str = "auto"  # auto, bf16, fp16, fp32
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42
-data_dir: str = ""  # a folder in Cityscapes layout; empty looks in the usual places, then draws toy streets
+data_dir: str = ""  # a folder in Cityscapes layout; empty looks for one or draws toys
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
-# The next cell finds the helpers of this course: in the folder above, or, when the notebook was opened alone, by
-# cloning the repository. It installs what is missing and never replaces what is there.
+# The next three cells find the helpers of this course, in this folder or the one above it; a notebook that was opened
+# alone fetches them.
 
 # %%
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-REPO = "https://github.com/street-segmentation/street-segmentation"
-TAG = "v1.0"
-NOTEBOOK = "05_semeda"
-NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "accelerate": "accelerate",
-         "cv2": "opencv-python-headless"}
+REPO, TAG = "https://github.com/street-segmentation/street-segmentation", "v1.0"
+here = Path(globals().get("__file__", "notebook")).parent
+places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", "street-segmentation"]
+places += [p.parent for n in range(1, 6) for p in Path("/kaggle/input").glob("*/" * n + "data_prep.py")]
+home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
 
-script = Path(globals().get("__file__", "notebook")).parent
-places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", script / "..", "street-segmentation")]
-places += [p.parent for depth in range(1, 6) for p in sorted(Path("/kaggle/input").glob("*/" * depth + "data_prep.py"))]
-home = next((p for p in places if (p / "common.py").exists() and (p / "data_prep.py").exists()), None)
+# %%
 if home is None:
     home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
-    clone = ["git", "-c", "advice.detachedHead=false", "clone", "--depth", "1", "--branch", TAG, source, home]
-    if shutil.which("git") is None or subprocess.run(clone, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"}).returncode:
-        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on Kaggle in "
-                           "the notebook's settings), or set STREETS_HOME to a folder that holds common.py.")
-
-# %%
-missing = [wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None]
-if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing]).returncode:
-    raise RuntimeError(f"pip cannot install {', '.join(missing)}: turn the internet on (on Kaggle in the notebook's settings).")
-importlib.invalidate_caches()
+    clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG, "--", source, home]
+    try:
+        subprocess.run(clone, check=True, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
+    except (OSError, subprocess.CalledProcessError):
+        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on "
+                           "Kaggle in the notebook's settings), or set STREETS_HOME to their folder.") from None
 sys.path.insert(0, str(home.resolve()))
 
-import common
+# %% [markdown]
+# What is missing is installed; what is there is never replaced.
 
 # %%
-METHODS = ("ppce", "sobel", "semeda")
-NETWORKS = ("v3plus_resnet18", "v3plus_resnet101", "v3plus_xception71", "v2_resnet101")
-SOBEL_SETTINGS = ((0.5,), (1.0,), (2.0,), (4.0,))  # Table 1 of the paper
-SEMEDA_SETTINGS = ((0.5, 0.5, 0.5), (1.0, 0.5, 0.0), (0.5, 1.0, 0.0), (1.0, 0.5, 0.25),
-                   (1.0, 1.0, 0.0), (2.0, 4.0, 0.0), (4.0, 2.0, 0.0), (4.0, 4.0, 0.0))
+import importlib.util
 
-# %%
-def read_lambdas(text):
-    """[(l1, l2, l3), ...] from "4,2,0; 2,4,0"; what is left out at the end is 0. StreetsError for anything else."""
-    settings = []
-    for one in text.split(";"):
-        try:
-            numbers = tuple(float(number) for number in one.split(","))
-        except ValueError:
-            numbers = ()
-        if not 1 <= len(numbers) <= 3 or not all(0 <= number < float("inf") for number in numbers):
-            raise common.StreetsError(f"lambdas does not know {one.strip()!r}: use one to three weights such as 4,2,0, "
-                                      "several settings with semicolons, or all.")
-        settings.append((*numbers, 0.0, 0.0)[:3])
-    return settings
-
-
-# %%
-common.check_parameters(
-    globals(),
-    {"mode": ("quick", "course", "paper"), "network": ("", *NETWORKS), "weights": ("auto", "imagenet", "coco", "none"),
-     "reduction": ("", "pixels", "elements", "sum"), "precision": ("auto", "bf16", "fp16", "fp32"), "rerun": ("no", "yes")},
-    {"method": METHODS},
-)
-if lambdas.strip().lower() != "all":
-    read_lambdas(lambdas)
-if crop % 16:
-    raise common.StreetsError(f"crop must be a multiple of 16, not {crop}: the networks shrink it four times.")
-if batch_size == 1:
-    raise common.StreetsError("batch_size must be at least 2: batch norm cannot train on one image.")
-if photo and not Path(photo).is_file():
-    raise common.StreetsError(f"photo: there is no file {photo} (seen from {Path.cwd()}).")
-print(common.device_line())
+NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch",
+         "accelerate": "accelerate", "cv2": "opencv-python-headless"}
+missing = " ".join(wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None)
+if missing and importlib.util.find_spec("pip") is None:
+    raise RuntimeError(f"There is no pip here: install {missing} with the tool that made this environment.")
+if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing.split()]).returncode:
+    raise RuntimeError(f"pip cannot install {missing}: turn the internet on (on Kaggle in the notebook's settings).")
+importlib.invalidate_caches()
 
 # %% [markdown]
 # ## The recipe, by mode
@@ -165,30 +128,72 @@ print(common.device_line())
 
 # %%
 MODES = {
-    "quick": {"network": "v3plus_resnet18", "height": 128, "crop": 128, "images": 40, "epochs": 30, "batch_size": 8,
-              "optimizer": "adamw", "lr": 1e-3, "scratch_lr": 2e-3, "weight_decay": 1e-4, "power": 0.9, "scales": (0.5, 1.5),
-              "reduction": "elements", "tolerance": 1, "eval_every": 5, "proxy_lr": 3e-3},
-    "course": {"network": "v3plus_resnet18", "height": 512, "crop": 320, "images": 0, "epochs": 40, "batch_size": 8,
-               "optimizer": "adamw", "lr": 5e-4, "scratch_lr": 1e-3, "weight_decay": 1e-4, "power": 0.9, "scales": (0.5, 1.5),
-               "reduction": "elements", "tolerance": 2, "eval_every": 5, "proxy_lr": 3e-3},
-    "paper": {"network": "v3plus_xception71", "height": 1024, "crop": 320, "images": 0, "epochs": 60, "batch_size": 2,
-              "optimizer": "sgd", "lr": 5e-4, "scratch_lr": 1e-2, "weight_decay": 5e-4, "power": 0.9, "scales": (0.5, 1.5),
-              "reduction": "pixels", "tolerance": 3, "eval_every": 5, "proxy_lr": 1e-3},
+    "quick": {"network": "v3plus_resnet18", "height": 128, "crop": 128, "images": 40,
+              "epochs": 30, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3,
+              "scratch_lr": 2e-3, "weight_decay": 1e-4, "power": 0.9,
+              "scale_from": 0.5, "scale_to": 1.5, "reduction": "elements",
+              "tolerance": 1, "eval_every": 5, "proxy_lr": 3e-3, "precision": "auto"},
+    "course": {"network": "v3plus_resnet18", "height": 512, "crop": 320, "images": 0,
+               "epochs": 40, "batch_size": 8, "optimizer": "adamw", "lr": 5e-4,
+               "scratch_lr": 1e-3, "weight_decay": 1e-4, "power": 0.9,
+               "scale_from": 0.5, "scale_to": 1.5, "reduction": "elements",
+               "tolerance": 2, "eval_every": 5, "proxy_lr": 3e-3, "precision": "auto"},
+    "paper": {"network": "v3plus_xception71", "height": 1024, "crop": 320, "images": 0,
+              "epochs": 60, "batch_size": 2, "optimizer": "sgd", "lr": 5e-4,
+              "scratch_lr": 1e-2, "weight_decay": 5e-4, "power": 0.9,
+              "scale_from": 0.5, "scale_to": 1.5, "reduction": "pixels",
+              "tolerance": 3, "eval_every": 5, "proxy_lr": 1e-3, "precision": "auto"},
 }
-INPUTS = {"v3plus_xception71": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}}  # what its weights were trained with
 
 # %%
-named = {"network": network, "height": height, "crop": crop, "batch_size": batch_size, "epochs": epochs, "images": images,
-         "reduction": reduction}
-chosen = {name: value for name, value in named.items() if value}
-settings = MODES[mode] | chosen | ({"lr": lr, "scratch_lr": lr} if lr else {})
+import re
+
+import common
+
+NOTEBOOK = "05_semeda"
+METHODS = ("ppce", "sobel", "semeda")
+NETWORKS = ("v3plus_resnet18", "v3plus_resnet101", "v3plus_xception71", "v2_resnet101")
+INPUTS = {  # how pictures were scaled when an encoder was trained, where not as usual
+    "v3plus_xception71": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}}
+TABLE_1 = {  # the settings of lambda in the paper's Table 1
+    "ppce": ((),), "sobel": ((0.5,), (1.0,), (2.0,), (4.0,)),
+    "semeda": ((0.5, 0.5, 0.5), (1.0, 0.5, 0.0), (0.5, 1.0, 0.0), (1.0, 0.5, 0.25),
+               (1.0, 1.0, 0.0), (2.0, 4.0, 0.0), (4.0, 2.0, 0.0), (4.0, 4.0, 0.0))}
+
+
+# %%
+def read_lambdas(text):
+    """[(l1, l2, l3), ...] from "4,2,0; 2,4,0", with 0 for missing ones; [] of "all"."""
+    settings, digits = [], r"\s*(\d+\.?\d*|\.\d+)(e-?\d+)?\s*"
+    for one in text.split(";") if text.strip().lower() != "all" else []:
+        if not re.fullmatch(f"{digits}(,{digits}){{0,2}}", one):
+            raise common.StreetsError(
+                f"lambdas does not know {one.strip()!r}: use one to three weights such "
+                "as 4,2,0, several settings with semicolons, or all.")
+        settings.append((*map(float, one.split(",")), 0.0, 0.0)[:3])
+    return settings
+
+
+# %%
+settings = common.check_parameters(
+    globals(), MODES, {"weights": ("auto", "imagenet", "coco", "none"),
+                       "network": ("", *NETWORKS), "optimizer": ("sgd", "adamw"),
+                       "reduction": ("", "pixels", "elements", "sum")},
+    {"method": METHODS, "lambdas": read_lambdas})
+if crop % 16:
+    raise common.StreetsError(
+        f"crop must be a multiple of 16, not {crop}: networks shrink it four times.")
+if batch_size == 1:
+    raise common.StreetsError(
+        "batch_size must be at least 2: batch norm cannot train on one image.")
+if weights == "coco" and settings["network"] != "v2_resnet101":
+    raise common.StreetsError(
+        "weights coco is a backbone of v2_resnet101: name that network, or imagenet.")
 if settings["network"] == "v2_resnet101" and mode == "paper" and not height:
     settings["height"] = 512  # the paper shows its v2 networks images of half the size
-if weights == "coco" and settings["network"] != "v2_resnet101":
-    raise common.StreetsError("weights coco is a backbone of v2_resnet101: name that network, or use imagenet.")
 inputs = INPUTS.get(settings["network"], {})
 settings |= inputs
-settings
+print(common.device_line())
 
 # %% [markdown]
 # ## Streets in nineteen classes
@@ -500,49 +505,44 @@ import pandas as pd
 
 # %%
 def train_proxy(folder, splits, size, settings, seed):
-    """Train the proxy network and leave it in `folder` as a run of its own; other processes wait for the first."""
+    """Train the proxy network and leave it in `folder`; one process does it for all."""
     if int(os.environ.get("RANK", 0)) == 0:
         started = time.monotonic()
         torch.manual_seed(seed)
-        augment = partial(random_crop, crop=settings["crop"], scales=settings["scales"])
+        augment = partial(random_crop, crop=settings["crop"],
+                          scales=(settings["scale_from"], settings["scale_to"]))
         proxy = EdgeNet().to(common.make_accelerator("fp32").device)
-        data, held_out = common.StreetScenes(splits["train"], size, augment=augment, seed=seed), common.StreetScenes(splits["val"], size)
-        history = train_edge_net(proxy, data, labels_of(held_out), settings["proxy_lr"], seed=seed)
-        if not history[-1]["edge_f1"] > 0.99:
-            raise common.StreetsError("The proxy network found edges with F1 {edge_f1:.3f} after {step} steps, not .99: give it more "
-                                      "images or a larger height.".format(**history[-1]))
-        common.save_weights(folder / "best.safetensors", proxy)
-        common.write_atomic(folder / "history.csv", pd.DataFrame(history).to_csv(index=False).encode())
-        common.write_json(folder / "summary.json", proxy_summary(folder, history, len(data), len(held_out), time.monotonic() - started))
+        data = common.StreetScenes(splits["train"], size, augment=augment, seed=seed)
+        held_out = labels_of(common.StreetScenes(splits["val"], size))
+        history = train_edge_net(proxy, data, held_out, settings["proxy_lr"], seed=seed)
+        steps, f1 = history[-1]["step"], history[-1]["edge_f1"]
+        if not f1 > 0.99:
+            raise common.StreetsError(
+                f"The proxy network found edges with F1 {f1:.3f} after {steps} steps, "
+                "not .99: give it more images or a larger height.")
+        facts = {"weights": "none", "steps": steps, "metrics": {"edge_f1": f1}}
+        common.runs.save_run(folder, proxy, history, time.monotonic() - started, facts)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         common.make_accelerator().wait_for_everyone()
 
 
 # %%
-def proxy_summary(folder, history, n_train, n_val, seconds):
-    """Content of the summary.json of a proxy network's run."""
-    config = common.read_json(folder / "config.json")
-    return {"notebook": folder.parent.parent.name, "run": folder.name, "method": config["method"],
-            "mode": config["parameters"]["mode"], "dataset": config["dataset"], "split": "val", "n_train": n_train,
-            "n_val": n_val, "epochs": history[-1]["epoch"], "steps": history[-1]["step"], "seed": config["parameters"]["seed"], "weights": "none",
-            "metrics": {"edge_f1": history[-1]["edge_f1"]}, "majority_baseline": {}, "seconds": round(seconds, 1),
-            "command": config["recorded"]["command"], "versions": config["recorded"]["versions"]}
-
+PROXY_READS = ("height", "crop", "images", "scale_from", "scale_to", "proxy_lr")
+unread = [key for key in (*settings, "weights") if key not in PROXY_READS]
+name = f"proxy_{settings['height']}"  # the networks of one mode may see different sizes
+job = partial(train_proxy, splits=splits, size=size, settings=settings, seed=seed)
+(proxy_run,) = common.train_runs(
+    globals(), {name: job}, settings, root, splits, unused={name: unread},
+    named=["height"], last=False).values()
 
 # %%
-dataset = common.dataset_name(root)
-proxy_changes = "".join(f"-{name}{settings[name]}" for name in ("height", "crop", "images") if settings[name] != MODES[mode][name])
-proxy_folder = common.run_folder(out_dir, NOTEBOOK, dataset, mode, "proxy" + proxy_changes, seed)
-unread = dict.fromkeys(("lambdas", "reduction", "network", "weights", "lr", "batch_size", "epochs", "precision"), "not used")
-proxy_settings = {name: settings[name] for name in ("height", "crop", "images", "scales", "proxy_lr")}
-proxy_config = common.run_config(globals(), "proxy" + proxy_changes, proxy_settings, root, splits, **unread)
-proxy_run = common.train_or_load(proxy_folder, proxy_config, partial(train_proxy, splits=splits, size=size, settings=settings, seed=seed),
-                                 parent=True, num_processes=num_processes)
-proxy = common.load_weights(proxy_folder / "best.safetensors", EdgeNet()).requires_grad_(False).eval()
-print(f"edge F1 {proxy_run['metrics']['edge_f1']:.3f} (goal .99) after {proxy_run['steps']} steps, {proxy_run['seconds']:.0f} s")
+proxy = common.load_weights(proxy_run.folder / "best.safetensors", EdgeNet())
+proxy.requires_grad_(False).eval()
+print("edge F1 {:.3f} (goal .99) after {steps} steps, {seconds:.0f} s".format(
+    proxy_run.summary["metrics"]["edge_f1"], **proxy_run.summary))
 
 # %%
-proxy_history = pd.read_csv(proxy_folder / "history.csv")
+proxy_history = proxy_run.history
 fig, axis = plt.subplots(figsize=(4.5, 2.4), layout="constrained")
 axis.plot(proxy_history["step"], proxy_history["edge_f1"], "o-", color=common.CURVES[0])
 axis.axhline(0.99, color="0.6", lw=0.8)
@@ -1061,80 +1061,77 @@ def make_optimizer(model, settings, started_from):
 
 
 # %%
-def train_method(folder, method, lambdas, proxy_folder, settings, splits, size, weights, seed, processes=1, **options):
+def train_method(folder, method, lambdas, proxy_folder, settings, splits, size, weights,
+                 seed, processes=1, **options):
     """Train a segmentation network with one method and leave it in `folder`."""
     torch.manual_seed(seed)
     model, started_from = build_network(settings["network"], weights)
-    proxy = common.load_weights(proxy_folder / "best.safetensors", EdgeNet()).requires_grad_(False).eval()
-    given = {"seed": seed} | {key: settings[key] for key in ("mean", "std") if key in settings}
-    augment = partial(random_crop, crop=settings["crop"], scales=settings["scales"])
+    proxy = common.load_weights(proxy_folder / "best.safetensors", EdgeNet())
+    proxy.requires_grad_(False).eval()
+    given = {key: settings[key] for key in ("mean", "std") if key in settings}
+    given["seed"] = seed
+    augment = partial(random_crop, crop=settings["crop"],
+                      scales=(settings["scale_from"], settings["scale_to"]))
     train = common.StreetScenes(splits["train"], size, augment=augment, **given)
-    val, test = (common.StreetScenes(splits[name], size, **given) if splits[name] else None for name in ("val", "test"))
+    val, test = (
+        common.StreetScenes(splits[name], size, **given) if splits[name] else None
+        for name in ("val", "test"))
     optimizer = make_optimizer(model, settings, started_from)
-    processes = max(processes, int(os.environ.get("WORLD_SIZE", 1)))  # several under `accelerate launch`, too
-    steps = settings["epochs"] * (len(train) // (settings["batch_size"] * processes))
-    scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=settings["power"])
-    loss = partial(training_loss, method=method, lambdas=lambdas, proxy=proxy, reduction=settings["reduction"])
-    common.fit(folder, model, loss, train, val, test_data=test, optimizer=optimizer, scheduler=scheduler, schedule="step",
-               epochs=settings["epochs"], batch_size=settings["batch_size"], eval_every=settings["eval_every"],
-               evaluate=partial(evaluate, tolerance=settings["tolerance"]), weights=started_from, **options)
+    steps = common.steps_per_epoch(train, settings["batch_size"], processes=processes)
+    scheduler = torch.optim.lr_scheduler.PolynomialLR(
+        optimizer, total_iters=settings["epochs"] * steps, power=settings["power"])
+    loss = partial(training_loss, method=method, lambdas=lambdas, proxy=proxy,
+                   reduction=settings["reduction"])
+    common.fit(folder, model, loss, train, val, test_data=test, optimizer=optimizer,
+               scheduler=scheduler, schedule="step", epochs=settings["epochs"],
+               batch_size=settings["batch_size"], eval_every=settings["eval_every"],
+               evaluate=partial(evaluate, tolerance=settings["tolerance"]),
+               precision=settings["precision"], weights=started_from, **options)
 
 
 # %%
-def plan_runs(methods, lambdas, network=""):
-    """{run's name: (method, lambdas)}: one for ppce, one for each first weight with sobel, each setting with semeda."""
-    plan = {}
-    for name in methods:
-        if name == "ppce":
-            wanted = [(0.0, 0.0, 0.0)]
-        elif lambdas.strip().lower() == "all":
-            wanted = {"sobel": SOBEL_SETTINGS, "semeda": SEMEDA_SETTINGS}[name]
-        else:
-            wanted = read_lambdas(lambdas)
-        for weights in wanted:
-            used = {"ppce": (), "sobel": weights[:1], "semeda": weights}[name]
-            run = "_".join([name, *(f"{weight:g}" for weight in used), *([network] if network else [])])
-            plan[run] = (name, (*used, 0.0, 0.0, 0.0)[:3])
+def plan_runs(methods, lambdas, suffix=""):
+    """{run's name: (method, lambdas)}, one for each setting of what a method reads."""
+    plan, reads = {}, {"ppce": 0, "sobel": 1, "semeda": 3}  # so many of the weights
+    for method in methods:
+        for weights in read_lambdas(lambdas) or TABLE_1[method]:
+            used = weights[: reads[method]]
+            name = "_".join([method, *(f"{weight:g}" for weight in used)]) + suffix
+            plan[name] = method, (*used, 0.0, 0.0, 0.0)[:3]
     return plan
 
 
-# %%
-published_network = network if network in ("v3plus_resnet101", "v2_resnet101") else ""
-plan = plan_runs(common.several("method", method, METHODS), lambdas, published_network + "_coco" * (weights == "coco"))
-changes = {k: v for k, v in chosen.items() if not (k == "network" and published_network)} | ({"lr": lr} if lr else {})
-changes |= {"weights_": weights} if weights in ("imagenet", "none") else {}
-
+# %% [markdown]
+# A run is named after its method and weights, and after every parameter that departs
+# from its mode and that it reads. A network or pretrained weights for which the paper
+# has numbers of their own stand in front, as in `semeda_4_2_0_v2_resnet101_coco`.
 
 # %%
-def run_name(recipe, changes):
-    """A run's name: the recipe and everything that departs from its mode; the reduction only where there is a loss to reduce."""
-    changes = {key: value for key, value in changes.items() if not (key == "reduction" and recipe.startswith("ppce"))}
-    return "-".join([recipe, *(f"{key}{value}" for key, value in changes.items())])
-
+told = {"network": network, "weights": weights}
+published_apart = ("v3plus_resnet101", "v2_resnet101", "coco")
+named = [key for key, value in told.items() if value in published_apart]
+suffix = "".join(f"_{told[key]}" for key in named)
+plan = plan_runs(common.several("method", method, METHODS), lambdas, suffix)
 
 # %%
-folders = {name: common.run_folder(out_dir, NOTEBOOK, dataset, mode, run_name(name, changes), seed) for name in plan}
-summaries = {}
+jobs, unused = {}, {}
 for name, (kind, layer_weights) in plan.items():
-    used = settings | ({"reduction": "not used"} if kind == "ppce" else {})
-    more = {"lambdas": list(layer_weights), "reduction": used["reduction"]}
-    config = common.run_config(globals(), run_name(name, changes), used, root, splits, **more)
-    train = partial(train_method, method=kind, lambdas=layer_weights, proxy_folder=proxy_folder, settings=settings, splits=splits,
-                    size=size, weights=weights, seed=seed, processes=num_processes, precision=precision, max_hours=max_hours)
-    summaries[name] = common.train_or_load(folders[name], config, train, rerun=rerun, num_processes=num_processes)
-    if summaries[name] is None:
-        del summaries[name]
-        break
+    jobs[name] = partial(
+        train_method, method=kind, lambdas=layer_weights, proxy_folder=proxy_run.folder,
+        settings=settings, splits=splits, size=size, weights=weights, seed=seed,
+        processes=num_processes, max_hours=max_hours)
+    unused[name] = ["reduction", "proxy_lr"] * (kind == "ppce")
+runs = common.train_runs(
+    globals(), jobs, settings, root, splits, unused=unused, named=named)
 
 # %% [markdown]
 # ## What came out
 #
-# A run that `max_hours` stopped has no summary yet; run the notebook again and it goes on.
+# A run that `max_hours` stopped is missing here; run the notebook again and it goes on.
 
 # %%
-if not summaries:
-    raise common.StreetsError("No run is finished yet: run the notebook again to go on.")
-histories = {name: pd.read_csv(folders[name] / "history.csv") for name in summaries}
+summaries = {name: run.summary for name, run in runs.items()}
+histories = {name: run.history for name, run in runs.items()}
 common.show(common.show_history(histories, ("miou", "boundary_f1", "e_mean", "inside_3")))
 
 # %% [markdown]
@@ -1151,7 +1148,7 @@ def scores_of(metrics):
 
 
 # %%
-judge = "test" if splits["test"] else "val"
+dataset, judge = common.dataset_name(root), "test" if splits["test"] else "val"
 judged = {name: summary["test" if judge == "test" else "metrics"] for name, summary in summaries.items()}
 scores = pd.DataFrame({name: scores_of(metrics) for name, metrics in judged.items()}).T
 scores["published mIoU"] = common.headline(published, "miou").set_index("method")["value"].astype(float).reindex(scores.index)
@@ -1297,7 +1294,8 @@ def show_trimaps(run_folders, base, split, film):
 
 # %%
 film = dataset.startswith("camvid")
-compared = {name: [folders[name]] for name in of_kind.values() if (folders[name] / f"{judge}_per_image.npz").exists()}
+compared = {name: [runs[name].folder] for name in of_kind.values()
+            if (runs[name].folder / f"{judge}_per_image.npz").exists()}
 if compared:
     common.show(show_trimaps(compared, of_kind.get("ppce"), judge, film))
 
@@ -1312,19 +1310,20 @@ if compared:
 # One run of each method:
 
 # %%
-def load_network(folder, summary, name):
+def load_network(run, name):
     """The network of a finished run, in eval mode."""
     net = bare_network(name)
-    return common.load_weights(folder / "last.safetensors", net if summary["weights"] == "none" else WithFrozenNorm(net)).eval()
+    net = net if run.summary["weights"] == "none" else WithFrozenNorm(net)
+    return common.load_weights(run.folder / "last.safetensors", net).eval()
 
 
 # %%
 networks = {}
 for name in of_kind.values():
-    if (folders[name] / "last.safetensors").exists():
-        networks[name] = load_network(folders[name], summaries[name], settings["network"])
+    if (runs[name].folder / "last.safetensors").exists():
+        networks[name] = load_network(runs[name], settings["network"])
     else:
-        print(f"{name} has scores but no weights here, so there are no pictures of it: -p rerun yes makes them")
+        print(f"{name} has scores but no weights: -p rerun yes makes pictures, too")
 seen = common.StreetScenes(common.evenly(splits[judge], 3), size)
 
 
@@ -1494,14 +1493,16 @@ print(f"{(16 + 32) * 1024 * 2048 * 4 / 1e6:.0f} MB in float32, for the predictio
 # %%
 from IPython.display import display
 
-COMMITTED = "-height256-crop256-batch_size4-epochs15"
-RUNS = {"ppce": "ppce", "sobel_4": "sobel_4", "sobel_1, pixels": "sobel_1-reductionpixels", "semeda_4_2_0": "semeda_4_2_0"}
-runs, evidence = common.find_runs(), {}
-if len(runs):
-    runs = runs[(runs["notebook"] == NOTEBOOK) & (runs["dataset"] == "camvid11") & (runs["mode"] == "course") & (runs["weights"] == "none")]
+CHANGES = "-height256-crop256-batch_size4-epochs15"
+RUNS = {"ppce": "ppce" + CHANGES, "sobel_4": "sobel_4" + CHANGES,
+        "sobel_1, pixels": "sobel_1" + CHANGES + "-reductionpixels",
+        "semeda_4_2_0": "semeda_4_2_0" + CHANGES}
+committed, evidence = common.find_runs(), {}
+if len(committed):
+    committed = committed.query("notebook == @NOTEBOOK and dataset == 'camvid11'"
+                                " and mode == 'course' and weights == 'none'")
     for name, run in RUNS.items():
-        recipe, _, changed = run.partition("-")
-        of_name = runs[runs["method"] == recipe + COMMITTED + (f"-{changed}" if changed else "")]
+        of_name = committed[committed["method"] == run]
         evidence[name] = {row.seed: row for row in of_name.itertuples()}
 for name, of_seed in evidence.items():
     for number, row in of_seed.items():

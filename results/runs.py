@@ -225,11 +225,15 @@ class Parameters(NamedTuple):
         """What departs from the mode and the defaults and changes the numbers of a run that does not read `unused`."""
         aside = {*self.ASIDE, *self.lists, *unused}
         return {name: value for name, value in self.values.items()
-                if name not in aside and value not in (self.defaults.get(name), self.of_mode.get(name))}
+                if name not in aside and value != self.defaults.get(name) and not self.is_of_mode(name, value)}
+
+    def is_of_mode(self, name: str, value) -> bool:
+        """Whether a value is the one that the mode takes anyway; lr stands for scratch_lr, too."""
+        return {value} == {self.of_mode[key] for key in (name, f"scratch_{name}") if key in self.of_mode}
 
     def used(self, unused: Sequence[str] = ()) -> dict:
-        """What a run's config.json compares."""
-        aside = {*self.ASIDE, *self.lists} - {"mode", "seed"}
+        """What a run's config.json compares beside the settings, which hold what the mode or a parameter says."""
+        aside = {*self.ASIDE, *self.lists, *self.of_mode} - {"mode", "seed"}
         return {name: "not used" if name in unused else value for name, value in self.values.items() if name not in aside}
 
 
@@ -387,29 +391,35 @@ def prepare_folder(folder: Path, config: dict, rerun: str, parent: bool = False)
 # training the runs of a notebook
 
 
-def run_names(scope: dict, unused: dict[str, Sequence[str]]) -> dict[str, str]:
-    """{recipe: name of its run} after `check_parameters`; unused: {recipe: parameters that it does not read}."""
-    return {name: method_name(name, scope["_parameters"].changes(skipped)) for name, skipped in unused.items()}
+def run_names(scope: dict, unused: dict[str, Sequence[str]], named: Sequence[str] = ()) -> dict[str, str]:
+    """{recipe: name of its run} after `check_parameters`; unused: {recipe: parameters that it does not read}.
+
+    named: parameters that the recipes' names hold already.
+    """
+    return {name: method_name(name, scope["_parameters"].changes([*skipped, *named])) for name, skipped in unused.items()}
 
 
 def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Path, images: dict[str, Sequence], *,
                unused: dict[str, Sequence[str]] | None = None, parents: dict[str, str] | None = None,
-               wanted: Sequence[str] | None = None, last: bool = True) -> dict[str, Run]:
+               wanted: Sequence[str] | None = None, named: Sequence[str] = (), last: bool = True) -> dict[str, Run]:
     """Train, resume or load the run of every job and return the finished ones by name.
 
     scope: the notebook's globals(), after `check_parameters`. jobs: {name: train}, where train(folder) calls `fit`; one
     that starts from another job's weights stands after it and is called train(folder, parent=that one's folder), and
     parents says whose: {"dice": "scratch"}. images: {split: frames}. unused: {name: parameters that it does not read};
     such a parameter neither stands in the run's name nor makes it another run. wanted: the jobs asked for, others are
-    trained only as parents of these; None takes all. A run that max_hours stopped ends the list, and StreetsError says so
-    where none is finished. After the `last` call of a notebook only the first of several launched processes goes on.
+    trained only as parents of these; None takes all. named: parameters that the jobs' names hold already. A run that
+    max_hours stopped ends the list, and StreetsError says so where none is finished. A call that is not the `last` of a
+    notebook makes what its later runs need and treats all jobs as parents. After the last call only the first of several
+    launched processes goes on.
     """
     given, parents, unused, folders, finished = scope["_parameters"], parents or {}, unused or {}, {}, {}
     wanted = list(jobs) if wanted is None else wanted
     needed = set(wanted)
     for name in reversed(jobs):  # a parent stands before its children
         needed |= {parents[name]} if name in needed and name in parents else set()
-    names, values, dataset = run_names(scope, {name: unused.get(name, ()) for name in jobs}), given.values, dataset_name(root)
+    names = run_names(scope, {name: unused.get(name, ()) for name in jobs}, named)
+    values, dataset = given.values, dataset_name(root)
     for name in (name for name in jobs if name in needed):
         parent, method = parents.get(name), names[name]
         folder = run_folder(values.get("out_dir", ""), scope["NOTEBOOK"], dataset, values["mode"], method, values["seed"])
@@ -419,7 +429,7 @@ def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Pat
         config = {
             "method": method,
             "recipe": name,
-            "changes": given.changes(unused.get(name, ())),
+            "changes": given.changes([*unused.get(name, ()), *named]),
             "parameters": given.used(unused.get(name, ())),
             "settings": {key: value for key, value in settings.items() if key not in (*unused.get(name, ()), *given.ASIDE)},
             "dataset": dataset,
@@ -430,8 +440,9 @@ def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Pat
                                     given.command(scope["NOTEBOOK"]), root),
         }
         job = partial(jobs[name], parent=folders[parent]) if parent else jobs[name]
-        summary = train_or_load(folder, config, job, rerun=values.get("rerun", "no") if name in wanted else "no",
-                                num_processes=values.get("num_processes", 1), parent=name not in wanted)
+        needed_only = not last or name not in wanted
+        summary = train_or_load(folder, config, job, rerun="no" if needed_only else values.get("rerun", "no"),
+                                num_processes=values.get("num_processes", 1), parent=needed_only)
         if summary is None:
             break
         finished[name] = Run(folder, summary)
@@ -738,6 +749,14 @@ def summarize(folder: Path, progress: dict, facts: dict) -> dict:
         "command": config["recorded"]["command"],
         "finished": datetime.now().isoformat(timespec="seconds"),
     }
+
+
+def save_run(folder: Path, model: torch.nn.Module, history: Sequence[dict], seconds: float, facts: dict) -> None:
+    """Leave a finished run whose training is not that of `fit`: weights, history, and last the summary with its facts."""
+    save_weights(folder / "best.safetensors", model)
+    write_atomic(folder / "history.csv", pd.DataFrame(history).to_csv(index=False).encode())
+    progress = {"epoch": history[-1]["epoch"], "seconds": seconds}
+    write_json(folder / "summary.json", summarize(folder, progress, {"majority_baseline": {}} | facts))
 
 
 def peak_memory_mb() -> int:

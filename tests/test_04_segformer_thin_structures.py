@@ -1089,42 +1089,88 @@ def test_approaches_start_from_the_same_numbers_with_the_same_seed(nb, monkeypat
         assert all(torch.equal(a, b) for a, b in zip(first, weights))
 
 
-def test_an_approach_is_named_after_what_it_reads(nb):
-    pasting = ["paste", "paste_classes", "paste_share"]
-    expected = {"baseline": [*pasting, "normalize"], "bas": [*pasting, "normalize"], "bas_copypaste": ["normalize"], "bas_lovasz": [], "ssim_lovasz": []}
-    assert {name: nb.unread(recipe) for name, recipe in nb.APPROACHES.items()} == expected
+def run_cells(parts, given=(), **parameters):
+    """The globals after the notebook's code cells that contain one of `parts`, with parameters injected as papermill does.
 
-
-def run_cells(parts, **parameters):
-    """The globals after the notebook's code cells that contain one of `parts`, with parameters injected as papermill does."""
+    All that the notebook defines is there from the beginning, and `given`, which other cells would have made.
+    """
     cells = [cell.source for cell in jupytext.read(ROOT / "notebooks" / f"{NAME}.py").cells if cell.cell_type == "code"]
     injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-    chosen = [injected if i == 1 else cell for i, cell in enumerate([cells[0], "", *cells[1:]]) if i < 2 or any(part in cell for part in parts)]
-    scope = {"In": chosen}
+    chosen = [cells[0], injected, *(cell for cell in cells[1:] if any(part in cell for part in parts))]
+    assert all(any(part in cell for cell in chosen) for part in parts)
+    scope = vars(notebook_definitions(NAME)) | {"In": chosen} | dict(given)
     for cell in chosen:
         exec(cell, scope)
     return scope
 
 
-CHECK = ("import common", "APPROACHES = {", "common.check_parameters(")
+CHECK = ("MODES = {", "APPROACHES = {", "common.check_parameters(")
 
 
-def names_of(**parameters):
-    parts = (*CHECK[1:], "MODES = {", "def unread(", "defaults = {")
-    return run_cells(("import importlib.util", "import common", *parts), **parameters)["methods"]
+@pytest.fixture
+def planned(monkeypatch, tmp_path):
+    """{approach: (folder, configuration)} of the runs that the notebook would train or load with the parameters given."""
+    def plan(**parameters):
+        asked = {}
+
+        def note(folder, config, train, **options):
+            asked[config["recipe"]] = folder, json.loads(json.dumps(config))
+            return {"n_train": 6}
+
+        monkeypatch.setattr(common.runs, "train_or_load", note)
+        monkeypatch.setattr(common.runs, "record", lambda *args: {})
+        given = {"root": tmp_path, "scheme": THIN7, "size": (32, 64), "splits": {}, "pasting": {}}
+        run_cells((*CHECK, "common.train_runs("), given, **parameters)
+        return asked
+    return plan
 
 
-def test_defaults_leave_no_mark_on_a_run_and_changes_mark_those_that_read_them():
-    assert names_of() == {name: name for name in notebook_definitions(NAME).APPROACHES}
-    names = names_of(paste="instances", paste_classes="traffic sign,pole", normalize="C", epochs=3, void="ignore")
-    assert names["baseline"] == names["bas"].replace("bas-", "baseline-") == "baseline-epochs3-voidignore"
-    assert names["bas_copypaste"] == "bas_copypaste-epochs3-pasteinstances-paste_classestraffic_sign+pole-voidignore"
-    assert names["bas_lovasz"] == "bas_lovasz-epochs3-pasteinstances-paste_classestraffic_sign+pole-normalizeC-voidignore"
+@pytest.fixture
+def names_of(planned):
+    """{approach: name of its run, without the seed}."""
+    return lambda **parameters: {name: folder.name.removesuffix("_seed42") for name, (folder, _) in planned(**parameters).items()}
 
 
-def test_other_values_make_other_names():
-    changes = [{}, {"lr": 1e-4}, {"height": 64}, {"images": 12}, {"paste_share": 0.8}, {"void": "ignore"}, {"normalize": "C"}, {"paste_classes": "pole"}]
+def test_an_approach_is_named_after_what_it_reads(names_of):
+    changed = {"paste": "instances", "paste_classes": "pole", "paste_share": 0.75, "normalize": "C"}
+    pasted = "-pasteinstances-paste_classespole-paste_share0.75"
+    assert names_of(**changed) == {"baseline": "baseline", "bas": "bas", "bas_copypaste": f"bas_copypaste{pasted}",
+                                   "bas_lovasz": f"bas_lovasz{pasted}-normalizeC", "ssim_lovasz": f"ssim_lovasz{pasted}-normalizeC"}
+
+
+def test_what_an_approach_does_not_read_leaves_its_run_the_same(planned):
+    before, after = planned(), planned(paste="instances", paste_classes="pole", paste_share=0.75, normalize="C")
+    for name, (folder, config) in before.items():
+        same = common.runs.differing_keys(after[name][1], config) == []
+        assert same == (name in ("baseline", "bas")) == (after[name][0] == folder)
+        assert config["settings"]["precision"] == "auto" and config["parameters"]["void"] == "background"
+
+
+def test_defaults_leave_no_mark_on_a_run_and_changes_mark_those_that_read_them(names_of):
+    approaches = notebook_definitions(NAME).APPROACHES
+    assert names_of() == {name: name for name in approaches}
+    assert names_of(paste_classes="all", epochs=12, height=128, void="background") == {name: name for name in approaches}
+    names = names_of(paste="instances", paste_classes="fence", normalize="C", epochs=3, void="ignore")
+    assert names["baseline"] == names["bas"].replace("bas-", "baseline-") == "baseline-voidignore-epochs3"
+    assert names["bas_copypaste"] == "bas_copypaste-pasteinstances-paste_classesfence-voidignore-epochs3"
+    assert names["bas_lovasz"] == "bas_lovasz-pasteinstances-paste_classesfence-normalizeC-voidignore-epochs3"
+    assert names_of(paste_classes="traffic sign,pole")["bas_copypaste"].startswith("bas_copypaste-paste_classestraffic_sign_pole-")
+
+
+def test_only_the_approaches_that_are_wanted_are_trained(planned):
+    assert list(planned(approach="bas_copypaste,baseline")) == ["baseline", "bas_copypaste"]
+    assert list(planned()) == list(notebook_definitions(NAME).APPROACHES)
+
+
+def test_other_values_make_other_names(names_of):
+    changes = [{}, {"lr": 1e-4}, {"lr": 6e-5}, {"height": 64}, {"images": 12}, {"paste_share": 0.8}, {"void": "ignore"}, {"normalize": "C"},
+               {"paste_classes": "pole"}, {"paste_classes": "fence,pole"}, {"paste_classes": "pole,fence"}, {"batch_size": 2}, {"precision": "bf16"}]
     assert len({names_of(**change)["ssim_lovasz"] for change in changes}) == len(changes)
+
+
+def test_values_of_the_mode_can_be_set_although_the_parameters_cell_does_not_show_them(nb):
+    settings = run_cells(CHECK, batch_size=2, lr=0.25, compile_loss="yes")["settings"]
+    assert settings == nb.MODES["quick"] | {"batch_size": 2, "lr": 0.25, "scratch_lr": 0.25, "compile_loss": "yes"}
 
 
 @pytest.mark.parametrize(("parameters", "sentence"), [
@@ -1132,10 +1178,11 @@ def test_other_values_make_other_names():
     ({"paste_classes": "fence,road"}, "paste_classes does not know 'road': use fence"), ({"weights": "coco"}, "weights does not know 'coco'"),
     ({"paste_share": 1.5}, "paste_share is a probability"), ({"normalize": "all"}, "normalize does not know 'all'"),
     ({"void": "keep"}, "void does not know 'keep'"), ({"lr": -1}, "lr must not be negative"), ({"aproach": "bas"}, "There is no parameter 'aproach'"),
-    ({"photo": "missing.jpg"}, "photo: there is no file missing.jpg")])
+    ({"photo": "missing.jpg"}, "photo: there is no file missing.jpg"),
+    ({"compile_loss": "maybe"}, "compile_loss does not know 'maybe'"), ({"precision": "fp8"}, "precision does not know 'fp8'")])
 def test_a_wrong_parameter_stops_with_one_sentence(parameters, sentence):
     with pytest.raises(common.StreetsError) as caught:
-        run_cells(("import importlib.util", *CHECK), **parameters)
+        run_cells(CHECK, **parameters)
     assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
 
 
@@ -1156,8 +1203,8 @@ def test_the_published_means_are_those_of_the_published_classes():
 def run_notebook(out, **parameters):
     """Summaries by folder name of a papermill run."""
     parameters = TINY | {"out_dir": str(out / "results")} | parameters
-    papermill.execute_notebook(str(ROOT / "notebooks" / f"{NAME}.ipynb"), str(out / "out.ipynb"), parameters=parameters,
-                               cwd=str(ROOT), progress_bar=False)
+    jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAME}.py"), out / "in.ipynb")
+    papermill.execute_notebook(str(out / "in.ipynb"), str(out / "out.ipynb"), parameters=parameters, cwd=str(ROOT), progress_bar=False)
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
 
 
@@ -1186,7 +1233,7 @@ def check_run(folder, summary, splits):
 
 def test_all_approaches_run_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
     summaries = run_notebook(tmp_path, data_dir=str(toy), seed=43)  # by which the first batch gets something pasted
-    assert set(summaries) == {f"{name}-height32-images10-epochs1-weights_none_seed43" for name in nb.APPROACHES}
+    assert set(summaries) == {f"{name}-weightsnone-height32-epochs1-images10_seed43" for name in nb.APPROACHES}
     losses = set()
     for name, summary in summaries.items():
         folder = tmp_path / "results" / NAME / "toy-quick" / name
@@ -1204,8 +1251,11 @@ def test_one_approach_alone_runs_in_the_other_readings_which_stand_in_its_name(t
     summaries = run_notebook(tmp_path, data_dir=str(toy), approach="ssim_lovasz", paste="instances", paste_classes="fence,pole",
                              void="ignore", normalize="C", paste_share=1.0)
     ((name, summary),) = summaries.items()
-    tag = "height32-images10-epochs1-weights_none-pasteinstances-paste_classesfence+pole-paste_share1.0-normalizeC-voidignore"
-    assert name == f"ssim_lovasz-{tag}_seed42"
+    tag = "weightsnone-pasteinstances-paste_classesfence_pole"
+    assert name.startswith(f"ssim_lovasz-{tag}") and name.endswith("_seed42")
+    config = json.loads((tmp_path / "results" / NAME / "toy-quick" / name / "config.json").read_text())
+    assert config["changes"] == {"weights": "none", "paste": "instances", "paste_classes": "fence,pole", "paste_share": 1.0, "normalize": "C",
+                                 "void": "ignore", "height": 32, "epochs": 1, "images": 10}
     check_run(tmp_path / "results" / NAME / "toy-quick" / name, summary, ["test", "official_val", "official_test"])
 
 
@@ -1229,7 +1279,7 @@ def train_tiny(root, out, approach="bas_copypaste", epochs=4, scheme=THIN7, **ch
     options = {"weights": "none", "pasting": {"share": 0.8, "classes": ALL, "paste": nb.paste_whole_classes}, "normalize": "present", "seed": 1}
     run = partial(nb.train_approach, recipe=nb.APPROACHES[approach], settings=settings, splits=splits, size=(32, 64), scheme=scheme,
                   **options | changes)
-    common.train_or_load(out, config, run)
+    common.runs.train_or_load(out, config, run)
     return out
 
 
@@ -1245,7 +1295,7 @@ def test_void_that_is_ignored_is_neither_trained_nor_scored(toy, tmp_path):
     scheme = THIN7._replace(table=np.where(ignored, np.uint8(255), THIN7.table))
     folders = [train_tiny(toy, tmp_path / str(k), epochs=1, scheme=one) for k, one in enumerate((THIN7, scheme))]
     counted = [pd.read_csv(folder / "per_image.csv").filter(regex=" (tp|fn)$").sum(axis=None) for folder in folders]
-    pixels = [sum((one.table[common.read_label(f.label)] != 255).sum() for f in common.list_frames(toy, "val")) for one in (THIN7, scheme)]
+    pixels = [sum((one.table[data_prep.read_label(f.label)] != 255).sum() for f in common.list_frames(toy, "val")) for one in (THIN7, scheme)]
     assert pixels[1] < pixels[0] and counted[1] < counted[0] == 4 * 32 * 64
 
 

@@ -897,12 +897,13 @@ def test_a_crop_depends_on_its_generator_only(nb):
 
 
 @pytest.mark.parametrize(("text", "settings"), [
-    ("4,2,0", [(4, 2, 0)]), ("2", [(2, 0, 0)]), ("1, .5", [(1, 0.5, 0)]), (" 2,4,0 ; 0.5,0.5,0.5", [(2, 4, 0), (0.5, 0.5, 0.5)]), ("0,0,1", [(0, 0, 1)])])
+    ("4,2,0", [(4, 2, 0)]), ("2", [(2, 0, 0)]), ("1, .5", [(1, 0.5, 0)]), (" 2,4,0 ; 0.5,0.5,0.5", [(2, 4, 0), (0.5, 0.5, 0.5)]), ("0,0,1", [(0, 0, 1)]), ("1e-1,2.", [(0.1, 2, 0)]),
+    ("all", [])])
 def test_lambdas_are_one_to_three_weights_per_setting(nb, text, settings):
     assert nb.read_lambdas(text) == settings
 
 
-@pytest.mark.parametrize("text", ["", "four", "1,2,3,4", "-1,2,0", "nan,1,0", "inf", "4,2,0;", "4;2;x", "all,1"])
+@pytest.mark.parametrize("text", ["", "four", "1.2.3", "4 2", ",", "1,2,3,4", "-1,2,0", "nan,1,0", "inf", "4,2,0;", "4;2;x", "all,1"])
 def test_lambdas_that_are_none_stop_with_one_sentence(nb, text):
     with pytest.raises(common.StreetsError, match=r"^lambdas does not know '[^']*': use one to three weights such as 4,2,0, [^.]*\.$"):
         nb.read_lambdas(text)
@@ -926,7 +927,7 @@ def test_all_plans_the_settings_of_table_1_under_the_names_of_their_published_nu
 def test_several_settings_are_several_runs_and_sobel_takes_the_first_weights(nb):
     assert list(nb.plan_runs(["sobel", "semeda"], "4,2,0; 2,4,0; 4,4")) == ["sobel_4", "sobel_2", "semeda_4_2_0", "semeda_2_4_0", "semeda_4_4_0"]
     assert list(nb.plan_runs(["sobel", "semeda"], "2")) == ["sobel_2", "semeda_2_0_0"]
-    assert list(nb.plan_runs(nb.METHODS, "4,2,0", "v2_resnet101")) == ["ppce_v2_resnet101", "sobel_4_v2_resnet101", "semeda_4_2_0_v2_resnet101"]
+    assert list(nb.plan_runs(nb.METHODS, "4,2,0", "_v2_resnet101")) == ["ppce_v2_resnet101", "sobel_4_v2_resnet101", "semeda_4_2_0_v2_resnet101"]
 
 
 def test_what_sobel_does_not_read_is_no_part_of_its_run(nb):
@@ -949,7 +950,7 @@ def run_cells(parts, given=(), **parameters):
     return scope
 
 
-CHECK = ("common.check_parameters(", "chosen = {")
+CHECK = ("MODES = {", "NOTEBOOK = ", "common.check_parameters(")
 
 
 @pytest.mark.parametrize(("parameters", "sentence"), [
@@ -975,55 +976,95 @@ def test_in_paper_mode_deeplab_v2_sees_images_of_half_the_size():
     assert heights == [1024, 512, 1024]
 
 
-def names_of(**parameters):
-    """Names of the planned runs, without their seed."""
-    scope = run_cells((*CHECK, "published_network ="), **parameters)
-    return [scope["run_name"](name, scope["changes"]) for name in scope["plan"]]
+@pytest.fixture
+def asked_for(monkeypatch):
+    """asked_for(cells, given, parameters): [(folder, configuration)] of the runs that cells of the notebook would train or load."""
+    def runs_of(parts, given, parameters):
+        asked = []
+
+        def note(folder, config, train, **options):
+            asked.append((folder, json.loads(json.dumps(config)), options))
+            return {"n_train": 6}
+
+        monkeypatch.setattr(common.runs, "train_or_load", note)
+        monkeypatch.setattr(common.runs, "record", lambda *args: {})
+        run_cells((*CHECK, *parts), given, **parameters)
+        return asked
+    return runs_of
 
 
-def test_runs_of_the_published_networks_have_the_names_of_their_published_numbers():
+@pytest.fixture
+def methods_of(asked_for, toy, tmp_path):
+    """[(folder, configuration, options)] of the runs of the methods."""
+    given = {"root": toy, "splits": {}, "size": (64, 128), "proxy_run": common.runs.Run(tmp_path, {})}
+    return lambda **parameters: asked_for(("plan = plan_runs(", "jobs, unused"), given, parameters)
+
+
+@pytest.fixture
+def names_of(methods_of):
+    """Names of the runs of the methods, without their seed."""
+    return lambda **parameters: [folder.name.removesuffix("_seed42") for folder, *_ in methods_of(**parameters)]
+
+
+def test_runs_of_the_published_networks_have_the_names_of_their_published_numbers(names_of):
     published = set(common.headline(common.read_published(NAME), "miou")["method"])
     for more in ({}, {"network": "v3plus_resnet101"}, {"network": "v2_resnet101"}, {"network": "v2_resnet101", "weights": "coco"}):
         names = names_of(mode="paper", method="ppce,semeda", **more)
         assert len(names) == 2 and set(names) <= published
 
 
-def test_what_departs_from_the_mode_stands_in_the_name_where_it_is_read():
+def test_what_departs_from_the_mode_stands_in_the_name_where_it_is_read(names_of):
     assert names_of() == ["ppce", "sobel_4", "semeda_4_2_0"]
-    assert names_of(reduction="sum", epochs=3) == ["ppce-epochs3", "sobel_4-epochs3-reductionsum", "semeda_4_2_0-epochs3-reductionsum"]
-    assert names_of(method="ppce", weights="none", lr=0.25) == ["ppce-lr0.25-weights_none"]
+    assert names_of(reduction="sum", epochs=3) == ["ppce-epochs3", "sobel_4-reductionsum-epochs3", "semeda_4_2_0-reductionsum-epochs3"]
+    assert names_of(method="ppce", weights="none", lr=0.25) == ["ppce-weightsnone-lr0.25"]
     assert names_of(method="ppce", mode="course", network="v3plus_xception71") == ["ppce-networkv3plus_xception71"]
+    assert names_of(method="ppce", network="v2_resnet101", weights="coco", tolerance=2) == ["ppce_v2_resnet101_coco-tolerance2"]
 
 
-def proxy_of(toy, monkeypatch, **parameters):
+def test_what_the_mode_says_anyway_leaves_no_mark_also_where_it_is_given(methods_of):
+    plain = methods_of()
+    given = methods_of(network="v3plus_resnet18", height=128, crop=128, epochs=30, reduction="elements", batch_size=8, images=40)
+    assert [folder for folder, *_ in given] == [folder for folder, *_ in plain]
+    assert all(common.runs.differing_keys(a[1], b[1]) == [] for a, b in zip(given, plain, strict=True))
+
+
+def test_a_run_is_compared_by_its_own_weights_and_all_that_it_reads(methods_of):
+    sobel = [methods_of(method="sobel", **more)[0] for more in ({}, {"lambdas": "4"}, {"lambdas": "4,0,1"})]
+    assert all(folder == sobel[0][0] and common.runs.differing_keys(config, sobel[0][1]) == [] for folder, config, _ in sobel)
+    ppce, other = (methods_of(method="ppce", mode="course", reduction=reduction)[0] for reduction in ("", "sum"))
+    assert ppce[0] == other[0] and common.runs.differing_keys(ppce[1], other[1]) == [] and "reduction" not in ppce[1]["settings"]
+    named = methods_of(method="ppce", mode="paper", network="v2_resnet101", weights="coco")[0][1]
+    assert (named["settings"]["network"], named["settings"]["height"], named["parameters"]["weights"]) == ("v2_resnet101", 512, "coco")
+    changes = [{}, {"weights": "none"}, {"lr": 0.1}, {"lr": 5e-4}, {"scale_to": 2.0}, {"precision": "bf16"}, {"optimizer": "sgd"}, {"seed": 1}]
+    configs = [methods_of(method="ppce", mode="course", **change)[0] for change in changes]
+    assert len({folder for folder, *_ in configs}) == len(changes)
+    assert all(common.runs.differing_keys(config, configs[0][1]) for _, config, _ in configs[1:])
+
+
+@pytest.fixture
+def proxy_of(asked_for, toy):
     """(folder, configuration) of the proxy network that a run would train or load."""
-    asked = []
-
-    def note(folder, config, train, **options):
-        asked.append((folder, config))
-        return {"metrics": {"edge_f1": 1.0}, "steps": 50, "seconds": 1.0}
-
-    monkeypatch.setattr(common, "train_or_load", note)
-    monkeypatch.setattr(common, "load_weights", lambda path, net: net)
-    given = {"root": toy, "splits": {}, "size": (64, 128), "EdgeNet": nn.Identity}
-    run_cells((*CHECK, "proxy_folder = "), given, **parameters)
-    ((folder, config),) = asked
-    return folder, config
+    def only(**parameters):
+        ((folder, config, options),) = asked_for(("PROXY_READS =",), {"root": toy, "splits": {}, "size": (64, 128)}, parameters)
+        assert options["parent"] and options["rerun"] == "no", "it is loaded where it is there, in quick mode, too"
+        return folder, config
+    return only
 
 
 @pytest.mark.parametrize("changes", [
     {"method": "ppce"}, {"lambdas": "2"}, {"reduction": "sum"}, {"weights": "none"}, {"lr": 0.1}, {"epochs": 3}, {"batch_size": 4},
-    {"precision": "fp32"}, {"network": "v3plus_resnet101"}, {"network": "v2_resnet101", "weights": "coco"}, {"rerun": "yes"}])
-def test_what_a_proxy_network_does_not_depend_on_leaves_it_the_same(toy, monkeypatch, changes):
-    folder, config = proxy_of(toy, monkeypatch)
-    other_folder, other = proxy_of(toy, monkeypatch, **changes)
-    assert other_folder == folder and common.differing_keys(other, config) == []
+    {"precision": "fp32"}, {"optimizer": "sgd"}, {"tolerance": 3}, {"eval_every": 1}, {"height": 128}, {"network": "v3plus_resnet101"}, {"network": "v2_resnet101", "weights": "coco"}, {"rerun": "yes"}])
+def test_what_a_proxy_network_does_not_depend_on_leaves_it_the_same(proxy_of, changes):
+    folder, config = proxy_of()
+    other_folder, other = proxy_of(**changes)
+    assert other_folder == folder and common.runs.differing_keys(other, config) == []
 
 
-@pytest.mark.parametrize("changes", [{"height": 64}, {"crop": 64}, {"images": 6}, {"seed": 1}, {"mode": "course"}, {"network": "v2_resnet101"}])
-def test_proxy_networks_that_differ_have_folders_of_their_own(toy, monkeypatch, changes):
-    (folder, config), (other_folder, other) = (proxy_of(toy, monkeypatch, **({"mode": "paper"} | more)) for more in ({}, changes))
-    assert common.differing_keys(other, config) and other_folder != folder
+@pytest.mark.parametrize("changes", [{"height": 64}, {"crop": 64}, {"images": 6}, {"seed": 1}, {"mode": "course"}, {"network": "v2_resnet101"},
+                                     {"scale_from": 0.75}, {"proxy_lr": 1e-2}])
+def test_proxy_networks_that_differ_have_folders_of_their_own(proxy_of, changes):
+    (folder, config), (other_folder, other) = (proxy_of(**({"mode": "paper"} | more)) for more in ({}, changes))
+    assert common.runs.differing_keys(other, config) and other_folder != folder
 
 
 # training
@@ -1041,7 +1082,7 @@ def train_tiny(root, out, method="semeda", epochs=3, **changes):
               "recorded": {"versions": {}, "command": "", "definitions": "", "started": "2026"}}
     run = partial(nb.train_method, method=method, lambdas=(4.0, 2.0, 0.0), proxy_folder=out.parent / "proxy", settings=settings,
                   splits=splits, size=(64, 128), weights="none", seed=1)
-    common.train_or_load(out, config, run)
+    common.runs.train_or_load(out, config, run)
     return out
 
 
@@ -1101,8 +1142,8 @@ def run_notebook(out, **parameters):
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
 
 
-TAG = "-height64-crop64-batch_size3-epochs1-images6-weights_none_seed42"
-PROXY = "proxy-height64-crop64-images6_seed42"
+TAG = "-weightsnone-height64-crop64-batch_size3-epochs1-images6_seed42"
+PROXY = "proxy_64-crop64-images6_seed42"
 
 
 @pytest.fixture(scope="module")
@@ -1129,7 +1170,7 @@ def test_all_methods_run_under_papermill_and_leave_complete_results(all_methods)
             assert 0 < scores["e_mean"] < 1 and 0 < scores["miou"] < 1
             assert all(list(scores[side]) == ["1", "2", "3", "5", "10"] for side in ("inside", "outside"))
             assert [c for c, v in scores["e"].items() if v is None] == [c for c, v in scores["iou"].items() if v is None]
-        assert summary["weights"] == "none" and config["settings"]["reduction"] == ("not used" if "ppce" in name else "elements")
+        assert summary["weights"] == "none" and config["settings"].get("reduction") == (None if "ppce" in name else "elements")
     assert len(losses) == 3, "three methods, three losses"
 
 
@@ -1153,7 +1194,7 @@ def test_a_later_run_finds_the_proxy_network_and_takes_a_whole_number_for_lambda
     later = {p.parent.name for p in (out / "results").rglob("summary.json")} - set(before)
     assert later == {"sobel_2" + TAG} and weights.stat().st_mtime_ns == written
     config = json.loads(next((out / "results").rglob(f"sobel_2{TAG}/config.json")).read_text())
-    assert config["lambdas"][0] == 2
+    assert config["recipe"] == "sobel_2" and "-p lambdas 2 " in config["recorded"]["command"] + " "
 
 
 def test_an_unknown_method_stops_the_notebook_before_anything_is_trained(toy, tmp_path):
