@@ -54,7 +54,7 @@ from results.runs import coerce, flat, load_weights, read_json, save_weights, wr
 from data_prep import dataset_name as dataset_name, find_data as find_data, has_test_labels as has_test_labels  # isort: skip
 from data_prep import list_frames as list_frames  # isort: skip
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
-from results.runs import run_names as run_names, train_runs as train_runs  # isort: skip
+from results.runs import results_folder as results_folder, run_names as run_names, train_runs as train_runs  # isort: skip
 
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")

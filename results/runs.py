@@ -378,17 +378,18 @@ def run_names(scope: dict, unused: dict[str, Sequence[str]]) -> dict[str, str]:
     return {name: method_name(name, scope["_parameters"].changes(skipped)) for name, skipped in unused.items()}
 
 
-def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Path, images: dict[str, Sequence], *,
+def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Path, images: dict[str, Sequence | dict], *,
                unused: dict[str, Sequence[str]] | None = None, parents: dict[str, str] | None = None,
                wanted: Sequence[str] | None = None, last: bool = True) -> dict[str, Run]:
     """Train, resume or load the run of every job and return the finished ones by name.
 
     scope: the notebook's globals(), after `check_parameters`. jobs: {name: train}, where train(folder) calls `fit`; one
     that starts from another job's weights stands after it and is called train(folder, parent=that one's folder), and
-    parents says whose: {"dice": "scratch"}. images: {split: frames}. unused: {name: parameters that it does not read};
-    such a parameter neither stands in the run's name nor makes it another run. wanted: the jobs asked for, others are
-    trained only as parents of these; None takes all. A run that max_hours stopped ends the list, and StreetsError says so
-    where none is finished. After the `last` call of a notebook only the first of several launched processes goes on.
+    parents says whose: {"dice": "scratch"}. images: {split: frames}, or {name: {split: frames}}. unused: {name: parameters
+    that it does not read}; such a parameter neither stands in the run's name nor makes it another run. wanted: the jobs
+    asked for, others are trained only as parents of these; None takes all. A run that max_hours stopped ends the list, and
+    StreetsError says so where none is finished. After the `last` call of a notebook only the first of several launched
+    processes goes on.
     """
     given, parents, unused, folders, finished = scope["_parameters"], parents or {}, unused or {}, {}, {}
     wanted = list(jobs) if wanted is None else wanted
@@ -409,8 +410,8 @@ def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Pat
             "parameters": given.used(unused.get(name, ())),
             "settings": {key: value for key, value in settings.items() if key not in (*unused.get(name, ()), *given.ASIDE)},
             "dataset": dataset,
-            "images": {split: len(frames) for split, frames in images.items()},
-            "drives": {split: len({frame.city for frame in frames}) for split, frames in images.items()},
+            "images": {split: len(frames) for split, frames in images.get(name, images).items()},
+            "drives": {split: len({frame.city for frame in frames}) for split, frames in images.get(name, images).items()},
             "parent": folders[parent].name if parent else "",
             "recorded": record(scope["NOTEBOOK"], jobs[name], notebook_cells(scope),
                                     given.command(scope["NOTEBOOK"]), root),
