@@ -108,16 +108,19 @@ def script_cells(text: str) -> list[str]:
     return ["# %%" + cell for cell in ("\n" + text).split("\n# %%")]
 
 
+def without_magic(cell: str) -> str:
+    """A cell's text; of one under %%time and the like, which IPython keeps as a call, what stands below that line."""
+    if not cell.startswith("get_ipython().run_cell_magic("):
+        return cell
+    return without_magic(literal(ast.parse(cell).body[0].value.args[2], ""))
+
+
 def statements(cell: str) -> list[ast.stmt]:
     """Top-level statements of a cell, also of one under %%time and the like; none where it does not parse."""
     try:
-        body = ast.parse(cell).body
+        return ast.parse(without_magic(cell)).body
     except SyntaxError:
         return []
-    call = body[0].value if len(body) == 1 and isinstance(body[0], ast.Expr) else None
-    if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "run_cell_magic":
-        return statements(ast.literal_eval(call.args[2]))
-    return body
 
 
 def literal(node: ast.expr, otherwise=None):
@@ -150,7 +153,7 @@ def parameter_cells(scope: dict) -> tuple[dict, dict, dict]:
     """
     declared, values, injected, after = {}, {}, {}, False
     for cell in notebook_cells(scope):
-        text = "\n".join(line for line in cell.splitlines() if not line.startswith("# %%")).lstrip()
+        text = "\n".join(line for line in without_magic(cell).splitlines() if not line.startswith("# %%")).lstrip()
         typed = {node.target.id: literal(node.value, scope.get(node.target.id))
                  for node in statements(text) if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
         if "mode" in typed:
@@ -210,12 +213,13 @@ class Parameters(NamedTuple):
     def changes(self, unused: Sequence[str] = ()) -> dict:
         """What departs from the mode and the defaults and changes the numbers of a run that does not read `unused`."""
         aside = {*self.ASIDE, *self.lists, *unused}
-        return {name: value for name, value in self.values.items()
+        ordered = {name: self.values[name] for name in self.defaults | self.of_mode if name in self.values}  # not as typed
+        return {name: value for name, value in ordered.items()
                 if name not in aside and value not in (self.defaults.get(name), self.of_mode.get(name))}
 
     def used(self, unused: Sequence[str] = ()) -> dict:
-        """What a run's config.json compares."""
-        aside = {*self.ASIDE, *self.lists} - {"mode", "seed"}
+        """What a run's config.json compares beside the settings."""
+        aside = {*self.ASIDE, *self.lists, *self.of_mode} - {"mode", "seed"}
         return {name: "not used" if name in unused else value for name, value in self.values.items() if name not in aside}
 
 
@@ -314,7 +318,7 @@ def record(notebook: str, job: Callable, cells: Iterable[str], command: str, roo
     """What is recorded of a run beside what changes its numbers."""
     used = functions_of(job)
     digest = definitions_digest(cells, used)
-    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
+    installed = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions() if d.name}
     return {
         "command": command,
         "definitions": digest,
