@@ -440,6 +440,39 @@ def test_a_parent_is_reused_in_quick_mode_unless_its_recipe_or_its_weights_are_m
     assert len(trained) == 4, "asked for itself, a quick run is trained again"
 
 
+def finish(folder, parent=None):
+    """A training that is over at once."""
+    runs.write_atomic(folder / "best.safetensors", b"")
+    runs.write_json(folder / "summary.json", {"from": parent and parent.name})
+
+
+def stop(folder):
+    """A training that max_hours stops."""
+
+
+def test_each_job_may_have_images_of_its_own_and_one_that_max_hours_stops_ends_the_list(toy, tmp_path):
+    given, frames = tiny_run.scope(out_dir=str(tmp_path)), common.list_frames(toy, "train")
+    jobs = {"one": finish, "two": stop, "three": finish}
+    images = {name: {"train": frames[:n]} for n, name in enumerate(jobs, start=3)}
+    done = common.train_runs(given, jobs, {}, toy, images)
+    assert list(done) == ["one"] and not done["one"].folder.with_name("three_seed3").exists()
+    recorded = [common.read_json(done["one"].folder.with_name(f"{name}_seed3") / "config.json") for name in ("one", "two")]
+    assert [config["images"] for config in recorded] == [{"train": 3}, {"train": 4}]
+    with pytest.raises(StreetsError, match="No run is finished yet: run the notebook again to go on"):
+        common.train_runs(given, jobs, {}, toy, images, wanted=["two"])
+
+
+def test_a_job_that_starts_from_another_gets_that_ones_folder_and_what_it_does_not_read_names_neither(toy, tmp_path):
+    given = tiny_run.scope(out_dir=str(tmp_path))
+    parameters = given["_parameters"]
+    given["_parameters"] = parameters._replace(values=parameters.values | {"fill": "black", "size": 8}, defaults={"fill": "noise", "size": 0})
+    jobs, unused = dict.fromkeys(("scratch", "control", "dice"), finish), {"scratch": ["fill"]}
+    done = common.train_runs(given, jobs, {"size": 8}, toy, {}, wanted=["dice"], unused=unused, parents={"dice": "scratch", "control": "scratch"})
+    assert [run.folder.name for run in done.values()] == ["scratch-size8_seed3", "dice-fillblack-size8_seed3"]
+    assert [run.summary["from"] for run in done.values()] == [None, "scratch-size8_seed3"]
+    assert common.run_names(given, unused | {"dice": ()}) == {"scratch": "scratch-size8", "dice": "dice-fillblack-size8"}
+
+
 def test_weights_of_torchvision_that_cannot_be_fetched_do_not_stop_the_run(tmp_path, monkeypatch, capsys):
     import torchvision
 
