@@ -142,8 +142,8 @@ def check_parameters(scope: dict, modes: dict[str, dict], choices: dict[str, Ite
             raise StreetsError(f"{name}: there is no {kind} {values[name]} (seen from {Path.cwd()}).")
     # 0 and "" take the mode's value where the parameters cell shows them; lr also replaces scratch_lr, which is the mode's
     # value for a network without pretrained weights
-    chosen = {key: values[name] for key in of_mode
-              if (name := key.removeprefix("scratch_")) in values and (values[name] or name not in declared)}
+    given = {name: value for name, value in values.items() if value or name not in declared}
+    chosen = {key: given[name] for key in of_mode for name in (key.removeprefix("scratch_"), key) if name in given}
     defaults = runs.published_defaults(scope.get("NOTEBOOK", ""), declared)
     scope["_parameters"] = runs.Parameters(values, defaults, of_mode, tuple(lists or ()))
     settings = of_mode | chosen

@@ -51,54 +51,56 @@ split: str = "train"  # which images are counted: train or val
 images: int = 0  # number of images to count; 0 takes the mode's
 seed: int = 42
 data_dir: str = ""  # a folder in Cityscapes layout; empty looks in the usual places, then draws toy streets
-out_dir: str = ""  # where the table of classes is kept; empty is the results folder of the repo
+out_dir: str = ""  # a folder for the table of classes; empty shows it only
 num_processes: int = 1  # threads that read labels
 max_hours: float = 0.0  # as in the other notebooks; nothing here takes an hour
 
 # %% [markdown]
-# The next cell finds the helpers of this course: in the folder above, or, when the notebook was opened alone, by
-# cloning the repository. It installs what is missing and never replaces what is there.
+# The next three cells find the helpers of this course, in this folder or the one above it; a notebook that was opened
+# alone fetches them.
 
 # %%
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-REPO = "https://github.com/street-segmentation/street-segmentation"
-TAG = "v1.0"
-NOTEBOOK = "01_class_remapping"
-NEEDS = {"accelerate": "accelerate", "cv2": "opencv-python-headless"}
-
-script = Path(globals().get("__file__", "notebook")).parent
-places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", script / "..", "street-segmentation")]
-places += [p.parent for depth in range(1, 6) for p in sorted(Path("/kaggle/input").glob("*/" * depth + "data_prep.py"))]
-home = next((p for p in places if (p / "common.py").exists() and (p / "data_prep.py").exists()), None)
-if home is None:
-    home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
-    clone = ["git", "-c", "advice.detachedHead=false", "clone", "--depth", "1", "--branch", TAG, source, home]
-    if shutil.which("git") is None or subprocess.run(clone, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"}).returncode:
-        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on Kaggle in "
-                           "the notebook's settings), or set STREETS_HOME to a folder that holds common.py.")
+REPO, TAG = "https://github.com/street-segmentation/street-segmentation", "v1.0"
+here = Path(globals().get("__file__", "notebook")).parent
+places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", "street-segmentation"]
+places += [p.parent for n in range(1, 6) for p in Path("/kaggle/input").glob("*/" * n + "data_prep.py")]
+home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
 
 # %%
-missing = [wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None]
-if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing]).returncode:
-    raise RuntimeError(f"pip cannot install {', '.join(missing)}: turn the internet on (on Kaggle in the notebook's settings).")
-importlib.invalidate_caches()
+if home is None:
+    home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
+    clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG, "--", source, home]
+    try:
+        subprocess.run(clone, check=True, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
+    except (OSError, subprocess.CalledProcessError):
+        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on "
+                           "Kaggle in the notebook's settings), or set STREETS_HOME to their folder.") from None
 sys.path.insert(0, str(home.resolve()))
 
-import common
+# %% [markdown]
+# What is missing is installed; what is there is never replaced.
 
-common.check_parameters(globals(), {"mode": ("quick", "course", "paper"), "split": ("train", "val")})
-print(common.device_line())
+# %%
+import importlib.util
+
+NEEDS = {"accelerate": "accelerate", "cv2": "opencv-python-headless"}
+missing = " ".join(wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None)
+if missing and importlib.util.find_spec("pip") is None:
+    raise RuntimeError(f"There is no pip here: install {missing} with the tool that made this environment.")
+if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing.split()]).returncode:
+    raise RuntimeError(f"pip cannot install {missing}: turn the internet on (on Kaggle in the notebook's settings).")
+importlib.invalidate_caches()
 
 # %% [markdown]
 # ### What a mode stands for
 #
-# A mode is a name for how many images are looked at; a number that you set above goes before it.
+# A mode is a name for how many images are looked at; a number that you set above goes before it. `images` (0 is all of
+# them) are counted pixel by pixel; `measured` of them are used where single objects are measured.
 
 # %%
 MODES = {
@@ -106,12 +108,15 @@ MODES = {
     "course": {"images": 0, "measured": 200},
     "paper": {"images": 0, "measured": 500},
 }
-settings = MODES[mode] | ({"images": images} if images else {})
-settings
+
+# %%
+import common
+
+NOTEBOOK = "01_class_remapping"
+settings = common.check_parameters(globals(), MODES, {"split": ("train", "val")})
+print(common.device_line())
 
 # %% [markdown]
-# `images` (0 is all of them) are counted pixel by pixel; `measured` of them are used where single objects are measured.
-#
 # ## A label is a picture of numbers
 #
 # `find_data` takes the folder you named, else `$CITYSCAPES_DATASET`, `data/cityscapes` or what Kaggle mounted, and if
@@ -1098,16 +1103,17 @@ for name in ("fence", "pole", "traffic sign", "traffic light"):
 #
 # ## What is kept
 #
-# One table of this data set, for whoever needs its class weights or size groups:
+# One table of this data set, for whoever needs its class weights or size groups. It is written to `out_dir`, where you
+# name one.
 
 # %%
 kept = pd.DataFrame({"pixels": total, "share": share, **weights}, index=cityscapes19.classes).drop(columns="no weights")
 kept["width"] = pd.Series({name: quartiles[name][1] for name in by_width})
 kept["group"] = kept["width"].map(size_group, na_action="ignore")
-folder = common.run_folder(out_dir, NOTEBOOK, common.dataset_name(root), mode, f"classes_{split}", seed)
-path = folder / "classes.csv"
-common.write_atomic(path, kept.to_csv(index_label="class").encode())
-print(path.relative_to(common.HERE) if path.is_relative_to(common.HERE) else path)
+if out_dir:
+    text = kept.to_csv(index_label="class")
+    common.write_atomic(Path(out_dir).expanduser() / f"classes_{split}.csv", text.encode())
+kept.round(4)
 
 # %% [markdown]
 # ## What we learnt

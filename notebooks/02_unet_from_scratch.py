@@ -57,8 +57,6 @@ depth: int = 0  # number of poolings; 0 takes the mode's (3 in the source)
 size: int = 0  # side of the square that images are squeezed to, in pixels; 0 takes the mode's
 epochs: int = 0  # epochs of the first stage; 0 takes the mode's
 stage_epochs: int = 0  # epochs of each later stage; 0 takes the mode's
-images: int = 0  # number of training images, an eighth as many in each half of the validation; 0 takes the mode's
-precision: str = "auto"  # auto, bf16, fp16, fp32
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42
@@ -68,62 +66,46 @@ num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
-# The next cell finds the helpers of this course: in the folder above, or, when the notebook was opened alone, by
-# cloning the repository. It installs what is missing and never replaces what is there.
+# The next three cells find the helpers of this course, in this folder or the one above it; a notebook that was opened
+# alone fetches them.
 
 # %%
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-REPO = "https://github.com/street-segmentation/street-segmentation"
-TAG = "v1.0"
-NOTEBOOK = "02_unet_from_scratch"
-NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "accelerate": "accelerate",
-         "cv2": "opencv-python-headless"}
+REPO, TAG = "https://github.com/street-segmentation/street-segmentation", "v1.0"
+here = Path(globals().get("__file__", "notebook")).parent
+places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", "street-segmentation"]
+places += [p.parent for n in range(1, 6) for p in Path("/kaggle/input").glob("*/" * n + "data_prep.py")]
+home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
 
-script = Path(globals().get("__file__", "notebook")).parent
-places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", script / "..", "street-segmentation")]
-places += [p.parent for depth in range(1, 6) for p in sorted(Path("/kaggle/input").glob("*/" * depth + "data_prep.py"))]
-home = next((p for p in places if (p / "common.py").exists() and (p / "data_prep.py").exists()), None)
+# %%
 if home is None:
     home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
-    clone = ["git", "-c", "advice.detachedHead=false", "clone", "--depth", "1", "--branch", TAG, source, home]
-    if shutil.which("git") is None or subprocess.run(clone, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"}).returncode:
-        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on Kaggle in "
-                           "the notebook's settings), or set STREETS_HOME to a folder that holds common.py.")
-
-# %%
-missing = [wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None]
-if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing]).returncode:
-    raise RuntimeError(f"pip cannot install {', '.join(missing)}: turn the internet on (on Kaggle in the notebook's settings).")
-importlib.invalidate_caches()
+    clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG, "--", source, home]
+    try:
+        subprocess.run(clone, check=True, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
+    except (OSError, subprocess.CalledProcessError):
+        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on "
+                           "Kaggle in the notebook's settings), or set STREETS_HOME to their folder.") from None
 sys.path.insert(0, str(home.resolve()))
 
-import common
+# %% [markdown]
+# What is missing is installed; what is there is never replaced.
 
 # %%
-STAGES = {  # parent, loss, frequencies for class weights, share of people that are hidden, and how often by grey noise
-    "scratch": {"parent": "", "loss": "cross_entropy"},
-    "continued": {"parent": "scratch", "loss": "cross_entropy"},
-    "weighted": {"parent": "scratch", "loss": "weighted", "frequency": "1a"},
-    "weighted_occlusion": {"parent": "weighted", "loss": "weighted", "frequency": "1b", "hide": 0.6, "grey": 0.7},
-    "dice_occlusion": {"parent": "scratch", "loss": "dice", "frequency": "1b", "hide": 0.8, "grey": 0.9},
-}
+import importlib.util
 
-# %%
-common.check_parameters(
-    globals(),
-    {"mode": ("quick", "course", "paper"), "frequency": ("published", "measured"), "fill": ("noise", "black"),
-     "select": ("corrected", "as_published"), "precision": ("auto", "bf16", "fp16", "fp32"), "rerun": ("no", "yes")},
-    {"stage": STAGES},
-)
-if photo and not Path(photo).is_file():
-    raise common.StreetsError(f"photo: there is no file {photo} (seen from {Path.cwd()}).")
-print(common.device_line())
+NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch",
+         "accelerate": "accelerate", "cv2": "opencv-python-headless"}
+missing = " ".join(wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None)
+if missing and importlib.util.find_spec("pip") is None:
+    raise RuntimeError(f"There is no pip here: install {missing} with the tool that made this environment.")
+if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing.split()]).returncode:
+    raise RuntimeError(f"pip cannot install {missing}: turn the internet on (on Kaggle in the notebook's settings).")
+importlib.invalidate_caches()
 
 # %% [markdown]
 # ## The recipe, by mode
@@ -136,20 +118,45 @@ print(common.device_line())
 
 # %%
 MODES = {
-    "quick": {"width": 16, "depth": 3, "size": 128, "images": 40, "epochs": 40, "batch_size": 4, "lr": 2e-3,
-              "stage_epochs": 10, "stage_lr": 5e-4, "dice_batch_size": 2},
-    "course": {"width": 64, "depth": 3, "size": 256, "images": 0, "epochs": 40, "batch_size": 8, "lr": 1e-3,
-               "stage_epochs": 12, "stage_lr": 1e-4, "dice_batch_size": 4},
-    "paper": {"width": 64, "depth": 3, "size": 256, "images": 0, "epochs": 100, "batch_size": 8, "lr": 1e-4,
-              "stage_epochs": 30, "stage_lr": 1e-5, "dice_batch_size": 4},
+    "quick": {"width": 16, "depth": 3, "size": 128, "images": 40, "epochs": 40, "batch_size": 4,
+              "lr": 2e-3, "stage_epochs": 10, "stage_lr": 5e-4, "dice_batch_size": 2,
+              "precision": "auto"},
+    "course": {"width": 64, "depth": 3, "size": 256, "images": 0, "epochs": 40, "batch_size": 8,
+               "lr": 1e-3, "stage_epochs": 12, "stage_lr": 1e-4, "dice_batch_size": 4,
+               "precision": "auto"},
+    "paper": {"width": 64, "depth": 3, "size": 256, "images": 0, "epochs": 100, "batch_size": 8,
+              "lr": 1e-4, "stage_epochs": 30, "stage_lr": 1e-5, "dice_batch_size": 4,
+              "precision": "auto"},
 }
-chosen = {"width": width, "depth": depth, "size": size, "images": images, "epochs": epochs, "lr": lr,
-          "stage_epochs": stage_epochs}
-chosen = {name: value for name, value in chosen.items() if value}
-settings = MODES[mode] | chosen
+
+# %% [markdown]
+# Of `images` (0 is all) the network learns from, an eighth as many are in each half of the validation.
+#
+# The stages, with the loss, the shares that class weights are made from, and of the people the part that is hidden and the
+# part of these that is hidden by grey noise:
+
+# %%
+STAGES = {
+    "scratch": {"parent": "", "loss": "cross_entropy"},
+    "continued": {"parent": "scratch", "loss": "cross_entropy"},
+    "weighted": {"parent": "scratch", "loss": "weighted", "frequency": "1a"},
+    "weighted_occlusion": {"parent": "weighted", "loss": "weighted", "frequency": "1b",
+                           "hide": 0.6, "grey": 0.7},
+    "dice_occlusion": {"parent": "scratch", "loss": "dice", "frequency": "1b",
+                       "hide": 0.8, "grey": 0.9},
+}
+
+# %%
+import common
+
+NOTEBOOK = "02_unet_from_scratch"
+settings = common.check_parameters(
+    globals(), MODES, {"frequency": ("published", "measured"), "fill": ("noise", "black"),
+                       "select": ("corrected", "as_published")}, {"stage": STAGES})
 if settings["size"] % 2 ** settings["depth"]:
-    raise common.StreetsError(f"size must be a multiple of {2 ** settings['depth']} with depth {settings['depth']}.")
-settings
+    sides = 2 ** settings["depth"]
+    raise common.StreetsError(f"size must be a multiple of {sides} with depth {settings['depth']}.")
+print(common.device_line())
 
 # %% [markdown]
 # ## Streets in seven classes
@@ -757,7 +764,7 @@ def make_datasets(splits, side, seed):
 
 
 # %%
-def train_stage(folder, recipe, parent, settings, splits, frequency, fill, select, seed, **options):
+def train_stage(folder, recipe, settings, splits, frequency, fill, select, seed, parent=None, **options):
     """Train one stage from the best weights in the folder `parent` (None: from random ones) and leave it in `folder`."""
     torch.manual_seed(seed)
     model = UNet(width=settings["width"], depth=settings["depth"])
@@ -773,74 +780,42 @@ def train_stage(folder, recipe, parent, settings, splits, frequency, fill, selec
     common.fit(folder, model, partial(stage_loss, kind=recipe["loss"], weights=weights), train, val, test_data=test,
                optimizer=torch.optim.Adam(model.parameters(), lr=settings["stage_lr" if parent else "lr"]),
                epochs=settings["stage_epochs" if parent else "epochs"], batch_size=batch_size,
-               evaluate=partial(evaluate, batch_size=batch_size), select="best",
+               evaluate=partial(evaluate, batch_size=batch_size), select="best", precision=settings["precision"],
                best_by="eval_loss" if not parent else "miou" if select == "corrected" else "batch_miou",
                final_scores=partial(score_own_test, data=own_test, batch_size=batch_size), **options)
 
 
 # %% [markdown]
 # A stage needs its parent's weights. Asked for `dice_occlusion` alone, the notebook trains `scratch` first if it is not
-# there.
+# there. A run is named after its stage and after everything that departs from the recipe of its mode, as far as it or one
+# of its parents reads it: `-p fill black` does not train `scratch` again.
 
 # %%
-def with_ancestors(wanted, stages):
-    """The stages wanted and all that they start from, parents first."""
-    needed = set(wanted)
-    for name in reversed(stages):  # a parent stands before its children
-        if name in needed and stages[name]["parent"]:
-            needed.add(stages[name]["parent"])
-    return [name for name in stages if name in needed]
-
-
-# %% [markdown]
-# A run is named after its stage and after everything that departs from the recipe of its mode, as far as it or one of its
-# parents reads it: `-p fill black` does not train `scratch` again.
+UNUSED = {  # what neither a stage nor its parents read
+    "scratch": ["frequency", "fill", "select", "stage_epochs", "stage_lr", "dice_batch_size"],
+    "continued": ["frequency", "fill", "dice_batch_size"],
+    "weighted": ["fill", "dice_batch_size"],
+    "weighted_occlusion": ["dice_batch_size"],
+}
 
 # %%
-def unread(name, stages):
-    """Parameters that neither a stage nor its parents read."""
-    recipes = [stages[each] for each in with_ancestors([name], stages)]
-    names = [key for key, needs in (("fill", "hide"), ("frequency", "frequency")) if not any(needs in r for r in recipes)]
-    return names + ["select", "stage_epochs"] * (len(recipes) == 1)
-
-
-# %%
-defaults = {"frequency": "published", "fill": "noise", "select": "corrected"}
-changes = chosen | {key: globals()[key] for key, default in defaults.items() if globals()[key] != default}
-methods = {name: "-".join([name, *(f"{k}{v}" for k, v in changes.items() if k not in unread(name, STAGES))]) for name in STAGES}
-wanted = common.several("stage", stage, STAGES)
-{name: methods[name] for name in with_ancestors(wanted, STAGES)}
-
-# %%
-run_folder = partial(common.run_folder, out_dir, NOTEBOOK, common.dataset_name(root), mode)
-folders = {name: run_folder(methods[name], seed) for name in STAGES}
 splits = {"train": train_frames, "val": val_frames, "test": test_frames, "test_split": own_test}
-summaries = {}
-for name in with_ancestors(wanted, STAGES):
-    only_parent, parent = name not in wanted, folders.get(STAGES[name]["parent"])
-    if only_parent and not (folders[name] / "best.safetensors").exists():
-        print(f"{name} is where {', '.join(wanted)} starts from and is not trained yet: it comes first")
-    unused = {key: "not used" for key in unread(name, STAGES)}
-    used = {key: value for key, value in settings.items() if key not in unused}
-    config = common.run_config(globals(), methods[name], used, root, splits, stage=name,
-                               parent=parent.name if parent else "", **unused)
-    train = partial(train_stage, recipe=STAGES[name], parent=parent, settings=settings, splits=list(splits.values()),
-                    frequency=frequency, fill=fill, select=select, seed=seed, precision=precision, max_hours=max_hours)
-    summaries[name] = common.train_or_load(folders[name], config, train, rerun="no" if only_parent else rerun,
-                                           num_processes=num_processes, parent=only_parent)
-    if summaries[name] is None:
-        del summaries[name]
-        break
+train = partial(train_stage, settings=settings, splits=list(splits.values()), frequency=frequency,
+                fill=fill, select=select, seed=seed, max_hours=max_hours)
+jobs = {name: partial(train, recipe=recipe) for name, recipe in STAGES.items()}
+parents = {name: recipe["parent"] for name, recipe in STAGES.items() if recipe["parent"]}
+wanted = common.several("stage", stage, STAGES)
+runs = common.train_runs(globals(), jobs, settings, root, splits, wanted=wanted, unused=UNUSED,
+                         parents=parents)
 
 # %% [markdown]
 # ## What came out
 #
-# A run that `max_hours` stopped has no summary yet; run the notebook again and it goes on.
+# A run that `max_hours` stopped is missing here; run the notebook again and it goes on.
 
 # %%
-if not summaries:
-    raise common.StreetsError("No stage is finished yet: run the notebook again to go on.")
-histories = {name: pd.read_csv(folders[name] / "history.csv") for name in summaries}
+summaries = {name: run.summary for name, run in runs.items()}
+histories = {name: run.history for name, run in runs.items()}
 later = {name: h for name, h in histories.items() if name != "scratch"}
 common.show(common.show_history(later or histories, ("eval_loss", "miou", "accuracy", "iou_person")))
 
@@ -876,8 +851,9 @@ print(f"ours: lowest validation loss at epoch {lowest} of {len(history)}")
 # ### Two ways to average
 
 # %%
-per_image = {n: np.load(folders[n] / "val_per_image.npz")["confusion"] for n in summaries
-             if (folders[n] / "val_per_image.npz").exists()}  # (N, C, C) of the epoch kept
+scored = {name: run.folder / "val_per_image.npz" for name, run in runs.items()}
+per_image = {name: np.load(path)["confusion"] for name, path in scored.items()
+             if path.exists()}  # (N, C, C) of the epoch kept
 if not per_image:
     raise common.StreetsError("These runs have scores but no weights: train them again with rerun = \"yes\".")
 best = "dice_occlusion" if "dice_occlusion" in per_image else list(per_image)[-1]
@@ -955,13 +931,12 @@ pd.concat({"ours": measured, "published": claimed[[s for s in STAGES if s in cla
 # with a Student-t interval where there are several seeds.
 
 # %%
-runs = common.find_runs(out_dir)
-runs = runs[(runs["notebook"] == NOTEBOOK) & (runs["dataset"] == common.dataset_name(root)) & (runs["mode"] == mode)]
-for name in summaries:
-    same = runs[runs["method"] == methods[name]]
-    mean, half = common.student_interval([100 * (t["iou"]["person"] or 0) for t in same["test"]])
+finished, same = common.find_runs(out_dir), ["notebook", "dataset", "mode", "method"]
+for name, summary in summaries.items():
+    alike = finished[(finished[same] == [summary[key] for key in same]).all(axis=1)]
+    mean, half = common.student_interval([100 * (t["iou"]["person"] or 0) for t in alike["test"]])
     interval = "" if np.isnan(half) else f" ± {half:.1f}"
-    print(f"{name:20s} person IoU on test {mean:5.1f}{interval}, seeds: {len(same)}")
+    print(f"{name:20s} person IoU on test {mean:5.1f}{interval}, seeds: {len(alike)}")
 
 # %% [markdown]
 # ### A measured case: CamVid
@@ -1053,7 +1028,7 @@ scores = np.array([common.miou(confusion) for confusion in per_image[best]])
 order = np.argsort(scores)
 few = min(5, max(1, len(order) // 2))
 model = UNet(width=settings["width"], depth=settings["depth"])
-common.load_weights(folders[best] / "best.safetensors", model).eval()
+common.load_weights(runs[best].folder / "best.safetensors", model).eval()
 val_data = make_datasets([val_frames], settings["size"], seed)[0]
 
 

@@ -58,9 +58,7 @@ augment: str = "intended"  # scaling as the report means it (intended) or as its
 network: str = "published"  # published, no_bottleneck, or smp (the U-Net of segmentation-models-pytorch)
 height: int = 0  # image height in pixels, a multiple of 32 (the width follows); 0 takes the mode's
 epochs: int = 0  # 0 takes the mode's
-images: int = 0  # number of images shared among the folds, a quarter as many of the official val; 0 takes the mode's
 weights: str = "auto"  # auto (pretrained if they can be fetched), imagenet (insist), none
-precision: str = "auto"  # auto (the mode's), bf16, fp16, fp32
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42
@@ -70,53 +68,46 @@ num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
-# The next cell finds the helpers of this course: in the folder above, or, when the notebook was opened alone, by
-# cloning the repository. It installs what is missing and never replaces what is there.
+# The next three cells find the helpers of this course, in this folder or the one above it; a notebook that was opened
+# alone fetches them.
 
 # %%
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-REPO = "https://github.com/street-segmentation/street-segmentation"
-TAG = "v1.0"
-NOTEBOOK = "03_unet_resnet50_cv"
-NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "accelerate": "accelerate",
-         "cv2": "opencv-python-headless"}
-
-script = Path(globals().get("__file__", "notebook")).parent
-places = [Path(p) for p in (os.environ.get("STREETS_HOME", "."), ".", "..", script / "..", "street-segmentation")]
-places += [p.parent for depth in range(1, 6) for p in sorted(Path("/kaggle/input").glob("*/" * depth + "data_prep.py"))]
-home = next((p for p in places if (p / "common.py").exists() and (p / "data_prep.py").exists()), None)
-if home is None:
-    home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
-    clone = ["git", "-c", "advice.detachedHead=false", "clone", "--depth", "1", "--branch", TAG, source, home]
-    if shutil.which("git") is None or subprocess.run(clone, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"}).returncode:
-        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on Kaggle in "
-                           "the notebook's settings), or set STREETS_HOME to a folder that holds common.py.")
+REPO, TAG = "https://github.com/street-segmentation/street-segmentation", "v1.0"
+here = Path(globals().get("__file__", "notebook")).parent
+places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", "street-segmentation"]
+places += [p.parent for n in range(1, 6) for p in Path("/kaggle/input").glob("*/" * n + "data_prep.py")]
+home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
 
 # %%
-missing = [wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None]
-if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing]).returncode:
-    raise RuntimeError(f"pip cannot install {', '.join(missing)}: turn the internet on (on Kaggle in the notebook's settings).")
-importlib.invalidate_caches()
+if home is None:
+    home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
+    clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG, "--", source, home]
+    try:
+        subprocess.run(clone, check=True, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
+    except (OSError, subprocess.CalledProcessError):
+        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on "
+                           "Kaggle in the notebook's settings), or set STREETS_HOME to their folder.") from None
 sys.path.insert(0, str(home.resolve()))
 
-import common
+# %% [markdown]
+# What is missing is installed; what is there is never replaced.
 
-common.check_parameters(
-    globals(),
-    {"mode": ("quick", "course", "paper"), "folds": ("image", "city"), "augment": ("intended", "as_published"),
-     "network": ("published", "no_bottleneck", "smp"), "weights": ("auto", "imagenet", "none"),
-     "precision": ("auto", "bf16", "fp16", "fp32"), "rerun": ("no", "yes")},
-    {"fold": ("1", "2", "3")},
-)
-if photo and not Path(photo).is_file():
-    raise common.StreetsError(f"photo: there is no file {photo} (seen from {Path.cwd()}).")
-print(common.device_line())
+# %%
+import importlib.util
+
+NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch",
+         "accelerate": "accelerate", "cv2": "opencv-python-headless"}
+missing = " ".join(wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None)
+if missing and importlib.util.find_spec("pip") is None:
+    raise RuntimeError(f"There is no pip here: install {missing} with the tool that made this environment.")
+if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing.split()]).returncode:
+    raise RuntimeError(f"pip cannot install {missing}: turn the internet on (on Kaggle in the notebook's settings).")
+importlib.invalidate_caches()
 
 # %% [markdown]
 # ## The recipe, by mode
@@ -128,17 +119,26 @@ print(common.device_line())
 
 # %%
 MODES = {
-    "quick": {"encoder": "resnet18", "height": 64, "images": 40, "epochs": 24, "batch_size": 4, "lr": 1e-3,
-              "eval_every": 3, "precision": "auto"},
-    "course": {"encoder": "resnet50", "height": 512, "images": 900, "epochs": 20, "batch_size": 4, "lr": 1e-4,
-               "eval_every": 2, "precision": "auto"},
-    "paper": {"encoder": "resnet50", "height": 512, "images": 0, "epochs": 65, "batch_size": 2, "lr": 1e-4,
-              "eval_every": 5, "precision": "fp32"},
+    "quick": {"encoder": "resnet18", "height": 64, "images": 40, "epochs": 24, "batch_size": 4,
+              "lr": 1e-3, "eval_every": 3, "precision": "auto"},
+    "course": {"encoder": "resnet50", "height": 512, "images": 900, "epochs": 20, "batch_size": 4,
+               "lr": 1e-4, "eval_every": 2, "precision": "auto"},
+    "paper": {"encoder": "resnet50", "height": 512, "images": 0, "epochs": 65, "batch_size": 2,
+              "lr": 1e-4, "eval_every": 5, "precision": "fp32"},
 }
-given = {"height": height, "epochs": epochs, "images": images, "precision": precision.replace("auto", "")}
-given = {name: value for name, value in given.items() if value and value != MODES[mode][name]}
-settings = MODES[mode] | given
-settings
+
+# %% [markdown]
+# `images` (0 is all) are shared among the folds, and a quarter as many of the official val are scored.
+
+# %%
+import common
+
+NOTEBOOK = "03_unet_resnet50_cv"
+settings = common.check_parameters(
+    globals(), MODES, {"folds": ("image", "city"), "augment": ("intended", "as_published"),
+                       "network": ("published", "no_bottleneck", "smp"),
+                       "weights": ("auto", "imagenet", "none")}, {"fold": ("1", "2", "3")})
+print(common.device_line())
 
 # %% [markdown]
 # ## Three folds
@@ -687,35 +687,26 @@ def split_of_fold(frames, parts, number):
 # A run is named after its fold and after everything that departs from the recipe of its mode.
 
 # %%
-tags = [folds] if folds == "city" else [f"foldseed{fold_seed}"] * (fold_seed != 42)
-tags += [augment] * (augment != "intended") + [network] * (network != "published")
-tags += [f"weights_{weights}"] * (weights != "auto") + [f"{name}{value}" for name, value in given.items()]
-chosen = [int(number) for number in common.several("fold", fold, ("1", "2", "3"))]
-methods = {number: "-".join([f"fold{number}", *tags]) for number in chosen}
-methods
-
-# %%
-summaries, folders = {}, {}
-for number, method in methods.items():
-    splits = dict(zip(("train", "val"), split_of_fold(frames, parts[folds], number))) | {"official_val": val_frames}
-    folder = common.run_folder(out_dir, NOTEBOOK, common.dataset_name(root), mode, method, seed)
-    config = common.run_config(globals(), method, settings, root, splits, fold=number)
-    train = partial(train_fold, splits=splits, settings=settings, size=size, native=native, version=augment,
-                    network=network, weights=weights, seed=seed, max_hours=max_hours)
-    summary = common.train_or_load(folder, config, train, rerun=rerun, num_processes=num_processes)
-    if summary is None:
-        break
-    summaries[number], folders[number] = summary, folder
+jobs, images = {}, {}
+for number in (1, 2, 3):
+    learnt, held_out = split_of_fold(frames, parts[folds], number)
+    splits = {"train": learnt, "val": held_out, "official_val": val_frames}
+    images[f"fold{number}"] = splits
+    jobs[f"fold{number}"] = partial(
+        train_fold, splits=splits, settings=settings, size=size, native=native, version=augment,
+        network=network, weights=weights, seed=seed, max_hours=max_hours)
+wanted = [f"fold{number}" for number in common.several("fold", fold, ("1", "2", "3"))]
+unused = {name: ["fold_seed"] * (folds == "city") for name in jobs}
+runs = common.train_runs(globals(), jobs, settings, root, images, wanted=wanted, unused=unused)
 
 # %% [markdown]
 # ## What came out
 #
-# A run that `max_hours` stopped has no summary yet; run the notebook again and it goes on.
+# A run that `max_hours` stopped is missing here; run the notebook again and it goes on.
 
 # %%
-if not summaries:
-    raise common.StreetsError("No fold is finished yet: run the notebook again to go on.")
 import pandas as pd
+
 
 # %%
 def show_fold_histories(histories):
@@ -734,7 +725,9 @@ def show_fold_histories(histories):
 
 
 # %%
-histories = {number: pd.read_csv(folder / "history.csv") for number, folder in folders.items()}
+finished = {int(name[-1]): run for name, run in runs.items()}  # by the number of the fold
+summaries = {number: run.summary for number, run in finished.items()}
+histories = {number: run.history for number, run in finished.items()}
 common.show(show_fold_histories(histories))
 
 # %% [markdown]
@@ -895,13 +888,13 @@ model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 # %%
 pictures = []
-for number, folder in folders.items():
-    common.load_weights(folder / "last.safetensors", model)
+for number, run in finished.items():
+    common.load_weights(run.folder / "last.safetensors", model)
     picture, truth = common.StreetScenes(frames, native).read(int(parts[folds][number - 1].min()))
     pictures.append((picture, truth, common.predict(model, picture, size)))
 
 # %%
-fig = common.show_predictions(*zip(*pictures), scheme, [f"(fold {number})" for number in folders])
+fig = common.show_predictions(*zip(*pictures), scheme, [f"(fold {number})" for number in finished])
 common.show(fig)
 
 # %% [markdown]

@@ -122,16 +122,19 @@ def script_cells(text: str) -> list[str]:
     return ["# %%" + cell for cell in ("\n" + text).split("\n# %%")]
 
 
+def without_magic(cell: str) -> str:
+    """A cell's text; of one under %%time and the like, which IPython keeps as a call, what stands below that line."""
+    if not cell.startswith("get_ipython().run_cell_magic("):
+        return cell
+    return without_magic(literal(ast.parse(cell).body[0].value.args[2], ""))
+
+
 def statements(cell: str) -> list[ast.stmt]:
     """Top-level statements of a cell, also of one under %%time and the like; none where it does not parse."""
     try:
-        body = ast.parse(cell).body
+        return ast.parse(without_magic(cell)).body
     except SyntaxError:
         return []
-    call = body[0].value if len(body) == 1 and isinstance(body[0], ast.Expr) else None
-    if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "run_cell_magic":
-        return statements(ast.literal_eval(call.args[2]))
-    return body
 
 
 def literal(node: ast.expr, otherwise=None):
@@ -164,7 +167,7 @@ def parameter_cells(scope: dict) -> tuple[dict, dict, dict]:
     """
     declared, values, injected, after = {}, {}, {}, False
     for cell in notebook_cells(scope):
-        text = "\n".join(line for line in cell.splitlines() if not line.startswith("# %%")).lstrip()
+        text = "\n".join(line for line in without_magic(cell).splitlines() if not line.startswith("# %%")).lstrip()
         typed = {node.target.id: literal(node.value, scope.get(node.target.id))
                  for node in statements(text) if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
         if "mode" in typed:
@@ -224,7 +227,8 @@ class Parameters(NamedTuple):
     def changes(self, unused: Sequence[str] = ()) -> dict:
         """What departs from the mode and the defaults and changes the numbers of a run that does not read `unused`."""
         aside = {*self.ASIDE, *self.lists, *unused}
-        return {name: value for name, value in self.values.items()
+        ordered = {name: self.values[name] for name in self.defaults | self.of_mode if name in self.values}  # not as typed
+        return {name: value for name, value in ordered.items()
                 if name not in aside and value != self.defaults.get(name) and not self.is_of_mode(name, value)}
 
     def is_of_mode(self, name: str, value) -> bool:
@@ -332,7 +336,7 @@ def record(notebook: str, job: Callable, cells: Iterable[str], command: str, roo
     """What is recorded of a run beside what changes its numbers."""
     used = functions_of(job)
     digest = definitions_digest(cells, used)
-    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
+    installed = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions() if d.name}
     return {
         "command": command,
         "definitions": digest,
@@ -399,19 +403,19 @@ def run_names(scope: dict, unused: dict[str, Sequence[str]], named: Sequence[str
     return {name: method_name(name, scope["_parameters"].changes([*skipped, *named])) for name, skipped in unused.items()}
 
 
-def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Path, images: dict[str, Sequence], *,
+def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Path, images: dict[str, Sequence | dict], *,
                unused: dict[str, Sequence[str]] | None = None, parents: dict[str, str] | None = None,
                wanted: Sequence[str] | None = None, named: Sequence[str] = (), last: bool = True) -> dict[str, Run]:
     """Train, resume or load the run of every job and return the finished ones by name.
 
     scope: the notebook's globals(), after `check_parameters`. jobs: {name: train}, where train(folder) calls `fit`; one
     that starts from another job's weights stands after it and is called train(folder, parent=that one's folder), and
-    parents says whose: {"dice": "scratch"}. images: {split: frames}. unused: {name: parameters that it does not read};
-    such a parameter neither stands in the run's name nor makes it another run. wanted: the jobs asked for, others are
-    trained only as parents of these; None takes all. named: parameters that the jobs' names hold already. A run that
-    max_hours stopped ends the list, and StreetsError says so where none is finished. A call that is not the `last` of a
-    notebook makes what its later runs need and treats all jobs as parents. After the last call only the first of several
-    launched processes goes on.
+    parents says whose: {"dice": "scratch"}. images: {split: frames}, or {name: {split: frames}}. unused: {name: parameters
+    that it does not read}; such a parameter neither stands in the run's name nor makes it another run. wanted: the jobs
+    asked for, others are trained only as parents of these; None takes all. named: parameters that the jobs' names hold
+    already. A run that max_hours stopped ends the list, and StreetsError says so where none is finished. A call that is not
+    the `last` of a notebook makes what its later runs need and treats all jobs as parents. After the last call only the
+    first of several launched processes goes on.
     """
     given, parents, unused, folders, finished = scope["_parameters"], parents or {}, unused or {}, {}, {}
     wanted = list(jobs) if wanted is None else wanted
@@ -433,8 +437,8 @@ def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Pat
             "parameters": given.used(unused.get(name, ())),
             "settings": {key: value for key, value in settings.items() if key not in (*unused.get(name, ()), *given.ASIDE)},
             "dataset": dataset,
-            "images": {split: len(frames) for split, frames in images.items()},
-            "drives": {split: len({frame.city for frame in frames}) for split, frames in images.items()},
+            "images": {split: len(frames) for split, frames in images.get(name, images).items()},
+            "drives": {split: len({frame.city for frame in frames}) for split, frames in images.get(name, images).items()},
             "parent": folders[parent].name if parent else "",
             "recorded": record(scope["NOTEBOOK"], jobs[name], notebook_cells(scope),
                                     given.command(scope["NOTEBOOK"]), root),

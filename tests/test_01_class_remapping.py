@@ -369,7 +369,10 @@ def run_notebook(data_dir, folder):
     done = papermill.execute_notebook(notebook, folder / "out.ipynb", parameters, cwd=ROOT, progress_bar=False)
     outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output.text for output in outputs if output.get("name") == "stderr"], "a warning or an error was printed"
-    (table,) = folder.glob("results/01_class_remapping/*/*/classes.csv")
+    (table,) = folder.glob("results/*")
+    assert table.name == "classes_train.csv"
+    shown = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
+    assert shown[-1].count("<tr") == 1 + 19, "the table is shown, too"
     return "".join(output.get("text", "") for output in outputs), pd.read_csv(table, index_col="class")
 
 

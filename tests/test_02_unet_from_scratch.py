@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+import tiny_run
 import torch
 from conftest import ROOT, notebook_definitions
 from safetensors.torch import load_file
@@ -20,12 +21,12 @@ from torch.nn import functional as F
 
 import common
 import data_prep
-from results import report
+from results import report, runs
 
 NAME = "02_unet_from_scratch"
 TINY = {"epochs": 2, "stage_epochs": 1, "images": 8, "size": 32, "width": 4}
-SCRATCH = "scratch-width4-size32-images8-epochs2"
-TAG = "-width4-size32-images8-epochs2-stage_epochs1"
+SCRATCH = "scratch-width4-size32-epochs2-images8"
+TAG = "-width4-size32-epochs2-stage_epochs1-images8"
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +321,7 @@ def test_the_validation_loss_is_the_mean_over_images(nb, toy):
 def test_paper_mode_is_the_recipe_of_the_code():
     paper = notebook_definitions(NAME).MODES["paper"]
     assert paper == {"width": 64, "depth": 3, "size": 256, "images": 0, "epochs": 100, "batch_size": 8, "lr": 1e-4,
-                     "stage_epochs": 30, "stage_lr": 1e-5, "dice_batch_size": 4}
+                     "stage_epochs": 30, "stage_lr": 1e-5, "dice_batch_size": 4, "precision": "auto"}
 
 
 def test_the_stages_are_those_of_the_source_and_a_control(nb):
@@ -344,11 +345,16 @@ def test_the_published_pixel_counts_are_those_of_notebook_01(nb):
     assert nb.PIXELS == tuple(notebook_definitions("01_class_remapping").PRINTED_PIXELS["train"])
 
 
-def test_a_stage_is_named_after_what_it_reads(nb):
-    assert set(nb.unread("scratch", nb.STAGES)) == {"fill", "frequency", "select", "stage_epochs"}
-    assert set(nb.unread("continued", nb.STAGES)) == {"fill", "frequency"}
-    assert nb.unread("weighted", nb.STAGES) == ["fill"]
-    assert nb.unread("weighted_occlusion", nb.STAGES) == nb.unread("dice_occlusion", nb.STAGES) == []
+def test_a_stage_is_named_after_what_it_or_one_of_its_parents_reads(nb):
+    needs = {"fill": "hide", "frequency": "frequency"}
+    for name, recipe in nb.STAGES.items():
+        recipes, parent = [recipe], recipe["parent"]
+        while parent:
+            recipes, parent = [*recipes, nb.STAGES[parent]], nb.STAGES[parent]["parent"]
+        expected = {key for key, needed in needs.items() if not any(needed in r for r in recipes)}
+        expected |= {"dice_batch_size"} if all(r["loss"] != "dice" for r in recipes) else set()
+        expected |= {"select", "stage_epochs", "stage_lr"} if len(recipes) == 1 else set()
+        assert set(nb.UNUSED.get(name, ())) == expected, name
 
 
 def test_the_published_means_are_those_of_the_published_classes():
@@ -356,12 +362,6 @@ def test_the_published_means_are_those_of_the_published_classes():
     for method, mean in common.headline(published, "miou").set_index("method")["value"].items():
         classes = published[(published["metric"] == "iou") & (published["method"] == method)]["value"].astype(float)
         assert len(classes) == 7 and classes.mean() == pytest.approx(float(mean), abs=0.006)
-
-
-@pytest.mark.parametrize(("kind", "parents"), [("scratch", ["scratch"]), ("weighted_occlusion", ["scratch", "weighted", "weighted_occlusion"]),
-                                               ("dice_occlusion", ["scratch", "dice_occlusion"])])
-def test_parents_come_first(nb, kind, parents):
-    assert nb.with_ancestors([kind], nb.STAGES) == parents
 
 
 # the whole notebook
@@ -438,25 +438,30 @@ def test_a_wrong_parameter_stops_with_one_sentence(toy, tmp_path, parameters, se
 
 
 def train_tiny(root, out, stage, **changes):
-    """One stage and its parent as the notebook trains them; returns the folder of the stage."""
+    """One stage and its parents as the notebook trains them; returns the folder of the stage."""
     common.SAVE_SECONDS = 0.0  # a state after every epoch
     nb = notebook_definitions(NAME)
     test, val = nb.halve(common.list_frames(root, "val"))
-    splits = [common.list_frames(root, "train"), val, test, common.list_frames(root, "test")]
+    splits = {"train": common.list_frames(root, "train"), "val": val, "test": test, "test_split": common.list_frames(root, "test")}
     settings = nb.MODES["course"] | {"width": 4, "size": 32, "epochs": 1, "stage_epochs": 4} | changes
-    for name in nb.with_ancestors([stage], nb.STAGES):
-        folder, parent = out / name, nb.STAGES[name]["parent"]
-        config = {"method": name, "parameters": {"seed": 1, "mode": "course"}, "dataset": "toy", "images": {"train": 8, "val": 2},
-                  "recorded": {"versions": {}, "command": "", "definitions": "", "started": "2026"}}
-        train = partial(nb.train_stage, recipe=nb.STAGES[name], parent=out / parent if parent else None, settings=settings, splits=splits,
-                        frequency="published", fill="noise", select="corrected", seed=1)
-        common.train_or_load(folder, config, train, parent=name != stage)
-    return folder
+    train = partial(nb.train_stage, settings=settings, splits=list(splits.values()), frequency="published", fill="noise", select="corrected",
+                    seed=1)
+    jobs = {name: partial(train, recipe=recipe) for name, recipe in nb.STAGES.items()}
+    parents = {name: recipe["parent"] for name, recipe in nb.STAGES.items() if recipe["parent"]}
+    given = tiny_run.scope(seed=1, out_dir=str(out))
+    return common.train_runs(given, jobs, settings, root, splits, wanted=[stage], unused=nb.UNUSED, parents=parents)[stage].folder
+
+
+def test_parents_come_first_and_only_these(toy, tmp_path):
+    train_tiny(toy, tmp_path, "weighted_occlusion", stage_epochs=1)
+    configs = sorted(tmp_path.rglob("config.json"), key=lambda path: runs.read_json(path)["recorded"]["started"])
+    assert [path.parent.name for path in configs] == ["scratch_seed1", "weighted_seed1", "weighted_occlusion_seed1"]
+    assert [runs.read_json(path)["parent"] for path in configs] == ["", "scratch_seed1", "weighted_seed1"]
 
 
 def test_a_stage_starts_from_the_best_weights_of_its_parent(toy, tmp_path):
     folder = train_tiny(toy, tmp_path, "dice_occlusion", stage_lr=0.0, stage_epochs=1)
-    parent, child = (load_file(tmp_path / name / "best.safetensors") for name in ("scratch", folder.name))
+    parent, child = (load_file(path / "best.safetensors") for path in (folder.with_name("scratch_seed1"), folder))
     learnt = [key for key in parent if "running" not in key and "num_batches" not in key]
     assert learnt and all(torch.equal(parent[key], child[key]) for key in learnt)
 
@@ -468,7 +473,7 @@ def test_a_killed_stage_resumes_and_ends_in_the_same_numbers(toy, tmp_path, monk
              f"tiny_run.kill_before('progress.json', 3)\nt.train_tiny(pathlib.Path({str(toy)!r}), pathlib.Path({str(tmp_path / 'killed')!r}), 'dice_occlusion')"
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert (tmp_path / "killed" / "scratch" / "summary.json").exists() and not (tmp_path / "killed" / "dice_occlusion" / "summary.json").exists()
+    assert [path.parent.name for path in (tmp_path / "killed").rglob("summary.json")] == ["scratch_seed1"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folders = [train_tiny(toy, tmp_path / name, "dice_occlusion") for name in ("killed", "unbroken")]

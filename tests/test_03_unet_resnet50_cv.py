@@ -420,7 +420,7 @@ def run_notebook(out, cwd=ROOT, **parameters):
 def test_one_fold_leaves_its_eight_scores_and_a_second_run_in_course_mode_loads_it(toy, tmp_path):
     wanted = {"mode": "course", "fold": 2, "folds": "city", "network": "smp", "augment": "as_published", "epochs": 3}
     summaries = run_notebook(tmp_path, data_dir=str(toy), **wanted)
-    name = "fold2-city-as_published-smp-weights_none-height32-epochs3-images8_seed42"
+    name = "fold2-foldscity-augmentas_published-networksmp-height32-epochs3-weightsnone-images8_seed42"
     assert list(summaries) == [name]
     summary = summaries[name]
     for images in ("held_out", "official_val"):
@@ -430,22 +430,23 @@ def test_one_fold_leaves_its_eight_scores_and_a_second_run_in_course_mode_loads_
     assert summary["n_train"] + summary["n_val"] == 8 and summary["weights"] == "none"
     history = pd.read_csv(next((tmp_path / "results").rglob("history.csv")))
     assert history["epoch"].tolist() == [2, 3], "a row per validation: every second epoch, and the last"
-    assert "| 66.96 |" in report.report(str(tmp_path / "results"))[0], "the report finds the published fold 2"
-
-    assert run_notebook(tmp_path, ROOT / "notebooks", data_dir=str(toy), **wanted) == summaries
+    again = wanted | {"fold_seed": 7, "eval_every": 2}  # city folds read no seed, and the mode's own value is no change
+    assert run_notebook(tmp_path, ROOT / "notebooks", data_dir=str(toy), **again) == summaries
     assert f"{name}: trained on" in (tmp_path / "out.ipynb").read_text()
+    assert "66.96" in report.report(str(tmp_path / "results"))[0], "the report finds the published fold 2"
 
 
 def test_all_three_folds_run_in_quick_mode_and_share_out_every_image(toy, tmp_path):
     summaries = run_notebook(tmp_path, data_dir=str(toy))
-    assert set(summaries) == {f"fold{k}-weights_none-height32-epochs1-images8_seed42" for k in (1, 2, 3)}
-    assert sum(summary["n_val"] for summary in summaries.values()) == 8
+    assert set(summaries) == {f"fold{k}-height32-epochs1-weightsnone-images8_seed42" for k in (1, 2, 3)}
+    assert sorted(summary["n_val"] for summary in summaries.values()) == [2, 3, 3]
+    assert all(summary["n_train"] + summary["n_val"] == 8 for summary in summaries.values()), "each fold has its own images"
     assert "n = 3 of 3 folds" in (tmp_path / "out.ipynb").read_text()
 
 
 def test_one_fold_alone_claims_no_spread_and_runs_without_the_bottleneck(toy, tmp_path):
     summaries = run_notebook(tmp_path, data_dir=str(toy), fold="1", network="no_bottleneck")
-    assert list(summaries) == ["fold1-no_bottleneck-weights_none-height32-epochs1-images8_seed42"]
+    assert list(summaries) == ["fold1-networkno_bottleneck-height32-epochs1-weightsnone-images8_seed42"]
     assert "one fold has no mean and no spread" in (tmp_path / "out.ipynb").read_text()
 
 

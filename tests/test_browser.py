@@ -22,7 +22,7 @@ from test_interrupt import NAME, edited
 
 pytestmark = pytest.mark.browser
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-SMALL = {"stage": "scratch", "epochs": 2, "images": 8, "size": 32, "width": 4}
+SMALL = {"stage": "scratch", "epochs": 2, "size": 32, "width": 4}
 MINUTES = 3 * 60_000  # milliseconds that anything may take
 SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # else cells out of sight are not in the page
@@ -167,14 +167,14 @@ def test_run_all_cells_shows_pictures_and_no_error(student):
 def test_a_value_changed_in_the_parameters_cell_counts_when_all_cells_run_again(student):
     student.run_all()
     student.wait_until_idle()
-    names = student.cell("wanted = common.several(").locator(".jp-OutputArea-output")
-    assert "epochs2" in names.inner_text()
+    names = student.cell("common.train_runs(").locator(".jp-OutputArea")
+    assert "-epochs2_seed42" in names.inner_text()
     student.change("epochs: int = 2", "epochs: int = 3")
     student.show(student.cell("epochs: int = 3"), "3_changed_value")
     student.run_all()
     student.wait_until_idle()
     assert student.errors() == []
-    assert "epochs3" in names.inner_text()
+    assert "-epochs3_seed42" in names.inner_text()
     student.show(names, "4_after_the_change")
     assert len(list(student.folder.rglob("history.csv"))) == 2, "another value, another run"
 
@@ -182,7 +182,7 @@ def test_a_value_changed_in_the_parameters_cell_counts_when_all_cells_run_again(
 def test_a_training_stopped_in_the_menu_goes_on_when_the_cells_run_again(student):
     student.change("epochs: int = 2", "epochs: int = 400")
     student.run_all()
-    training = student.cell("common.train_or_load(")
+    training = student.cell("common.train_runs(")
     for _ in range(1200):
         if list(student.folder.rglob("checkpoint/epoch_*/progress.json")):
             break

@@ -135,8 +135,8 @@ def test_the_named_folder_comes_before_the_variable_and_the_variable_before_toy(
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"data: toy in {toy}: 8 train, 3 val, 2 test"
     monkeypatch.delenv("CITYSCAPES_DATASET")
-    monkeypatch.setattr(common, "toy_streets", lambda: toy)
-    monkeypatch.setattr(common, "HERE", tmp_path)
+    monkeypatch.setattr(data_prep, "toy_streets", lambda: toy)
+    monkeypatch.setattr(data_prep, "HERE", tmp_path)
     assert common.find_data() == toy
     (tmp_path / "data" / "cityscapes" / "leftImg8bit").mkdir(parents=True)
     assert common.find_data() == tmp_path / "data" / "cityscapes"

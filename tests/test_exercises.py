@@ -120,6 +120,32 @@ def test_while_grading_a_lessons_cell_keeps_its_definitions_and_all_runs_from_th
         assert keep(kept) == kept
 
 
+def test_the_readmes_lines_release_a_notebook_that_finds_its_helpers_beside_itself(tmp_path):
+    block = re.search(r"```bash\n(.*mkdir -p course.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    copying, releasing = (next(line for line in block.splitlines() if word in line) for word in ("mkdir -p", "generate_assignment"))
+    repository = tmp_path / "repository"
+    (repository / "notebooks").mkdir(parents=True)
+    for name in NAMES:
+        jupytext.write(jupytext.read(ROOT / "notebooks" / f"{name}.py"), repository / "notebooks" / f"{name}.ipynb")
+    for path in (*ROOT.glob("*.py"), ROOT / "results"):
+        (repository / path.name).symlink_to(path)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = f"set -e\n{copying}\n{releasing}"
+    done = subprocess.run(["bash", "-c", script], cwd=repository, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [released] = (repository / "course" / "release").rglob("*.ipynb")
+    sources = [cell.source for cell in nbformat.read(released, as_version=4).cells if cell.cell_type == "code"]
+    last = next(i for i, source in enumerate(sources) if "common.device_line()" in source)
+    student = tmp_path / "student"
+    shutil.copytree(released.parent, student)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("STREETS_", "PYTHON"))} | {"PATH": ""}
+    cells = [*sources[: last + 1], "print(common.__file__, common.runs.__file__, len(common.read_published(NOTEBOOK)) > 0)"]
+    (student / "run.py").write_text("".join(f"# %%\n{cell}\n" for cell in cells))
+    done = subprocess.run([sys.executable, "run.py"], cwd=student, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == f"{student / 'common.py'} {student / 'results' / 'runs.py'} True"
+
+
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
     """A course folder of nbgrader's: all notebooks released as one assignment, and handed in solved, empty and with a mistake."""
@@ -128,8 +154,9 @@ def course(tmp_path_factory):
     source.mkdir(parents=True)
     for name in NAMES:
         jupytext.write(jupytext.read(ROOT / "notebooks" / f"{name}.py"), source / f"{name}.ipynb")
-    for helper in ("common.py", "data_prep.py"):
-        shutil.copy(ROOT / helper, source)
+    for helper in (*ROOT.glob("*.py"), *ROOT.glob("results/*.py"), *ROOT.glob("results/*.csv")):
+        (source / helper.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy(helper, source / helper.relative_to(ROOT))
     nbgrader(root, "generate_assignment", "streets")
     shutil.copytree(source, submitted / "solved" / "streets")
     shutil.copytree(release, submitted / "empty" / "streets")
@@ -183,7 +210,8 @@ def test_a_solved_notebook_earns_all_points_and_an_empty_one_none(course, name):
 
 def test_grading_trains_nothing_and_draws_no_streets(course):
     graded = course / "autograded" / "solved" / "streets"
-    assert not (graded / "results").exists() and not (graded / "data").exists()
+    assert not [path for path in (graded / "results").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert not (graded / "data").exists()
     notebook = nbformat.read(graded / f"{NAMES[1]}.ipynb", as_version=4)
     assert not [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if "data" in o and "image/png" in o.data]
 

@@ -20,7 +20,7 @@ import common
 
 NAME = "02_unet_from_scratch"
 EPOCHS = 40
-SMALL = {"stage": "scratch", "epochs": EPOCHS, "images": 8, "size": 32, "width": 4}
+SMALL = {"stage": "scratch", "epochs": EPOCHS, "size": 32, "width": 4}
 
 
 def edited(parameters):
@@ -48,7 +48,7 @@ def press_stop(kernel, when, done):
 def test_after_the_stop_button_the_training_cell_resumes_in_the_same_kernel_and_no_epoch_is_lost_or_repeated(toy, tmp_path):
     notebook = edited(SMALL | {"data_dir": str(toy), "out_dir": str(tmp_path)})
     code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
-    (at,) = [n for n, i in enumerate(code) if "common.train_or_load(" in notebook.cells[i].source]
+    (at,) = [n for n, i in enumerate(code) if "common.train_runs(" in notebook.cells[i].source]
     training = notebook.cells[code[at]]
 
     def saved():

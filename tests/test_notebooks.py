@@ -26,6 +26,11 @@ def parameters_source(name):
     return next(cell.source for cell in cells(name) if "parameters" in cell.metadata.get("tags", []))
 
 
+def notebook_parameters(name):
+    """{name: default} of the parameters cell."""
+    return {node.target.id: ast.literal_eval(node.value) for node in ast.parse(parameters_source(name)).body}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_script_and_notebook_are_the_same_text(name):
     script = jupytext.read(ROOT / "notebooks" / f"{name}.py")
@@ -59,11 +64,20 @@ def test_parameters_are_flat_typed_and_explained(name):
     assignments = ast.parse(source).body
     names = [node.target.id for node in assignments]
     assert names[0] == "mode" and names[-5:] == SHARED_TAIL
+    assert len(names) <= 20, "what a reader changes first; the rest is in MODES"
     for node, line in zip(assignments, source.splitlines(), strict=True):
         assert type(ast.literal_eval(node.value)).__name__ == node.annotation.id in ("str", "int", "float")
         comment = line.partition("#")[2]
         assert "=" not in comment, "papermill cannot parse a comment with an equals sign"
         assert comment.strip() or node.target.id == "seed"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modes_have_the_same_values_under_the_names_of_parameters_and_more_and_the_cell_names_them(name):
+    modes, declared = notebook_definitions(name).MODES, notebook_parameters(name)
+    keys, types_of = {tuple(values) for values in modes.values()}, {tuple(map(type, values.values())) for values in modes.values()}
+    assert len(keys) == len(types_of) == 1 and all(mode in parameters_source(name).splitlines()[0].partition("#")[2] for mode in modes)
+    assert not [key for key, value in declared.items() if key in modes["quick"] and value], "0 or empty takes the mode's"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -104,9 +118,9 @@ def test_a_name_is_defined_once(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_repository_address_is_the_same_everywhere(name):
-    lines = {line for path in (ROOT / "notebooks").glob("*.py") for line in path.read_text().splitlines() if line.startswith("REPO = ")}
+    lines = {line for path in (ROOT / "notebooks").glob("*.py") for line in path.read_text().splitlines() if line.startswith("REPO, TAG = ")}
     assert len(lines) == 1
-    address = ast.literal_eval(lines.pop().removeprefix("REPO = ")).removeprefix("https://github.com/")
+    address = ast.literal_eval(lines.pop().removeprefix("REPO, TAG = "))[0].removeprefix("https://github.com/")
     source = (ROOT / "notebooks" / f"{name}.py").read_text()
     assert source.count(f"github/{address}/blob/main/notebooks/{name}.ipynb") == 1  # the Colab badge
 

@@ -1,11 +1,21 @@
 """Parameters of a notebook: what papermill, a student or a script may set, and how a mistake is told."""
 
+import json
+import math
+from functools import partial
+
+import papermill
 import pytest
+from conftest import ROOT
 
 import common
 from common import StreetsError
+from results import runs
 
-DECLARED = 'mode: str = "quick"  # quick, paper\nvariant: str = "D"\nlambdas: str = "4,2,0"\nlr: float = 0.1\nseed: int = 42\ndata_dir: str = ""\n'
+DECLARED = ('mode: str = "quick"  # quick, paper\nvariant: str = "D"\nlambdas: str = "4,2,0"\nlr: float = 0.0\nepochs: int = 0\nseed: int = 42\n'
+            'data_dir: str = ""\nphoto: str = ""\n')
+MODES = {"quick": {"epochs": 20, "lr": 0.1, "scratch_lr": 0.2, "flip": 0.5, "images": 40, "weight_decay": 0.1234567890123, "precision": "auto"},
+         "paper": {"epochs": 160, "lr": 0.1, "scratch_lr": 0.1, "flip": 0.5, "images": 0, "weight_decay": 0.1234567890123, "precision": "fp32"}}
 
 
 def scope(injected="", declared=DECLARED):
@@ -17,14 +27,30 @@ def scope(injected="", declared=DECLARED):
     return values | {"In": cells}
 
 
+def settings_of(given):
+    return common.check_parameters(given, MODES, {"lambdas": ("4,2,0", "2", "2.5", "yes")}, {"variant": "ABCD"})
+
+
 def check(given):
-    common.check_parameters(given, {"mode": ("quick", "paper")}, {"variant": "ABCD"})
+    settings_of(given)
     return given
 
 
-def test_declared_values_pass_unchanged():
-    given = check(scope())
-    assert (given["mode"], given["lambdas"], given["lr"], given["seed"]) == ("quick", "4,2,0", 0.1, 42)
+def name_of(given, unused=()):
+    """Name of the run D of a notebook with these globals()."""
+    return common.run_names(check(given), {"D": unused})["D"]
+
+
+def test_declared_values_pass_unchanged_and_the_mode_fills_in():
+    given = scope()
+    settings = settings_of(given)
+    assert (given["mode"], given["lambdas"], given["lr"], given["seed"]) == ("quick", "4,2,0", 0.0, 42)
+    assert settings == MODES["quick"] and settings is not MODES["quick"]
+
+
+def test_the_settings_are_printed(capsys):
+    check(scope("epochs = 3"))
+    assert capsys.readouterr().out.startswith("quick: epochs=3, lr=0.1, scratch_lr=0.2, flip=0.5, images=40,")
 
 
 @pytest.mark.parametrize(("injected", "name", "value"), [
@@ -34,6 +60,9 @@ def test_declared_values_pass_unchanged():
     ('lr = "0.5"', "lr", 0.5),
     ("seed = 7.0", "seed", 7),
     ("lambdas = True", "lambdas", "yes"),
+    ("flip = 1", "flip", 1.0),  # of the mode only
+    ('variant = ["A", "D"]', "variant", "A,D"),
+    ('variant = ["all"]', "variant", "all"),
 ])
 def test_values_take_the_type_of_their_default(injected, name, value):
     result = check(scope(injected))[name]
@@ -41,16 +70,23 @@ def test_values_take_the_type_of_their_default(injected, name, value):
 
 
 @pytest.mark.parametrize(("injected", "sentence"), [
-    ('varient = "A"', "There is no parameter 'varient' here: this notebook has mode, variant, lambdas, lr, seed, data_dir."),
+    ('varient = "A"', "There is no parameter 'varient' here: this notebook has mode, variant, lambdas, lr, epochs, seed, data_dir, photo, "
+                      "and its modes have scratch_lr, flip, images, weight_decay, precision."),
     ('mode = "fast"', "mode does not know 'fast': use quick or paper."),
     ('variant = "E"', "variant does not know 'E': use A, B, C, D, several with commas, or all."),
+    ('variant = ["A", "E"]', "variant does not know 'E': use A, B, C, D, several with commas, or all."),
     ('variant = ""', "variant does not know '': use A, B, C, D, several with commas, or all."),
+    ('lambdas = "1"', "lambdas does not know '1': use 4,2,0 or 2 or 2.5 or yes."),
     ('seed = "many"', "seed must be a whole number such as 42, not 'many'."),
     ("seed = 1.5", "seed must be a whole number such as 42, not 1.5."),
     ("seed = float('inf')", "seed must be a whole number such as 42, not inf."),  # what papermill makes of -p seed inf
-    ('lr = "fast"', "lr must be a number such as 0.1, not 'fast'."),
+    ('lr = "fast"', "lr must be a number such as 0.0, not 'fast'."),
     ("seed = -1", "seed must not be negative, but is -1."),
+    ("flip = -0.5", "flip must not be negative, but is -0.5."),
+    ("images = 2.5", "images must be a whole number such as 40, not 2.5."),
+    ('precision = "fp8"', "precision does not know 'fp8': use auto or bf16 or fp16 or fp32."),
     ('data_dir = "/nowhere"', "data_dir: there is no folder /nowhere (seen from"),
+    ('photo = "/nowhere.png"', "photo: there is no file /nowhere.png (seen from"),
 ])
 def test_a_mistake_is_one_sentence_that_says_what_is_allowed(injected, sentence):
     with pytest.raises(StreetsError) as caught:
@@ -70,10 +106,71 @@ def test_a_script_is_checked_like_a_notebook(tmp_path, script):
         check(given)
 
 
-def test_running_the_parameters_cell_again_is_fine():
+# what the mode says and what was changed of it
+
+
+@pytest.mark.parametrize(("injected", "changed"), [
+    ("epochs = 5", {"epochs": 5}), ("lr = 0.3", {"lr": 0.3, "scratch_lr": 0.3}), ("scratch_lr = 0.4", {"scratch_lr": 0.4}),
+    ("scratch_lr = 0.4\nlr = 0.3", {"lr": 0.3, "scratch_lr": 0.4}),
+    ("flip = 0.7", {"flip": 0.7}), ("flip = 0", {"flip": 0.0}), ("images = 0", {"images": 0}), ('precision = "bf16"', {"precision": "bf16"}),
+    ("epochs = 0", {}), ("lr = 0", {}), ("epochs = 20", {})])
+def test_a_value_that_is_not_empty_takes_the_place_of_the_modes_and_of_the_mode_only_also_0(injected, changed):
+    assert settings_of(scope(injected)) == MODES["quick"] | changed
+
+
+def test_papermills_mode_is_the_one_that_counts():
+    assert settings_of(scope('mode = "paper"\nflip = 0')) == MODES["paper"] | {"flip": 0.0}
+
+
+@pytest.mark.parametrize("again", ["mode = 'paper'", "mode, size = 'paper', 3", "size = 5\nepochs = 7", "# Parameters\nepochs = 7"])
+def test_a_students_own_cells_may_assign_to_the_names_of_parameters(again):
+    given = scope("epochs = 3")
+    given["In"].append(again)
+    exec(again, given)
+    assert settings_of(given) == MODES["quick"] | {"epochs": 3} and given["mode"] == "quick" and given["epochs"] == 3
+
+
+def test_running_the_parameters_cell_again_is_fine_and_its_new_values_count():
     given = scope("seed = 3")
     given["In"].append(DECLARED)
-    assert check(given)["seed"] == 3
+    assert check(given)["seed"] == 42, "papermill's cell was not run again"
+    given["In"] += ["# Parameters\nseed = 4", "check()", "check()"]
+    assert check(given)["seed"] == 4 and check(given)["seed"] == 4
+    given["In"].append(DECLARED.replace("epochs: int = 0", "epochs: int = 9"))
+    assert settings_of(given)["epochs"] == 9 and given["seed"] == 42
+    assert name_of(given) == "D-epochs9", "the defaults are those of the first time"
+
+
+def test_a_parameter_that_a_student_adds_to_the_cell_is_known_after_running_it_again():
+    given = scope()
+    given["In"].append(DECLARED + "dropout: float = 0.1\n")
+    declared, _, _ = runs.parameter_cells(check(given))
+    assert declared["dropout"] == 0.1 and given["dropout"] == 0.1
+    given["In"].append(DECLARED + "dropout: float = 1\n")
+    assert check(given)["dropout"] == 1.0 and isinstance(given["dropout"], float)
+
+
+@pytest.mark.parametrize("magic", ["%%time\n", "%%time \n", "%%capture\n"])
+@pytest.mark.parametrize("cell", [1, 2, 3])
+def test_a_magic_on_any_cell_hides_nothing(magic, cell):
+    """IPython keeps a cell under a magic as one call of run_cell_magic."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    given = scope("epochs = 3")
+    given["In"][-1] = "def f():\n    return 1\n"
+    given["In"][cell] = TransformerManager().transform_cell(magic + given["In"][cell])
+    assert "run_cell_magic" in given["In"][cell]
+    assert check(given)["epochs"] == 3
+    assert runs.definitions(given["In"]) == {"f": "def f():\n    return 1"}
+
+
+def test_a_parameter_that_is_no_literal_is_taken_as_it_is():
+    declared = DECLARED.replace('photo: str = ""', 'photo: str = str(here)')
+    given = {"here": ROOT / "README.md", "photo": str(ROOT / "README.md"), "In": ["", declared]}
+    assert check(given)["photo"] == str(ROOT / "README.md")
+
+
+# what takes several
 
 
 @pytest.mark.parametrize(("value", "names"), [
@@ -90,20 +187,109 @@ def test_longer_names_are_separated_by_commas():
         common.several("stage", "dicescratch", stages)
 
 
+def test_a_list_that_papermill_reads_from_yaml_is_one(tmp_path):
+    notebook = tmp_path / "n.ipynb"
+    cells = [{"cell_type": "code", "execution_count": None, "id": f"c{k}", "metadata": {"tags": tags}, "outputs": [], "source": source}
+             for k, (source, tags) in enumerate(((DECLARED, ["parameters"]), ("", [])))]
+    notebook.write_text(json.dumps({"cells": cells, "metadata": {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}},
+                                    "nbformat": 4, "nbformat_minor": 5}))
+    from papermill.cli import papermill as command
+
+    with pytest.raises(SystemExit) as ended:
+        command([str(notebook), str(tmp_path / "out.ipynb"), "--prepare-only", "--no-progress-bar", "-y", "{variant: [A, D], flip: 0}"])
+    assert not ended.value.code
+    prepared = [cell.source for cell in papermill.iorw.load_notebook_node(str(tmp_path / "out.ipynb")).cells]
+    assert check({"In": prepared})["variant"] == "A,D"
+    assert settings_of({"In": prepared})["flip"] == 0
+
+
+# names of runs
+
+
+def test_a_name_says_what_departs_from_the_mode_in_the_order_of_the_notebook():
+    assert name_of(scope()) == name_of(scope("epochs = 20\nlr = 0.1")) == name_of(scope('variant = "A"\nseed = 1\nphoto = ""')) == "D"
+    assert name_of(scope("epochs = 5\nlambdas = 2")) == name_of(scope("lambdas = 2\nepochs = 5")) == "D-lambdas2-epochs5"
+    assert name_of(scope("flip = 0\nimages = 8")) == name_of(scope("images = 8\nflip = 0")) == "D-flip0.0-images8"
+    assert name_of(scope("flip = 0\nimages = 8"), unused=["flip"]) == "D-images8"
+
+
+def test_long_names_stay_short_and_distinct():
+    long = "\n".join(f"{name} = {value!r}" for name, value in {"lambdas": "2.5", "lr": 0.1234567890123, "epochs": 123456789, "flip": 0.1234567890123,
+                     "images": 123456789, "weight_decay": 1.234567890123e-05}.items())
+    first = name_of(scope(long))
+    others = {name_of(scope(long.replace("1.234567890123e-05", value))) for value in ("1.234567890124e-05", "1.2345678901231e-05", "0.5")}
+    assert len(f"{first}_seed123456789") < 100 and len({first, *others}) == 4
+    assert all(name.startswith("D-lambdas2.5-lr0.1234567890123-epochs123456789") for name in (first, *others))
+    assert name_of(scope("lr = 0.1234567890123")) == "D-lr0.1234567890123" != name_of(scope("lr = 0.1234567890124"))
+
+
+def test_what_a_file_system_does_not_take_is_replaced_and_still_tells_names_apart():
+    names = {runs.method_name("D", {"classes": value}) for value in ("a b", "a/b", "a:b", "a_b", "ä_b")}
+    assert len(names) == 5 and all(name.isascii() and not set("/: ") & set(name) for name in names)
+
+
+def test_a_value_equal_to_the_modes_is_the_same_run_as_none():
+    plain, given = (check(scope(text))["_parameters"] for text in ("", "epochs = 20\nimages = 40\nlr = 0.1"))
+    assert plain.used() == given.used() and plain.changes() == given.changes() == {}
+    assert "epochs" not in plain.used() and plain.used(["lambdas"])["lambdas"] == "not used", "the settings hold what a mode decides"
+
+
+def test_the_command_repeats_what_was_set():
+    given = check(scope('variant = ["A", "D"]\nflip = 0\nlambdas = 2'))
+    assert given["_parameters"].command("nn") == "papermill notebooks/nn.ipynb out.ipynb -p variant A,D -p lambdas 2 -p flip 0.0"
+
+
+# what a run was made with
+
+
+NOTEBOOK = ["import math", "RATES = (1, 2)", "def scale(x):\n    return x * RATES[0]", "def train(folder):\n    return scale(1)  # why",
+            "def draw():\n    return 1", "train(1)", "def train(folder):\n    return scale(2)"]
+
+
+def digest(cells):
+    return runs.definitions_digest(cells, ["train"])
+
+
 def test_the_digest_follows_definitions_and_not_comments_or_calls():
-    first = {"In": ["def f(x):\n    return x", "f(1)"]}
-    same = {"In": ["# why\ndef f(x):\n    return x  # because", "f(2)"]}
-    other = {"In": ["def f(x):\n    return x + 1"]}
-    assert common.definitions_digest(first) == common.definitions_digest(same) != common.definitions_digest(other)
+    first, same, other = ["def f(x):\n    return x", "f(1)"], ["# why\ndef f(x):\n    return x  # because", "f(2)"], ["def f(x):\n    return x + 1"]
+    assert len({runs.definitions_digest(cells, ["f"]) for cells in (first, same)}) == 1
+    assert runs.definitions_digest(first, ["f"]) != runs.definitions_digest(other, ["f"])
+
+
+def test_the_digest_is_one_under_in_and_as_a_script_and_where_a_part_of_the_cells_ran(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text("".join(f"# %%\n{cell}\n\n\n" for cell in NOTEBOOK))
+    ours = digest(runs.notebook_cells({"In": ["", *NOTEBOOK]}))
+    assert ours == digest(runs.notebook_cells({"__file__": str(script)})), "as a script"
+    without = [cell for cell in NOTEBOOK if "draw" not in cell and "math" not in cell]
+    assert ours == digest(without) == digest([*without[:-1], "%%time\nx = 1", without[-1]]), "what training does not reach does not matter"
+    assert ours == digest([*NOTEBOOK, "def scale_more(x):\n    return scale(x)"])
+
+
+@pytest.mark.parametrize(("old", "new"), [("RATES = (1, 2)", "RATES = (1, 3)"), ("x * RATES[0]", "x + RATES[0]"), ("scale(2)", "scale(3)")])
+def test_the_digest_changes_with_all_that_training_reaches(old, new):
+    assert digest(NOTEBOOK) != digest([cell.replace(old, new) for cell in NOTEBOOK])
+
+
+def train_one(folder, loss, **options):
+    return loss, options
+
+
+def test_a_job_is_known_by_the_functions_that_it_runs():
+    job = partial(partial(train_one, loss=math.sqrt), terms={"dice": math.log})
+    assert runs.functions_of(job) == ["log", "sqrt", "train_one"]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "notebooks").glob("*.py")))
+def test_the_notebooks_digest_is_the_same_from_its_cells_as_from_its_script(name):
+    import jupytext
+
+    path = ROOT / "notebooks" / f"{name}.py"
+    cells = [cell.source for cell in jupytext.read(path).cells if cell.cell_type == "code"]
+    script = runs.notebook_cells({"__file__": str(path)})
+    defined = runs.definitions(cells)
+    assert defined and runs.definitions_digest(cells, defined) == runs.definitions_digest(script, defined)
 
 
 def test_jupyter_shows_the_sentence_and_no_traceback():
     assert StreetsError("Do this.")._render_traceback_() == ["StreetsError: Do this."]
-
-
-def test_a_parameter_that_a_student_adds_to_the_cell_is_known_after_running_it_again():
-    given = scope()
-    given["In"].append(DECLARED + "dropout: float = 0.1\n")
-    given["dropout"] = 1
-    declared, _ = common.parameter_cells(check(given))
-    assert declared["dropout"] == 0.1 and given["dropout"] == 1.0 and isinstance(given["dropout"], float)

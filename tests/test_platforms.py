@@ -18,23 +18,34 @@ import common
 
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 # what both platforms bring along, as far as the notebooks and the helpers import it
+HELPERS = ("common.py", "data_prep.py", "results/runs.py")
 SHIPPED = {"torch", "torchvision", "numpy", "scipy", "matplotlib", "pandas", "tqdm", "IPython", "filelock", "safetensors",
            "huggingface_hub", "PIL", "psutil"}
 
 
-def bootstrap(name, kaggle_input="/kaggle/input"):
-    """The two cells of a notebook that find the helpers and install what is missing, up to `import common`."""
+def bootstrap_cells(name):
+    """The cells of a notebook that find the helpers, fetch them and install what is missing: those before the modes."""
     sources = [cell.source for cell in jupytext.read(ROOT / "notebooks" / f"{name}.py").cells if cell.cell_type == "code"]
-    first = next(i for i, source in enumerate(sources) if "REPO = " in source)
-    assert sources[first].count('"/kaggle/input"') == 1 and "\nimport common" in sources[first + 1]
-    find, install = sources[first], sources[first + 1].partition("\nimport common")[0]
-    return find.replace('"/kaggle/input"', repr(str(kaggle_input))), install
+    first = next(i for i, source in enumerate(sources) if "REPO, TAG = " in source)
+    return sources[first : next(i for i, source in enumerate(sources) if source.startswith("MODES = "))]
+
+
+def bootstrap(name, kaggle_input="/kaggle/input"):
+    """(what finds and fetches the helpers, what installs what is missing) of a notebook."""
+    find, fetch, install = bootstrap_cells(name)
+    assert find.count('"/kaggle/input"') == 1 and "NEEDS = " in install
+    return find.replace('"/kaggle/input"', repr(str(kaggle_input))) + "\n" + fetch, install
 
 
 def assigned(name, variable):
-    """Value of a literal that the bootstrap cells of a notebook assign."""
-    values = [node.value for node in ast.parse(bootstrap(name)[0]).body
-              if isinstance(node, ast.Assign) and node.targets[0].id == variable]
+    """Value of a literal that the first cells of a notebook assign, also as one of several."""
+    tree = ast.parse((ROOT / "notebooks" / f"{name}.py").read_text())
+    pairs = []
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            several = isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple)
+            pairs += zip(node.targets[0].elts, node.value.elts) if several else [(node.targets[0], node.value)]
+    values = [value for target, value in pairs if ast.unparse(target) == variable]
     assert len(values) == 1
     return ast.literal_eval(values[0])
 
@@ -53,8 +64,8 @@ def git(*arguments, cwd):
 
 def helpers(folder, text=""):
     """Make a folder that the bootstrap cell takes for the helpers."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("common.py", "data_prep.py"):
+    for name in HELPERS:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     return folder
 
@@ -79,17 +90,27 @@ def published(tmp_path_factory):
 # the same cells everywhere
 
 
-def test_the_cells_that_find_and_install_differ_in_the_name_of_the_notebook_and_its_needs_only():
+def test_the_cells_that_find_and_install_differ_in_what_a_notebook_needs_only():
     def rest(name):
-        find, install = bootstrap(name)
-        return re.sub(r"NOTEBOOK = .*\nNEEDS = \{[^}]*\}", "", find), install
+        return re.sub(r"NEEDS = \{[^}]*\}", "", "\n# %%\n".join(bootstrap_cells(name)))
 
-    assert len({rest(name) for name in NAMES}) == 1
+    def text_around(name):
+        """What is said about these cells."""
+        text = (ROOT / "notebooks" / f"{name}.py").read_text()
+        text = text[text.index("# %% [markdown]\n# The next three cells") : text.index("importlib.invalidate_caches()")]
+        return re.sub(r"NEEDS = \{[^}]*\}", "", text)
+
+    assert len({rest(name) for name in NAMES}) == len({text_around(name) for name in NAMES}) == 1
     assert all(assigned(name, "NOTEBOOK") == name for name in NAMES)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cell_that_finds_or_installs_has_ten_lines_at_most(name):
+    assert [len(source.splitlines()) <= 10 for source in bootstrap_cells(name)] == [True, True, True]
+
+
 def test_all_notebooks_fetch_the_same_release():
-    lines = [line for path in (ROOT / "notebooks").glob("*.py") for line in path.read_text().splitlines() if line.startswith("TAG = ")]
+    lines = [line for path in (ROOT / "notebooks").glob("*.py") for line in path.read_text().splitlines() if line.startswith("REPO, TAG = ")]
     assert len(lines) == len(NAMES) and len(set(lines)) == 1
     assert re.fullmatch(r"v\d+\.\d+(\.\d+)?", assigned(NAMES[0], "TAG"))
 
@@ -158,6 +179,14 @@ def test_helpers_that_cannot_be_cloned_end_in_a_sentence_that_says_what_to_do(tm
     assert not (tmp_path / "street-segmentation").exists()
 
 
+def test_an_address_that_begins_like_an_option_is_none_to_git(tmp_path, published):
+    trap = tmp_path / "trap"
+    environment = dict(published) | {"STREETS_REPO": f"--upload-pack=touch {trap};git-upload-pack"}
+    done = run([bootstrap(NAMES[0], kaggle_input=tmp_path / "none")[0]], tmp_path, environment)
+    assert done.returncode == 1 and "cannot be cloned with git" in done.stderr.splitlines()[-1]
+    assert not trap.exists() and not (tmp_path / "street-segmentation").exists()
+
+
 def test_git_never_waits_for_a_password_that_nobody_can_type(tmp_path):
     program = tmp_path / "bin" / "git"
     program.parent.mkdir()
@@ -171,13 +200,15 @@ def test_git_never_waits_for_a_password_that_nobody_can_type(tmp_path):
 
 
 def install(name, tmp_path, missing, status=0):
-    """Run the bootstrap cells where the modules `missing` are not installed; (what it ends with, calls of pip)."""
+    """Run the bootstrap cells where the modules `missing` are not installed; (what they end with, calls of pip)."""
     home, pip, log = helpers(tmp_path / "helpers"), tmp_path / "python", tmp_path / "pip.json"
     pip.write_text(f"#!{sys.executable}\nimport json, sys\nopen({str(log)!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
                    f"sys.exit({status})\n")
     pip.chmod(0o755)
     find, rest = bootstrap(name, kaggle_input=tmp_path / "none")
-    fake = f"importlib.util.find_spec = lambda module: None if module in {set(missing)} else 'there'\nsys.executable = {str(pip)!r}"
+    fake = f"""import importlib.util
+importlib.util.find_spec = lambda module: None if module in {set(missing)} else 'there'
+sys.executable = {str(pip)!r}"""
     done = run([find, fake, rest, "print('went on')"], tmp_path, STREETS_HOME=str(home))
     return done, [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
@@ -201,8 +232,17 @@ def test_pip_is_asked_for_the_one_missing_module_or_not_at_all(tmp_path):
 def test_an_installation_that_fails_ends_in_a_sentence_that_names_the_packages(tmp_path):
     done, _ = install(NAMES[-1], tmp_path, ["cv2", "accelerate"], status=1)
     assert done.returncode == 1 and done.stdout == ""
-    assert re.match(r"RuntimeError: pip cannot install accelerate, opencv-python-headless: turn the internet on",
+    assert re.match(r"RuntimeError: pip cannot install accelerate opencv-python-headless: turn the internet on",
                     done.stderr.splitlines()[-1])
+
+
+def test_a_python_without_pip_is_told_what_to_install_and_only_where_something_is_missing(tmp_path):
+    done, calls = install(NAMES[-1], tmp_path, ["pip", "cv2", "accelerate"])
+    assert done.returncode == 1 and done.stdout == "" and calls == []
+    assert done.stderr.splitlines()[-1] == ("RuntimeError: There is no pip here: install accelerate opencv-python-headless with the "
+                                            "tool that made this environment.")
+    done, calls = install(NAMES[-1], tmp_path, ["pip"])
+    assert done.stdout == "went on\n" and calls == []
 
 
 def imported(path):
@@ -217,7 +257,7 @@ def imported(path):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_import_is_shipped_by_the_platforms_or_named_in_needs_which_names_nothing_that_they_ship(name):
     needs = assigned(name, "NEEDS")
-    used = {package for path in (ROOT / "notebooks" / f"{name}.py", ROOT / "common.py", ROOT / "data_prep.py")
+    used = {package for path in (ROOT / "notebooks" / f"{name}.py", *(ROOT / helper for helper in HELPERS))
             for package in imported(path)}
     if "results" in used:
         used |= set(imported(ROOT / "results" / "viewer.py"))
@@ -243,7 +283,7 @@ def test_beside_read_only_helpers_everything_is_written_to_the_working_directory
     """For root every folder is writable, so that the answer of os.access is made up, and what was written is looked at."""
     kaggle, working = tmp_path / "input", tmp_path / "working"
     home = helpers(kaggle / "datasets" / "someone" / "streets")
-    for name in ("common.py", "data_prep.py"):
+    for name in HELPERS:
         (home / name).write_text((ROOT / name).read_text().replace('"/kaggle/input"', repr(str(kaggle))))
     working.mkdir()
     before = snapshot(kaggle)
@@ -256,10 +296,11 @@ sys.dont_write_bytecode = True
 """
     use = """
 import json, functools, common, data_prep
+from results import runs
 data_prep.make_toy = functools.partial(data_prep.make_toy, size=(64, 128), train=2, val=1, test=1)
-found = {"toy": common.find_data(), "results": common.results_folder(), "named": common.results_folder("mine"),
-         "run": common.run_folder("", "01", "toy", "quick", "D", 1)}
-with common.lock_folder(found["run"]):
+found = {"toy": common.find_data(), "results": runs.results_folder(), "named": runs.results_folder("mine"),
+         "run": runs.run_folder("", "01", "toy", "quick", "D", 1)}
+with runs.lock_folder(found["run"]):
     pass
 print(json.dumps({key: str(path) for key, path in found.items()}))
 """
@@ -333,7 +374,7 @@ def test_a_notebook_alone_in_an_empty_folder_fetches_the_helpers_and_runs_to_its
     # what the working tree holds, as a release; what git ignores is left out
     repository, release = tmp_path / "release.git", ["--git-dir", tmp_path / "release.git", "--work-tree", ROOT]
     git("init", "--quiet", "--bare", repository, cwd=tmp_path)
-    git(*release, "add", "common.py", "data_prep.py", "results/published.csv", cwd=ROOT)
+    git(*release, "add", *HELPERS, "results/published.csv", cwd=ROOT)
     git(*release, "commit", "--quiet", "-m", "release", cwd=ROOT)
     git(*release, "tag", assigned(NAMES[0], "TAG"), cwd=ROOT)
     alone = tmp_path / "alone"
@@ -342,13 +383,14 @@ def test_a_notebook_alone_in_an_empty_folder_fetches_the_helpers_and_runs_to_its
     for variable in ("STREETS_HOME", "PYTHONPATH"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("STREETS_REPO", f"file://{repository}")
-    done = papermill.execute_notebook(alone / f"{NAMES[0]}.ipynb", tmp_path / "out.ipynb", {"images": 4}, cwd=alone, progress_bar=False)
+    done = papermill.execute_notebook(alone / f"{NAMES[0]}.ipynb", tmp_path / "out.ipynb", {"images": 4, "out_dir": "mine"}, cwd=alone,
+                                      progress_bar=False)
     outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert [output for output in outputs if "image/png" in output.get("data", {}) or "image/jpeg" in output.get("data", {})]
     assert any("data: toy in data/toy" in output.get("text", "") for output in outputs)
-    assert {path.name for path in alone.iterdir()} == {f"{NAMES[0]}.ipynb", "street-segmentation"}
-    assert list((alone / "street-segmentation" / "results").rglob("classes.csv"))
+    assert {path.name for path in alone.iterdir()} == {f"{NAMES[0]}.ipynb", "street-segmentation", "mine"}
+    assert [path.name for path in (alone / "mine").iterdir()] == ["classes_train.csv"]
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 3), (2, 1), (8, 1)])

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import common
 from common import StreetsError
+from results import runs
 
 RUN = Path("tiny", "toy-course", "tiny_seed3")
 RANK = partial(os.environ.get, "RANK")  # of this process among those that train; None outside of a training by several
@@ -42,15 +43,15 @@ def train_plain(toy, out, processes):
         note(saw=batch["index"].tolist(), threads=torch.get_num_threads())
         return F.cross_entropy(model(batch["image"]), batch["label"].where(batch["label"] < 19, 0))
 
-    def write(path, data, write=common.write_atomic):
+    def write(path, data, write=runs.write_atomic):
         note(wrote=path.name)
         write(path, data)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_run, "tiny_network", plain_network)
-        patch.setattr(common, "write_atomic", write)
-        patch.setattr(common, "train_or_load", partial(common.train_or_load, num_processes=processes))
-        return tiny_run.run(toy, out, batch_size=4 // processes, loss_fn=loss_without_void, epochs=3)
+        for module in (common, runs):
+            patch.setattr(module, "write_atomic", write)
+        return tiny_run.run(toy, out, processes=processes, batch_size=4 // processes, loss_fn=loss_without_void, epochs=3)
 
 
 def train_plain_as_a_notebook_does(*args):
@@ -99,7 +100,7 @@ def test_one_of_two_processes_writes_and_leaves_what_one_process_leaves(alone_an
     for name in ("history.csv", "last.safetensors", "summary.json", "val_per_image.npz", "progress.json"):
         assert sum(n == name for _, n in wrote) == sum(line.get("wrote") == name for line in log) > 0, name
     assert {p.name for p in two.iterdir()} == {p.name for p in alone.iterdir()}
-    common.lock_folder(two).lock.release()
+    runs.lock_folder(two).lock.release()
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (alone, two)]
     assert [s["num_processes"] for s in summaries] == [1, 2] and summaries[0].keys() == summaries[1].keys()
 
@@ -110,8 +111,8 @@ def test_a_forked_process_which_inherits_no_threads_counts_on_none(alone_and_two
 
 def score(toy, out):
     """Write what each process gets for all validation images, and for one, which leaves the second without any."""
-    port = str(common.get_free_port())
-    common.notebook_launcher(lambda: score_here(toy, out / RANK()), num_processes=2, use_port=port)
+    port = str(runs.get_free_port())
+    runs.notebook_launcher(lambda: score_here(toy, out / RANK()), num_processes=2, use_port=port)
 
 
 def score_here(toy, folder):
@@ -177,8 +178,7 @@ def train_with_another_clock(toy, out):
             common.STARTED = np.inf  # left alone, this process would go on for ever
         return tiny_run.cross_entropy(model, batch)
 
-    common.train_or_load = partial(common.train_or_load, num_processes=2)
-    tiny_run.run(toy, out, batch_size=2, loss_fn=loss, max_hours=1e-9)
+    tiny_run.run(toy, out, processes=2, batch_size=2, loss_fn=loss, max_hours=1e-9)
 
 
 def test_max_hours_stops_both_whatever_their_clocks_and_only_as_many_may_go_on(toy, tmp_path, whole):
@@ -206,7 +206,7 @@ def torchrun(*command, **options):
 
 
 def test_a_launched_script_is_refused_by_one_sentence_where_another_process_writes(toy, tmp_path):
-    with common.lock_folder(tmp_path / RUN):
+    with runs.lock_folder(tmp_path / RUN):
         done = torchrun(SCRIPT, toy, tmp_path)
     assert done.returncode != 0 and done.stderr.count("StreetsError: Another process is writing") == 1, done.stderr
 
@@ -214,9 +214,9 @@ def test_a_launched_script_is_refused_by_one_sentence_where_another_process_writ
 def test_a_machine_that_does_not_see_the_results_folder_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(common, "make_accelerator", lambda: SimpleNamespace(wait_for_everyone=lambda: None))
+    monkeypatch.setattr(runs, "PartialState", lambda: SimpleNamespace(wait_for_everyone=lambda: None))
     with pytest.raises(StreetsError, match="not the same on all machines: choose an out_dir that they share"):
-        common.train_or_load(tmp_path / "run", {}, lambda folder: pytest.fail("trained"))
+        runs.train_or_load(tmp_path / "run", {}, lambda folder: pytest.fail("trained"))
 
 
 def test_a_notebook_becomes_a_script_that_two_processes_run_to_its_end(toy, tmp_path, monkeypatch):
@@ -235,4 +235,4 @@ def test_a_notebook_becomes_a_script_that_two_processes_run_to_its_end(toy, tmp_
     history = pd.read_csv(path.with_name("history.csv"), dtype=str)
     assert list(map(float, history["miou"])) == [summary["metrics"]["miou"]]
     assert not list(tmp_path.rglob("*.tmp")) and not (path.parent / "checkpoint").exists()
-    common.lock_folder(path.parent).lock.release()
+    runs.lock_folder(path.parent).lock.release()

@@ -19,6 +19,7 @@ import torch
 
 import common
 from common import StreetsError
+from results import runs
 
 SCRIPT = Path(__file__).parent / "tiny_run.py"
 
@@ -104,7 +105,7 @@ def test_an_interrupted_run_resumes_and_schedules_per_step_too(toy, tmp_path):
             raise KeyboardInterrupt
         return tiny_run.cross_entropy(model, batch)
 
-    folder = common.run_folder(str(tmp_path / "halves"), "tiny", "toy", "course", "tiny", 3)
+    folder = runs.run_folder(str(tmp_path / "halves"), "tiny", "toy", "course", "tiny", 3)
     with pytest.raises(KeyboardInterrupt):
         tiny_run.run(toy, tmp_path / "halves", epochs=3, schedule="step", accumulation=2, clip_norm=1.0, loss_fn=interrupt)
     tiny_run.run(toy, tmp_path / "halves", epochs=3, schedule="step", accumulation=2, clip_norm=1.0)
@@ -138,7 +139,7 @@ def test_another_configuration_in_the_same_folder_is_refused_by_the_keys_that_di
 def test_a_second_process_on_the_same_run_stops_with_a_sentence(toy, tmp_path):
     first = start(toy, tmp_path)
     first.stdout.readline()
-    folder = common.run_folder(str(tmp_path), "tiny", "toy", "course", "tiny", 3)
+    folder = runs.run_folder(str(tmp_path), "tiny", "toy", "course", "tiny", 3)
     while not (folder / "config.json").exists():
         assert first.poll() is None
         time.sleep(0.01)
@@ -194,7 +195,7 @@ def test_a_results_folder_without_write_permission_is_named(toy, tmp_path):
         os.seteuid(65534)  # root may write anywhere
     try:
         with pytest.raises(StreetsError, match=r"Cannot write to .* choose another out_dir"):
-            common.train_or_load(tmp_path / "a" / "b", {"parameters": {"mode": "quick"}}, lambda folder: None)
+            runs.train_or_load(tmp_path / "a" / "b", {"parameters": {"mode": "quick"}}, lambda folder: None)
     finally:
         os.seteuid(user)
         tmp_path.chmod(0o755)
@@ -300,16 +301,16 @@ def test_after_an_interrupt_the_cell_can_be_run_again_though_the_kernel_keeps_th
 @pytest.mark.parametrize("removed", range(4))
 def test_a_kill_while_an_old_run_is_cleared_never_leaves_a_mixture(toy, tmp_path, monkeypatch, removed):
     folder, _ = tiny_run.run(toy, tmp_path, epochs=1, settings={"lr": 1})
-    left, remove = [removed], common.remove
+    left, unlink = [removed], Path.unlink
 
-    def remove_or_die(path):
+    def unlink_or_die(path, **options):
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        remove(path)
+        unlink(path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(common, "remove", remove_or_die)
+        patch.setattr(Path, "unlink", unlink_or_die)
         with pytest.raises(KeyboardInterrupt):
             tiny_run.run(toy, tmp_path, epochs=1, settings={"lr": 2}, rerun="yes")
     assert (folder / "summary.json").exists() == (removed == 0)
@@ -318,10 +319,9 @@ def test_a_kill_while_an_old_run_is_cleared_never_leaves_a_mixture(toy, tmp_path
 
 
 LAUNCHED = """
-import functools, sys, common, tiny_run
-common.train_or_load = functools.partial(common.train_or_load, num_processes=2)
+import sys, tiny_run
 loss = tiny_run.cross_entropy if sys.argv[3] == "good" else lambda model, batch: tiny_run.cross_entropy(model, batch) * float("nan")
-tiny_run.run(sys.argv[1], sys.argv[2], epochs=3, batch_size=2, loss_fn=loss)
+tiny_run.run(sys.argv[1], sys.argv[2], processes=2, epochs=3, batch_size=2, loss_fn=loss)
 """
 
 
@@ -354,17 +354,13 @@ def test_an_error_in_one_of_two_processes_ends_with_a_sentence_and_leaves_no_res
     assert not list(tmp_path.rglob("summary.json"))
 
 
-def test_looking_at_the_gpus_does_not_initialise_cuda_which_forked_processes_could_then_not_use(tmp_path, monkeypatch):
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'Tesla T4, 15360, 7.5'\necho 'Tesla T4, 15360, 7.5'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+def test_looking_at_the_gpus_does_not_initialise_cuda_which_forked_processes_could_then_not_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA was initialised"))
-    assert common.device_line().startswith("device: 2 x Tesla T4, 15 GiB each, fp16; torch")
-    program.write_text("#!/bin/sh\nexit 9\n")
-    assert common.device_line().startswith("device: 2 x GPU; torch")
+    assert common.device_line().startswith("device: 2 GPUs; torch")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert common.device_line().startswith("device: 1 GPU; torch")
 
 
 def test_half_precision_without_a_gpu_is_refused(monkeypatch):
@@ -375,8 +371,9 @@ def test_half_precision_without_a_gpu_is_refused(monkeypatch):
 
 def test_a_run_is_recorded_where_git_is_not_installed(toy, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    recorded = common.run_config({"NOTEBOOK": "tiny"}, "tiny", {}, toy, {})["recorded"]
-    assert recorded["commit"] is None and recorded["versions"]["torch"]
+    recorded = runs.record("tiny", tiny_run.train, [], "", toy)
+    assert recorded["commit"] is None and recorded["code"] == "unknown" and recorded["functions"] == ["train"]
+    assert set(runs.PACKAGES) <= set(recorded["versions"]), "whatever a distribution calls itself"
 
 
 def mean_loss(logits, label):
@@ -427,16 +424,49 @@ def test_a_parent_is_reused_in_quick_mode_unless_its_recipe_or_its_weights_are_m
 
     def train(folder):
         trained.append(1)
-        common.write_atomic(folder / "best.safetensors", b"")
+        runs.write_atomic(folder / "best.safetensors", b"")
         common.write_json(folder / "summary.json", {"epochs": 1})
 
     for _ in range(2):
-        assert common.train_or_load(tmp_path, config, train, parent=True) == {"epochs": 1}
+        assert runs.train_or_load(tmp_path, config, train, parent=True) == {"epochs": 1}
     assert len(trained) == 1, "the second time it is there"
-    common.train_or_load(tmp_path, config | {"settings": {"epochs": 2}}, train, parent=True)
+    runs.train_or_load(tmp_path, config | {"settings": {"epochs": 2}}, train, parent=True)
     assert len(trained) == 2, "another recipe"
     (tmp_path / "best.safetensors").unlink()
-    common.train_or_load(tmp_path, config | {"settings": {"epochs": 2}}, train, parent=True)
+    runs.train_or_load(tmp_path, config | {"settings": {"epochs": 2}}, train, parent=True)
     assert len(trained) == 3, "its weights were gone"
-    common.train_or_load(tmp_path, config | {"settings": {"epochs": 2}}, train)
+    runs.train_or_load(tmp_path, config | {"settings": {"epochs": 2}}, train)
     assert len(trained) == 4, "asked for itself, a quick run is trained again"
+
+
+def finish(folder, parent=None):
+    """A training that is over at once."""
+    runs.write_atomic(folder / "best.safetensors", b"")
+    runs.write_json(folder / "summary.json", {"from": parent and parent.name})
+
+
+def stop(folder):
+    """A training that max_hours stops."""
+
+
+def test_each_job_may_have_images_of_its_own_and_one_that_max_hours_stops_ends_the_list(toy, tmp_path):
+    given, frames = tiny_run.scope(out_dir=str(tmp_path)), common.list_frames(toy, "train")
+    jobs = {"one": finish, "two": stop, "three": finish}
+    images = {name: {"train": frames[:n]} for n, name in enumerate(jobs, start=3)}
+    done = common.train_runs(given, jobs, {}, toy, images)
+    assert list(done) == ["one"] and not done["one"].folder.with_name("three_seed3").exists()
+    recorded = [common.read_json(done["one"].folder.with_name(f"{name}_seed3") / "config.json") for name in ("one", "two")]
+    assert [config["images"] for config in recorded] == [{"train": 3}, {"train": 4}]
+    with pytest.raises(StreetsError, match="No run is finished yet: run the notebook again to go on"):
+        common.train_runs(given, jobs, {}, toy, images, wanted=["two"])
+
+
+def test_a_job_that_starts_from_another_gets_that_ones_folder_and_what_it_does_not_read_names_neither(toy, tmp_path):
+    given = tiny_run.scope(out_dir=str(tmp_path))
+    parameters = given["_parameters"]
+    given["_parameters"] = parameters._replace(values=parameters.values | {"fill": "black", "size": 8}, defaults={"fill": "noise", "size": 0})
+    jobs, unused = dict.fromkeys(("scratch", "control", "dice"), finish), {"scratch": ["fill"]}
+    done = common.train_runs(given, jobs, {"size": 8}, toy, {}, wanted=["dice"], unused=unused, parents={"dice": "scratch", "control": "scratch"})
+    assert [run.folder.name for run in done.values()] == ["scratch-size8_seed3", "dice-fillblack-size8_seed3"]
+    assert [run.summary["from"] for run in done.values()] == [None, "scratch-size8_seed3"]
+    assert common.run_names(given, unused | {"dice": ()}) == {"scratch": "scratch-size8", "dice": "dice-fillblack-size8"}

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import common
+from results import runs
 
 common.SAVE_SECONDS = 0.0  # after every epoch, so that there is something to resume in a training of seconds
 mode, seed = "course", 3  # course: a finished run is loaded, not trained again
@@ -49,20 +50,29 @@ def train(folder, frames, epochs=4, loss_fn=cross_entropy, augment=flip, schedul
                schedule=schedule, test_data=data[2], **options)
 
 
-def run(root, out, method="tiny", rerun="no", settings=None, **options):
-    """Train or load OUT/tiny/toy-course/<method>_seed3 and return its folder and summary."""
-    frames = [common.list_frames(Path(root), split) for split in ("train", "val", "test")]
-    folder = common.run_folder(str(out), "tiny", "toy", mode, method, seed)
-    scope = {"mode": mode, "seed": seed, "NOTEBOOK": "tiny"}
-    config = common.run_config(scope, method, settings or {}, Path(root), dict(zip(("train", "val", "test"), frames)))
-    config["parameters"] |= {"mode": mode, "seed": seed}
-    summary = common.train_or_load(folder, config, lambda folder: train(folder, frames, **options), rerun=rerun)
-    return folder, summary
+def scope(**values):
+    """globals() of a notebook `tiny` after check_parameters."""
+    values = {"mode": mode, "seed": seed} | values
+    return {"NOTEBOOK": "tiny", "_parameters": runs.Parameters(values, values, {}, ())}
+
+
+def run(root, out, method="tiny", rerun="no", settings=None, processes=1, **options):
+    """Train or load OUT/tiny/toy-course/<method>_seed3 and return its folder and summary, None if max_hours stopped it."""
+    splits = {split: common.list_frames(Path(root), split) for split in ("train", "val", "test")}
+    jobs = {method: partial(train, frames=list(splits.values()), **options)}
+    given = scope(out_dir=str(out), rerun=rerun, num_processes=processes)
+    try:
+        common.train_runs(given, jobs, settings or {}, Path(root), splits, last=False)
+    except common.StreetsError as error:
+        if not str(error).startswith("No run is finished yet"):
+            raise
+    folder = runs.run_folder(str(out), "tiny", "toy", mode, method, seed)
+    return folder, runs.read_json(folder / "summary.json")
 
 
 def kill_before(name: str, times: int) -> None:
     """Arrange for SIGKILL just before the file `name` is written for the given time: a state that is not complete."""
-    write, left = common.write_atomic, [times]
+    write, left = runs.write_atomic, [times]
 
     def write_or_die(path, data):
         left[0] -= Path(path).name == name
@@ -70,7 +80,7 @@ def kill_before(name: str, times: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, data)
 
-    common.write_atomic = write_or_die
+    common.write_atomic = runs.write_atomic = write_or_die
 
 
 def killed_and_unbroken(test, train, toy, base, times):
@@ -101,8 +111,7 @@ if __name__ == "__main__":
     given = dict(pair.split("=") for pair in sys.argv[3:])
     if "kill_before" in given:
         kill_before(given["kill_before"], int(given.get("times", 1)))
-    common.train_or_load = partial(common.train_or_load, num_processes=int(given.get("processes", 1)))
     print("ready", flush=True)
-    summary = run(sys.argv[1], sys.argv[2], given.get("method", "tiny"), batch_size=int(given.get("batch_size", 3)),
-                  max_hours=float(given.get("max_hours", 0)))[1]
+    summary = run(sys.argv[1], sys.argv[2], given.get("method", "tiny"), processes=int(given.get("processes", 1)),
+                  batch_size=int(given.get("batch_size", 3)), max_hours=float(given.get("max_hours", 0)))[1]
     print(summary["metrics"]["miou"] if summary else "stopped")
