@@ -19,7 +19,7 @@ import common
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 # what both platforms bring along, as far as the notebooks and the helpers import it
 SHIPPED = {"torch", "torchvision", "numpy", "scipy", "matplotlib", "pandas", "tqdm", "IPython", "filelock", "safetensors",
-           "huggingface_hub", "PIL", "psutil"}
+           "huggingface_hub", "timm", "PIL", "psutil"}
 
 
 def bootstrap(name, kaggle_input="/kaggle/input"):
