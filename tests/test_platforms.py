@@ -20,7 +20,7 @@ NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 # what both platforms bring along, as far as the notebooks and the helpers import it
 HELPERS = ("common.py", "data_prep.py", "results/runs.py")
 SHIPPED = {"torch", "torchvision", "numpy", "scipy", "matplotlib", "pandas", "tqdm", "IPython", "filelock", "safetensors",
-           "huggingface_hub", "PIL", "psutil"}
+           "huggingface_hub", "timm", "PIL", "psutil"}
 
 
 def bootstrap_cells(name):
