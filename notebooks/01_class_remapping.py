@@ -1111,8 +1111,8 @@ kept = pd.DataFrame({"pixels": total, "share": share, **weights}, index=cityscap
 kept["width"] = pd.Series({name: quartiles[name][1] for name in by_width})
 kept["group"] = kept["width"].map(size_group, na_action="ignore")
 if out_dir:
-    text = kept.to_csv(index_label="class")
-    common.write_atomic(Path(out_dir).expanduser() / f"classes_{split}.csv", text.encode())
+    path = Path(out_dir).expanduser() / f"classes_{split}.csv"
+    common.write_atomic(path, kept.to_csv(index_label="class").encode())
 kept.round(4)
 
 # %% [markdown]

@@ -118,15 +118,15 @@ importlib.invalidate_caches()
 
 # %%
 MODES = {
-    "quick": {"width": 16, "depth": 3, "size": 128, "images": 40, "epochs": 40, "batch_size": 4,
-              "lr": 2e-3, "stage_epochs": 10, "stage_lr": 5e-4, "dice_batch_size": 2,
-              "precision": "auto"},
-    "course": {"width": 64, "depth": 3, "size": 256, "images": 0, "epochs": 40, "batch_size": 8,
-               "lr": 1e-3, "stage_epochs": 12, "stage_lr": 1e-4, "dice_batch_size": 4,
-               "precision": "auto"},
-    "paper": {"width": 64, "depth": 3, "size": 256, "images": 0, "epochs": 100, "batch_size": 8,
-              "lr": 1e-4, "stage_epochs": 30, "stage_lr": 1e-5, "dice_batch_size": 4,
-              "precision": "auto"},
+    "quick": {"width": 16, "depth": 3, "size": 128, "images": 40, "epochs": 40,
+              "batch_size": 4, "lr": 2e-3, "stage_epochs": 10, "stage_lr": 5e-4,
+              "dice_batch_size": 2, "precision": "auto"},
+    "course": {"width": 64, "depth": 3, "size": 256, "images": 0, "epochs": 40,
+               "batch_size": 8, "lr": 1e-3, "stage_epochs": 12, "stage_lr": 1e-4,
+               "dice_batch_size": 4, "precision": "auto"},
+    "paper": {"width": 64, "depth": 3, "size": 256, "images": 0, "epochs": 100,
+              "batch_size": 8, "lr": 1e-4, "stage_epochs": 30, "stage_lr": 1e-5,
+              "dice_batch_size": 4, "precision": "auto"},
 }
 
 # %% [markdown]
@@ -150,12 +150,12 @@ STAGES = {
 import common
 
 NOTEBOOK = "02_unet_from_scratch"
-settings = common.check_parameters(
-    globals(), MODES, {"frequency": ("published", "measured"), "fill": ("noise", "black"),
-                       "select": ("corrected", "as_published")}, {"stage": STAGES})
+choices = {"frequency": ("published", "measured"), "fill": ("noise", "black"),
+           "select": ("corrected", "as_published")}
+settings = common.check_parameters(globals(), MODES, choices, {"stage": STAGES})
 if settings["size"] % 2 ** settings["depth"]:
-    sides = 2 ** settings["depth"]
-    raise common.StreetsError(f"size must be a multiple of {sides} with depth {settings['depth']}.")
+    raise common.StreetsError(f"size must be a multiple of {2 ** settings['depth']} "
+                              f"with depth {settings['depth']}.")
 print(common.device_line())
 
 # %% [markdown]
@@ -764,7 +764,8 @@ def make_datasets(splits, side, seed):
 
 
 # %%
-def train_stage(folder, recipe, settings, splits, frequency, fill, select, seed, parent=None, **options):
+def train_stage(folder, recipe, settings, splits, frequency, fill, select, seed,
+                parent=None, **options):
     """Train one stage from the best weights in the folder `parent` (None: from random ones) and leave it in `folder`."""
     torch.manual_seed(seed)
     model = UNet(width=settings["width"], depth=settings["depth"])
@@ -780,7 +781,8 @@ def train_stage(folder, recipe, settings, splits, frequency, fill, select, seed,
     common.fit(folder, model, partial(stage_loss, kind=recipe["loss"], weights=weights), train, val, test_data=test,
                optimizer=torch.optim.Adam(model.parameters(), lr=settings["stage_lr" if parent else "lr"]),
                epochs=settings["stage_epochs" if parent else "epochs"], batch_size=batch_size,
-               evaluate=partial(evaluate, batch_size=batch_size), select="best", precision=settings["precision"],
+               evaluate=partial(evaluate, batch_size=batch_size), select="best",
+               precision=settings["precision"],
                best_by="eval_loss" if not parent else "miou" if select == "corrected" else "batch_miou",
                final_scores=partial(score_own_test, data=own_test, batch_size=batch_size), **options)
 
@@ -792,7 +794,8 @@ def train_stage(folder, recipe, settings, splits, frequency, fill, select, seed,
 
 # %%
 UNUSED = {  # what neither a stage nor its parents read
-    "scratch": ["frequency", "fill", "select", "stage_epochs", "stage_lr", "dice_batch_size"],
+    "scratch": ["frequency", "fill", "select", "stage_epochs", "stage_lr",
+                "dice_batch_size"],
     "continued": ["frequency", "fill", "dice_batch_size"],
     "weighted": ["fill", "dice_batch_size"],
     "weighted_occlusion": ["dice_batch_size"],
@@ -800,13 +803,13 @@ UNUSED = {  # what neither a stage nor its parents read
 
 # %%
 splits = {"train": train_frames, "val": val_frames, "test": test_frames, "test_split": own_test}
-train = partial(train_stage, settings=settings, splits=list(splits.values()), frequency=frequency,
-                fill=fill, select=select, seed=seed, max_hours=max_hours)
+train = partial(train_stage, settings=settings, splits=list(splits.values()), seed=seed,
+                frequency=frequency, fill=fill, select=select, max_hours=max_hours)
 jobs = {name: partial(train, recipe=recipe) for name, recipe in STAGES.items()}
-parents = {name: recipe["parent"] for name, recipe in STAGES.items() if recipe["parent"]}
+parents = {name: STAGES[name]["parent"] for name in STAGES if STAGES[name]["parent"]}
 wanted = common.several("stage", stage, STAGES)
-runs = common.train_runs(globals(), jobs, settings, root, splits, wanted=wanted, unused=UNUSED,
-                         parents=parents)
+runs = common.train_runs(globals(), jobs, settings, root, splits, wanted=wanted,
+                         unused=UNUSED, parents=parents)
 
 # %% [markdown]
 # ## What came out
@@ -934,7 +937,8 @@ pd.concat({"ours": measured, "published": claimed[[s for s in STAGES if s in cla
 finished, same = common.find_runs(out_dir), ["notebook", "dataset", "mode", "method"]
 for name, summary in summaries.items():
     alike = finished[(finished[same] == [summary[key] for key in same]).all(axis=1)]
-    mean, half = common.student_interval([100 * (t["iou"]["person"] or 0) for t in alike["test"]])
+    person = [100 * (test["iou"]["person"] or 0) for test in alike["test"]]
+    mean, half = common.student_interval(person)
     interval = "" if np.isnan(half) else f" ± {half:.1f}"
     print(f"{name:20s} person IoU on test {mean:5.1f}{interval}, seeds: {len(alike)}")
 

@@ -119,12 +119,12 @@ importlib.invalidate_caches()
 
 # %%
 MODES = {
-    "quick": {"encoder": "resnet18", "height": 64, "images": 40, "epochs": 24, "batch_size": 4,
-              "lr": 1e-3, "eval_every": 3, "precision": "auto"},
-    "course": {"encoder": "resnet50", "height": 512, "images": 900, "epochs": 20, "batch_size": 4,
-               "lr": 1e-4, "eval_every": 2, "precision": "auto"},
-    "paper": {"encoder": "resnet50", "height": 512, "images": 0, "epochs": 65, "batch_size": 2,
-              "lr": 1e-4, "eval_every": 5, "precision": "fp32"},
+    "quick": {"encoder": "resnet18", "height": 64, "images": 40, "epochs": 24,
+              "batch_size": 4, "lr": 1e-3, "eval_every": 3, "precision": "auto"},
+    "course": {"encoder": "resnet50", "height": 512, "images": 900, "epochs": 20,
+               "batch_size": 4, "lr": 1e-4, "eval_every": 2, "precision": "auto"},
+    "paper": {"encoder": "resnet50", "height": 512, "images": 0, "epochs": 65,
+              "batch_size": 2, "lr": 1e-4, "eval_every": 5, "precision": "fp32"},
 }
 
 # %% [markdown]
@@ -134,10 +134,10 @@ MODES = {
 import common
 
 NOTEBOOK = "03_unet_resnet50_cv"
-settings = common.check_parameters(
-    globals(), MODES, {"folds": ("image", "city"), "augment": ("intended", "as_published"),
-                       "network": ("published", "no_bottleneck", "smp"),
-                       "weights": ("auto", "imagenet", "none")}, {"fold": ("1", "2", "3")})
+choices = {"folds": ("image", "city"), "augment": ("intended", "as_published"),
+           "network": ("published", "no_bottleneck", "smp"),
+           "weights": ("auto", "imagenet", "none")}
+settings = common.check_parameters(globals(), MODES, choices, {"fold": ("1", "2", "3")})
 print(common.device_line())
 
 # %% [markdown]
@@ -693,11 +693,12 @@ for number in (1, 2, 3):
     splits = {"train": learnt, "val": held_out, "official_val": val_frames}
     images[f"fold{number}"] = splits
     jobs[f"fold{number}"] = partial(
-        train_fold, splits=splits, settings=settings, size=size, native=native, version=augment,
-        network=network, weights=weights, seed=seed, max_hours=max_hours)
+        train_fold, splits=splits, settings=settings, size=size, native=native,
+        version=augment, network=network, weights=weights, seed=seed, max_hours=max_hours)
 wanted = [f"fold{number}" for number in common.several("fold", fold, ("1", "2", "3"))]
 unused = {name: ["fold_seed"] * (folds == "city") for name in jobs}
-runs = common.train_runs(globals(), jobs, settings, root, images, wanted=wanted, unused=unused)
+runs = common.train_runs(globals(), jobs, settings, root, images, wanted=wanted,
+                         unused=unused)
 
 # %% [markdown]
 # ## What came out
@@ -725,7 +726,7 @@ def show_fold_histories(histories):
 
 
 # %%
-finished = {int(name[-1]): run for name, run in runs.items()}  # by the number of the fold
+finished = {int(name[-1]): run for name, run in runs.items()}  # by number of the fold
 summaries = {number: run.summary for number, run in finished.items()}
 histories = {number: run.history for number, run in finished.items()}
 common.show(show_fold_histories(histories))
@@ -894,7 +895,8 @@ for number, run in finished.items():
     pictures.append((picture, truth, common.predict(model, picture, size)))
 
 # %%
-fig = common.show_predictions(*zip(*pictures), scheme, [f"(fold {number})" for number in finished])
+titles = [f"(fold {number})" for number in finished]
+fig = common.show_predictions(*zip(*pictures), scheme, titles)
 common.show(fig)
 
 # %% [markdown]

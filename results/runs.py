@@ -41,6 +41,7 @@ import pandas as pd
 import safetensors.torch
 import torch
 from accelerate import Accelerator, PartialState, notebook_launcher
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from huggingface_hub.utils import LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -450,8 +451,8 @@ def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Pat
         if summary is None:
             break
         finished[name] = Run(folder, summary)
-    if last and int(os.environ.get("RANK", 0)):
-        sys.exit()  # under `accelerate launch` one process goes on to the tables and figures
+    if last and "RANK" in os.environ:
+        go_on_alone()
     if not finished:
         raise StreetsError("No run is finished yet: run the notebook again to go on.")
     return finished
@@ -484,7 +485,7 @@ def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "
         if first:
             prepare_folder(folder, json.loads(json.dumps(config)), rerun, parent)
         if launched:
-            PartialState().wait_for_everyone()
+            PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()  # the default leaves CPUs alone
             atexit.register(leave_group)
             if not (folder / "config.json").exists():
                 raise StreetsError(f"{folder} is not the same on all machines: choose an out_dir that they share.")
@@ -503,6 +504,17 @@ def leave_group() -> None:
     """Leave the group of processes in order: its threads, still there when Python has gone, now and then abort the process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def go_on_alone() -> None:
+    """End this process unless it is the first of those launched, which goes on as the only one to tables and figures."""
+    first = int(os.environ["RANK"]) == 0
+    leave_group()
+    if not first:
+        sys.exit()
+    AcceleratorState._reset_state(reset_partial_state=True)  # else an evaluation would wait for the others
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
 
 
 @contextmanager

@@ -404,7 +404,7 @@ def test_a_parent_is_reused_and_another_recipe_of_a_child_leaves_it_alone(toy, t
     before = parent.read_text()
     again, printed = run_notebook(tmp_path, data_dir=str(toy), stage="dice_occlusion", fill="black")
     assert parent.read_text() == before and "comes first" not in printed
-    assert set(again) == set(first) | {f"dice_occlusion{TAG}-fillblack_seed42"}
+    assert set(again) == set(first) | {f"dice_occlusion-fillblack{TAG}_seed42"}
 
 
 def test_official_cityscapes_is_never_scored_on_its_dummy_test_labels(toy, tmp_path):

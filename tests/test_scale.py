@@ -214,25 +214,34 @@ def test_a_launched_script_is_refused_by_one_sentence_where_another_process_writ
 def test_a_machine_that_does_not_see_the_results_folder_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(runs, "PartialState", lambda: SimpleNamespace(wait_for_everyone=lambda: None))
+    monkeypatch.setattr(runs, "PartialState", lambda cpu: SimpleNamespace(wait_for_everyone=lambda: None))
     with pytest.raises(StreetsError, match="not the same on all machines: choose an out_dir that they share"):
         runs.train_or_load(tmp_path / "run", {}, lambda folder: pytest.fail("trained"))
 
 
-def test_a_notebook_becomes_a_script_that_two_processes_run_to_its_end(toy, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "parameters"), [
+    ("02_unet_from_scratch", {"stage": "dice_occlusion", "epochs": 2, "stage_epochs": 2, "size": 32, "width": 4, "dice_batch_size": 2}),
+    ("03_unet_resnet50_cv", {"fold": 2, "epochs": 2, "height": 32, "weights": "none", "batch_size": 2, "eval_every": 2}),
+    ("06_kervadec_ablation", {"epochs": 2, "height": 32, "weights": "none", "batch_size": 2})])
+def test_a_notebook_becomes_a_script_that_two_processes_run_to_its_end(toy, tmp_path, monkeypatch, name, parameters):
     monkeypatch.setenv("STREETS_HOME", str(ROOT))
-    parameters = {"epochs": 2, "images": 8, "height": 32, "weights": "none", "batch_size": 2, "data_dir": toy,
-                  "out_dir": tmp_path / "results"}
-    given = [word for name, value in parameters.items() for word in ("-p", name, value)]
-    notebook = ROOT / "notebooks" / "06_kervadec_ablation.ipynb"
+    parameters = parameters | {"images": 8, "data_dir": toy, "out_dir": tmp_path / "results"}
+    given = [word for key, value in parameters.items() for word in ("-p", key, value)]
+    notebook = ROOT / "notebooks" / f"{name}.ipynb"
     run_in_two(["-m", "papermill", "--prepare-only", notebook, "run.ipynb", *given], cwd=tmp_path)
     run_in_two(["-m", "jupytext", "--to", "py:percent", "run.ipynb"], cwd=tmp_path)
     done = torchrun("run.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    [path] = (tmp_path / "results").rglob("summary.json")
-    summary = json.loads(path.read_text())
-    assert summary["num_processes"] == 2 and summary["epochs"] == 2 and 0 < summary["test"]["miou"] < 1
-    history = pd.read_csv(path.with_name("history.csv"), dtype=str)
-    assert list(map(float, history["miou"])) == [summary["metrics"]["miou"]]
-    assert not list(tmp_path.rglob("*.tmp")) and not (path.parent / "checkpoint").exists()
-    runs.lock_folder(path.parent).lock.release()
+    assert done.stdout.count(f"Exercise {int(name[:2])}.1: right") == 1, "one of them went on to the end"
+    paths = list((tmp_path / "results").rglob("summary.json"))
+    assert len(paths) == (2 if name.startswith("02") else 1)
+    for path in paths:
+        summary = json.loads(path.read_text())
+        scores = summary["final"]["official_val"]["full"]["last"] if name.startswith("03") else summary["test"]["miou"]
+        assert summary["num_processes"] == 2 and summary["epochs"] == 2 and 0 < scores < 1
+        history = pd.read_csv(path.with_name("history.csv"), dtype=str)
+        found = list(map(float, history["miou"]))
+        assert summary["metrics"]["miou"] in found and len(found) == (2 if name.startswith("02") else 1)
+        assert not (path.parent / "checkpoint").exists()
+        runs.lock_folder(path.parent).lock.release()
+    assert not list(tmp_path.rglob("*.tmp"))
