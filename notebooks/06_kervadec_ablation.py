@@ -118,8 +118,8 @@ importlib.invalidate_caches()
 
 # %%
 MODES = {
-    "quick": {"network": "lite0", "height": 128, "images": 40, "epochs": 20, "batch_size": 4, "accumulation": 1,
-              "lr": 1e-3, "scratch_lr": 2e-3, "weight_decay": 0.01, "schedule": "one_cycle", "evaluate_at": "5",
+    "quick": {"network": "lite0", "height": 128, "images": 40, "epochs": 30, "batch_size": 4, "accumulation": 1,
+              "lr": 2e-3, "scratch_lr": 2e-3, "weight_decay": 0.01, "schedule": "one_cycle", "evaluate_at": "10",
               "flip": 0.5, "jitter": 0.25, "hue": 0.03, "blur": 1.0, "precision": "auto", "compile_loss": "no"},
     "laptop": {"network": "lite0", "height": 256, "images": 0, "epochs": 12, "batch_size": 4, "accumulation": 1,
                "lr": 1e-3, "scratch_lr": 2e-3, "weight_decay": 0.01, "schedule": "one_cycle", "evaluate_at": "3",
@@ -241,8 +241,8 @@ common.show(fig)
 #
 # ## The network
 #
-# An encoder (ConvNeXt-V2) turns the image into feature maps of stride 4, 8, 16 and 32 (a map of stride 8 has one value for
-# 8x8 pixels). UPerNet pools the coarsest map to 1x1, 2x2, 3x3 and 6x6 values, walks back up to stride 4 and classifies there. In
+# An encoder (ConvNeXt-V2 in the source, EfficientNet-Lite0 in `quick` and `laptop`) turns the image into feature maps of stride
+# 4, 8, 16 and 32 (a map of stride 8 has one value for 8x8 pixels). UPerNet pools the coarsest map to 1x1, 2x2, 3x3 and 6x6 values, walks back up to stride 4 and classifies there. In
 # training a second, small head (an *FCN*) reads the stride-16 map and pays the same loss with a weight of 0.4: it gives the
 # encoder a shorter way to its gradient. (The paper names the weights `..._in1k_384`; code by its author for another study takes
 # those without `_384`. Both were pretrained by *FCMAE* on ImageNet-1k, then fine-tuned on ImageNet-22k.)
@@ -308,8 +308,8 @@ print({name: f"{count:,}" for name, count in parts.items()}, f"all: {sum(parts.v
 del net
 
 # %% [markdown]
-# Three quarters of the parameters are the encoder's. Stride 2 is empty: ConvNeXt begins with a 4x4 patch. So the finest map
-# that the decoder sees has one value for 4x4 pixels, and a pole 4 pixels wide is one value wide.
+# Three quarters of the parameters are the encoder's. UPerNet leaves the map of stride 2 aside (ConvNeXt, which begins with a 4x4
+# patch, has none). So the finest map that it reads has one value for 4x4 pixels, and a pole 4 pixels wide is one value wide.
 #
 # ## The three losses
 #

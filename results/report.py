@@ -129,7 +129,7 @@ def read_run(folder: Path) -> Run:
 
 def recorded_facts(run: dict, config: dict, recipe: str) -> dict:
     """{name: value} of everything in a run's two files that changes its numbers, without the seed."""
-    aside = ("parameters", "settings", "images", "drives", "recorded", "changes", "method")
+    aside = ("parameters", "settings", "images", "drives", "arguments", "recorded", "changes", "method")
     found = {name: value for name, value in config.items() if name not in aside and (name, value) != ("recipe", recipe)}
     found, settings = found | (config.get("changes") or {}), config.get("settings", {})
     found |= config.get("parameters", {}) | settings | {f"settings.{name}": value for name, value in settings.items()}

@@ -315,6 +315,18 @@ def functions_of(job: Callable) -> list[str]:
     return [getattr(job, "__name__", type(job).__name__)]
 
 
+def plain_arguments(job: Callable) -> dict:
+    """The arguments of a job that are plain values, such as the terms of its loss: what a student edits there counts, too."""
+    aside = {"settings", "processes", "max_hours", "keep_at", "compile_loss"}
+    found = {}
+    for name, value in job.keywords.items() if isinstance(job, partial) else ():
+        try:
+            found |= {} if name in aside else {name: json.loads(json.dumps(value, allow_nan=False))}
+        except (TypeError, ValueError):  # frames, tensors, functions
+            continue
+    return found
+
+
 def git(*arguments: str) -> str | None:
     """Output of a git command in this repository, None where there is no git, no repository or no such thing."""
     if not shutil.which("git"):
@@ -437,6 +449,7 @@ def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Pat
             "changes": given.changes([*unused.get(name, ()), *named]),
             "parameters": given.used(unused.get(name, ())),
             "settings": {key: value for key, value in settings.items() if key not in (*unused.get(name, ()), *given.ASIDE)},
+            "arguments": plain_arguments(jobs[name]),
             "dataset": dataset,
             "images": {split: len(frames) for split, frames in images.get(name, images).items()},
             "drives": {split: len({frame.city for frame in frames}) for split, frames in images.get(name, images).items()},

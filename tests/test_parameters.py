@@ -207,7 +207,7 @@ def test_a_list_that_papermill_reads_from_yaml_is_one(tmp_path):
 
 
 def test_a_name_says_what_departs_from_the_mode_in_the_order_of_the_notebook():
-    assert name_of(scope()) == name_of(scope("epochs = 20\nlr = 0.1")) == name_of(scope('variant = "A"\nseed = 1\nphoto = ""')) == "D"
+    assert name_of(scope()) == name_of(scope("epochs = 20\nimages = 40")) == name_of(scope('variant = "A"\nseed = 1\nphoto = ""')) == "D"
     assert name_of(scope("epochs = 5\nlambdas = 2")) == name_of(scope("lambdas = 2\nepochs = 5")) == "D-lambdas2-epochs5"
     assert name_of(scope("flip = 0\nimages = 8")) == name_of(scope("images = 8\nflip = 0")) == "D-flip0.0-images8"
     assert name_of(scope("flip = 0\nimages = 8"), unused=["flip"]) == "D-images8"
@@ -229,9 +229,10 @@ def test_what_a_file_system_does_not_take_is_replaced_and_still_tells_names_apar
 
 
 def test_a_value_equal_to_the_modes_is_the_same_run_as_none():
-    plain, given = (check(scope(text))["_parameters"] for text in ("", "epochs = 20\nimages = 40\nlr = 0.1"))
+    plain, given = (check(scope(text))["_parameters"] for text in ("", "epochs = 20\nimages = 40"))
     assert plain.used() == given.used() and plain.changes() == given.changes() == {}
     assert "epochs" not in plain.used() and plain.used(["lambdas"])["lambdas"] == "not used", "the settings hold what a mode decides"
+    assert name_of(scope("lr = 0.1")) == "D-lr0.1", "it is the mode's lr, but not its scratch_lr, which it replaces, too"
 
 
 def test_the_command_repeats_what_was_set():

@@ -68,6 +68,19 @@ def test_what_a_run_does_not_read_neither_names_it_nor_makes_it_another(toy, tmp
     assert common.run_names(notebook_scope(tmp_path, 'fill = "black"\nwidth = 9'), unused)["scratch"] == "scratch-width9"
 
 
+def test_an_edited_recipe_is_not_taken_for_the_run_of_the_old_one(toy, tmp_path):
+    def train_with(folder, terms, frames):
+        tiny_run.train(folder, frames, epochs=1)
+
+    frames = [common.list_frames(toy, split) for split in ("train", "val", "test")]
+    jobs = {"dice": partial(train_with, terms={"ce": 1.0, "dice": 0.5}, frames=frames)}
+    folder = train_all(notebook_scope(tmp_path), toy, jobs)["dice"].folder
+    assert json.loads((folder / "config.json").read_text())["arguments"] == {"terms": {"ce": 1.0, "dice": 0.5}}
+    edited = {"dice": partial(train_with, terms={"ce": 1.0, "dice": 0.7}, frames=frames)}
+    with pytest.raises(common.StreetsError, match="holds a run that differs in arguments_terms_dice: choose another out_dir"):
+        train_all(notebook_scope(tmp_path), toy, edited)
+
+
 def test_the_summary_says_what_a_claim_is_judged_by(toy, tmp_path, jobs):
     jobs, _ = split_off(jobs)
     summary = train_all(notebook_scope(tmp_path), toy, {"dice": jobs["dice"]})["dice"].summary
