@@ -386,10 +386,10 @@ def test_all_stages_run_under_papermill_and_leave_complete_results(nb, toy, tmp_
         assert summary["best_by"] == ("eval_loss" if name.startswith("scratch") else "miou") and summary["selected"] == "best"
         config = json.loads((tmp_path / "results" / NAME / "toy-quick" / name / "config.json").read_text())
         assert bool(config["parent"]) == (not name.startswith("scratch"))
-    from results.report import report
-
-    page, _ = report(str(tmp_path / "results"), quick=True)
-    assert all(f"{stage}{TAG}" in page for stage in nb.STAGES if stage != "scratch") and "78.10" in page
+        assert config["changes"] == {key: value for key, value in TINY.items() if key != "stage_epochs" or config["parent"]}
+    found = common.find_runs(tmp_path / "results")
+    recipes = {common.read_json(folder / "config.json")["recipe"] for folder in found["folder"]}
+    assert recipes == set(nb.STAGES) >= set(common.headline(common.read_published(NAME), "miou")["method"]), "reports find the published"
 
 
 @pytest.mark.parametrize(("stage", "parents"), [("continued", []), ("weighted_occlusion", ["weighted"]), ("dice_occlusion", [])])
@@ -456,7 +456,7 @@ def train_tiny(root, out, stage, **changes):
 
 def test_parents_come_first_and_only_these(toy, tmp_path):
     train_tiny(toy, tmp_path, "weighted_occlusion", stage_epochs=1)
-    configs = sorted(tmp_path.rglob("config.json"), key=lambda path: runs.read_json(path)["recorded"]["started"])
+    configs = sorted(tmp_path.rglob("config.json"), key=lambda path: path.stat().st_mtime_ns)
     assert [path.parent.name for path in configs] == ["scratch_seed1", "weighted_seed1", "weighted_occlusion_seed1"]
     assert [runs.read_json(path)["parent"] for path in configs] == ["", "scratch_seed1", "weighted_seed1"]
 
