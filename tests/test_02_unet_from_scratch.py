@@ -386,6 +386,10 @@ def test_all_stages_run_under_papermill_and_leave_complete_results(nb, toy, tmp_
         assert summary["best_by"] == ("eval_loss" if name.startswith("scratch") else "miou") and summary["selected"] == "best"
         config = json.loads((tmp_path / "results" / NAME / "toy-quick" / name / "config.json").read_text())
         assert bool(config["parent"]) == (not name.startswith("scratch"))
+        assert config["changes"] == {key: value for key, value in TINY.items() if key != "stage_epochs" or config["parent"]}
+    found = common.find_runs(tmp_path / "results")
+    recipes = {common.read_json(folder / "config.json")["recipe"] for folder in found["folder"]}
+    assert recipes == set(nb.STAGES) >= set(common.headline(common.read_published(NAME), "miou")["method"]), "reports find the published"
     text, _ = report.report(str(tmp_path / "results"), quick=True)
     assert "| dice_occlusion-width4" in text and "| 78.10 |" in text and "width 4, source 64" in text and "quick mode" in text
 
@@ -454,7 +458,7 @@ def train_tiny(root, out, stage, **changes):
 
 def test_parents_come_first_and_only_these(toy, tmp_path):
     train_tiny(toy, tmp_path, "weighted_occlusion", stage_epochs=1)
-    configs = sorted(tmp_path.rglob("config.json"), key=lambda path: runs.read_json(path)["recorded"]["started"])
+    configs = sorted(tmp_path.rglob("config.json"), key=lambda path: path.stat().st_mtime_ns)
     assert [path.parent.name for path in configs] == ["scratch_seed1", "weighted_seed1", "weighted_occlusion_seed1"]
     assert [runs.read_json(path)["parent"] for path in configs] == ["", "scratch_seed1", "weighted_seed1"]
 
