@@ -387,7 +387,7 @@ def test_pretrained_weights_come_from_torchs_cache_without_a_network(nb, tmp_pat
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(source.state_dict(), tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(common, "hub_reachable", lambda: False)
+    monkeypatch.setattr("results.runs.hub_reachable", lambda: False)
     net, used = nb.build_network(nb.MODES["quick"], "published", "imagenet")
     assert used == "imagenet" and torch.equal(net.encoder.stem[0].weight, source.conv1.weight)
     assert torch.equal(net.encoder.stages[3][1].conv2.weight, source.layer4[1].conv2.weight)
@@ -399,7 +399,7 @@ def test_without_weights_auto_starts_from_scratch_and_says_so_and_imagenet_stops
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(socket, "create_connection", no_network)
-    monkeypatch.setattr(common, "hub_reachable", lambda: False)
+    monkeypatch.setattr("results.runs.hub_reachable", lambda: False)
     common.say_once.cache_clear()
     assert nb.build_network(nb.MODES["quick"], "published", "auto")[1] == "none"
     assert "random initialisation" in capsys.readouterr().out

@@ -475,7 +475,7 @@ def hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(common, "hub_reachable", lambda: False)
+    monkeypatch.setattr("results.runs.hub_reachable", lambda: False)
     common.say_once.cache_clear()
     return tmp_path
 

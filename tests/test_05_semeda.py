@@ -722,7 +722,7 @@ def caches(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr(common, "hub_reachable", lambda: False)
+    monkeypatch.setattr("results.runs.hub_reachable", lambda: False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     common.say_once.cache_clear()

@@ -406,11 +406,12 @@ def test_the_paper_network_has_the_published_size(nb):
     assert count["encoder"] + count["decoder"] + count["head"] == 120_943_379
 
 
-def nb_settings(mode):
+def nb_settings(mode, network=""):
     import conftest
 
     nb = conftest.notebook_definitions(NAME)
-    return nb.MODES[mode] | nb.NETWORKS[nb.MODES[mode]["network"]]
+    network = network or nb.MODES[mode]["network"]
+    return nb.MODES[mode] | nb.NETWORKS[network] | {"network": network}
 
 
 def test_paper_mode_is_the_published_recipe():
@@ -661,17 +662,40 @@ def test_pretrained_weights_come_from_the_hubs_cache_without_a_network(nb, tmp_p
     (revision.parent.parent / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(common, "hub_reachable", lambda: False)
-    net, used = nb.build_network(nb_settings("quick"), "auto")
+    monkeypatch.setattr(runs, "hub_reachable", lambda: False)
+    net, used = nb.build_network(nb_settings("quick", "atto"), "auto")
     assert used == "fcmae_ft_in1k"
     stem = source.stem[0].weight
     assert any(torch.equal(p, stem) for p in net.encoder.parameters() if p.shape == stem.shape)
 
 
 def test_without_weights_auto_starts_from_scratch_and_says_so_and_imagenet_stops(nb, capsys, monkeypatch):
-    monkeypatch.setattr(common, "hub_reachable", lambda: False)
+    monkeypatch.setattr(runs, "hub_reachable", lambda: False)
     common.say_once.cache_clear()
-    _, used = nb.build_network(nb_settings("quick"), "auto")
+    _, used = nb.build_network(nb_settings("quick", "atto"), "auto")
     assert used == "none" and "random initialisation" in capsys.readouterr().out
     with pytest.raises(common.StreetsError, match="cannot be fetched"):
-        nb.build_network(nb_settings("quick"), "imagenet")
+        nb.build_network(nb_settings("quick", "atto"), "imagenet")
+
+
+@pytest.mark.parametrize("mode", ["quick", "laptop"])
+def test_quick_and_laptop_start_from_weights_that_need_no_hub(nb, mode, monkeypatch):
+    monkeypatch.setattr(runs, "hub_reachable", lambda: pytest.fail("nobody is asked"))
+    settings = nb_settings(mode)
+    net, used = nb.build_network(settings, "auto")
+    assert used == "lite0" and settings["mean"] == settings["std"] == common.LITE0_MEAN
+    state, wanted = net.encoder.state_dict(), runs.lite0_weights()
+    assert state.keys() == wanted.keys() and all(torch.equal(state[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "one_cycle"])
+def test_a_schedule_ends_at_zero_with_the_last_step_of_the_last_epoch(nb, schedule):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    scheduler, when = nb.make_scheduler(optimizer, {"schedule": schedule, "epochs": 4}, steps_per_epoch=5)
+    rates = []
+    for _ in range(4 * (5 if when == "step" else 1)):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert max(rates) == pytest.approx(0.5) and optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-5)
+    assert rates[rates.index(max(rates)):] == sorted(rates[rates.index(max(rates)):], reverse=True)
