@@ -449,13 +449,12 @@ def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Pat
             "changes": given.changes([*unused.get(name, ()), *named]),
             "parameters": given.used(unused.get(name, ())),
             "settings": {key: value for key, value in settings.items() if key not in (*unused.get(name, ()), *given.ASIDE)},
-            "arguments": plain_arguments(jobs[name]),
+            "arguments": {key: value for key, value in plain_arguments(jobs[name]).items() if key not in values},
             "dataset": dataset,
             "images": {split: len(frames) for split, frames in images.get(name, images).items()},
             "drives": {split: len({frame.city for frame in frames}) for split, frames in images.get(name, images).items()},
             "parent": folders[parent].name if parent else "",
-            "recorded": record(scope["NOTEBOOK"], jobs[name], notebook_cells(scope),
-                                    given.command(scope["NOTEBOOK"]), root),
+            "recorded": record(scope["NOTEBOOK"], jobs[name], notebook_cells(scope), given.command(scope["NOTEBOOK"]), root),
         }
         job = partial(jobs[name], parent=folders[parent]) if parent else jobs[name]
         needed_only = not last or name not in wanted
