@@ -119,8 +119,8 @@ importlib.invalidate_caches()
 
 # %%
 MODES = {
-    "quick": {"network": "lite0", "height": 128, "images": 40, "epochs": 30, "batch_size": 4, "accumulation": 1,
-              "lr": 2e-3, "scratch_lr": 2e-3, "weight_decay": 0.01, "schedule": "one_cycle", "evaluate_at": "10",
+    "quick": {"network": "lite0", "height": 128, "images": 40, "epochs": 24, "batch_size": 4, "accumulation": 1,
+              "lr": 2e-3, "scratch_lr": 2e-3, "weight_decay": 0.01, "schedule": "one_cycle", "evaluate_at": "8",
               "class_weights": "inverse_sqrt", "flip": 0.5, "jitter": 0.25, "hue": 0.03, "blur": 0.5, "precision": "auto",
               "compile_loss": "no"},
     "laptop": {"network": "lite0", "height": 256, "images": 0, "epochs": 12, "batch_size": 4, "accumulation": 1,
