@@ -35,7 +35,8 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2.5 min in all, 1.7 min more per further variant (2 cores of an AMD EPYC, November 2026) | with seed 42 mIoU .29 on val (majority class .02), big classes learnt, thin ones not: it works, and is no evidence |
+# | `quick` | toy streets, made on the spot | any CPU | QTIME in all, QMORE more per further variant, 1.5 GB of memory (2 cores of an AMD EPYC, November 2026) | QSEE |
+# | `laptop` | CamVid: 367 real streets | any CPU | 10 min in all, 2.1 GB (the same machine) | LSEE |
 # | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU | not yet measured | curves of four variants that one can compare |
 # | `paper` | Cityscapes, 1024x2048 | one large GPU | not yet measured (the source: 28 h a run) | numbers to set beside the published ones |
 
