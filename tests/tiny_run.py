@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -59,10 +58,10 @@ def scope(**values):
 def run(root, out, method="tiny", rerun="no", settings=None, processes=1, **options):
     """Train or load OUT/tiny/toy-course/<method>_seed3 and return its folder and summary, None if max_hours stopped it."""
     splits = {split: common.list_frames(Path(root), split) for split in ("train", "val", "test")}
-    jobs = {method: partial(train, frames=list(splits.values()), **options)}
+    jobs = {method: lambda folder: train(folder, list(splits.values()), **options)}  # no partial: its arguments may change
     given = scope(out_dir=str(out), rerun=rerun, num_processes=processes)
     try:
-        common.train_runs(given, jobs, settings or {}, Path(root), splits, last=False)
+        common.train_runs(given, jobs, settings or {}, Path(root), splits, last="RANK" not in os.environ)
     except common.StreetsError as error:
         if not str(error).startswith("No run is finished yet"):
             raise
