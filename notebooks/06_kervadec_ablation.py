@@ -1057,7 +1057,7 @@ for frame in (True, False):
 pd.Series(switched).unstack().round(3)
 
 # %% [markdown]
-# The two give matches for nothing worth about .05 here, most of it along void. Numbers beside the source's count both, as the
+# The two give matches for nothing worth about .03 here, most of it along void. Numbers beside the source's count both, as the
 # source does. To compare our own runs, below, we take the strict ones. (Two
 # small differences remain: the source adds 1e-6 to denominators, and an image without any seam scores 0 there and is
 # skipped here.)
