@@ -624,8 +624,10 @@ def test_the_notebook_alone_in_an_empty_folder_fetches_its_helpers_and_labels_a_
                              recipe="author_config", epochs=3, evaluate_at="1,", keep_at="1,", flip=1, blur=0)
     (name,) = summaries
     assert (alone / "street-segmentation" / "common.py").exists()
-    assert name.startswith("B-recipeauthor_config-height32-epochs3-weightsnone-images8-") and "-flip1.0-blur0.0" in name
+    assert name.startswith("B-recipeauthor_config-height32-epochs3-weightsnone-images8-evaluate_at") and len(name) < 100
     folder = tmp_path / "results" / NAME / "toy-quick" / name
+    changes = json.loads((folder / "config.json").read_text())["changes"]
+    assert {key: changes[key] for key in ("flip", "blur", "evaluate_at")} == {"flip": 1.0, "blur": 0.0, "evaluate_at": "1,"}
     assert pd.read_csv(folder / "history.csv")["epoch"].tolist() == [1, 3]  # the last one, too
     assert {path.stem for path in folder.glob("*.safetensors")} == {"best", "last", "epoch_0001"}
     first, last = (common.load_weights(folder / f"{stem}.safetensors", nb.UPerNetWithAux("tu-tf_efficientnet_lite0", 64))
