@@ -18,12 +18,14 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
 warnings.filterwarnings("ignore", "IProgress not found")  # said on import by others; our bars are plain text
+# torch's threads shall not spin while they wait: beside another program that makes a training many times slower
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import cv2
 import IPython.display
@@ -685,6 +687,43 @@ def steps_per_epoch(data: StreetScenes, batch_size: int, accumulation: int = 1, 
     return -(-batches // accumulation)
 
 
+def is_watched() -> bool:
+    """Whether output is seen while it appears: in a terminal, or in a notebook that somebody has open.
+
+    Papermill and nbconvert run a notebook unseen, and tell its kernel that it cannot ask for input.
+    """
+    kernel = getattr(IPython.get_ipython(), "kernel", None)
+    if kernel is None:
+        return sys.stdout.isatty()
+    return kernel.get_parent().get("content", {}).get("allow_stdin", True)
+
+
+class LogLines:
+    """What tqdm writes to where nobody watches: a line for each update, in the notebook and in papermill's terminal."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> None:
+        if not (line := text.strip()):
+            return
+        print(line, flush=True)
+        if IPython.get_ipython() is not None:
+            with suppress(OSError, io.UnsupportedOperation):  # a kernel's stderr knows the one that it was started with
+                os.write(sys.stderr.fileno(), f"\r{line:<100}\n".encode())
+
+    def flush(self) -> None:
+        """Lines are flushed as they are written."""
+
+
+def progress_bar(total: int, done: int, name: str, disable: bool) -> tqdm:
+    """A bar over `total` images that moves every other second, or some fifteen lines for a run where nobody watches."""
+    options = {"file": sys.stdout, "mininterval": 2}
+    if not is_watched():
+        options = {"file": LogLines(), "miniters": max(1, total // 15), "mininterval": 0, "maxinterval": math.inf,
+                   "leave": False, "ncols": 100}
+    return tqdm(total=total, initial=done, desc=name, unit="img", disable=disable, **options)
+
+
 def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, clip_norm, bar) -> float:
     """One pass over `loader`; returns the mean loss. StreetsError as soon as the loss is seen not to be finite."""
     model.train()
@@ -745,8 +784,7 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     if progress["epoch"]:
         accelerator.print(f"{folder.name}: resuming after epoch {progress['epoch']} of {epochs}")
     images, saved, shape = images * len(loader), -math.inf, train_data[0]["image"].shape
-    bar = tqdm(total=epochs * images, initial=progress["epoch"] * images, desc=folder.name, unit="img", mininterval=2,
-               disable=not accelerator.is_main_process, file=sys.stdout)
+    bar = progress_bar(epochs * images, progress["epoch"] * images, folder.name, not accelerator.is_main_process)
     with bar, plain_errors(f"batch_size {batch_size} at {shape[1]}x{shape[2]}"):
         for epoch in range(progress["epoch"] + 1, epochs + 1):
             started, lr, sampler.epoch = time.monotonic(), optimizer.param_groups[0]["lr"], epoch
@@ -761,7 +799,7 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
                 save_weights(folder / f"epoch_{epoch:04d}.safetensors", accelerator.unwrap_model(model))
             if epoch == epochs or epoch in evaluated:
                 metrics, _ = evaluate(model, val_data, accelerator)
-                bar.set_postfix_str(f"loss {loss:.3f}, val mIoU {metrics['miou']:.3f}")
+                bar.set_postfix_str(f"loss {loss:.3f}, val mIoU {metrics['miou']:.3f}", refresh=epoch == epochs)
                 if scheduler and schedule == "plateau":
                     scheduler.step(metrics["miou"])
                 row = {"epoch": epoch, "train_loss": loss, "lr": lr, "seconds": round(seconds, 3)} | flat(metrics)

@@ -653,8 +653,9 @@ def make_scheduler(optimizer, settings, steps_per_epoch):
     """(scheduler, when it steps): the source's straight line, one step per epoch, or one cycle (a short rise, a long fall)."""
     if settings["schedule"] == "linear":
         return torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=settings["epochs"], power=1.0), "epoch"
-    steps, peak = settings["epochs"] * steps_per_epoch, optimizer.param_groups[0]["lr"]
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.1), "step"
+    peak, steps = optimizer.param_groups[0]["lr"], max(3, settings["epochs"] * steps_per_epoch)
+    rise = max(0.1, 2 / steps)  # of a very short training, too, there are a first step, a top and a fall
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=rise), "step"
 
 
 # %%
