@@ -1804,9 +1804,6 @@ with common.exercise("Exercise 6.3"):
 
 # %%
 # Exercise 6.4
-from itertools import product
-
-
 def sign_flip_tests(scores):
     """{"A-B": p after Holm's correction, ...} for scores {"A": S values, one per seed, "B": S values, ...}."""
     raise NotImplementedError

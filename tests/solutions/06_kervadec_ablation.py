@@ -80,12 +80,11 @@ def contour_f1_mended(pred, truth, num_classes, tolerance=3):
     return f1
 
 # %% Exercise 6.4: solution (4 points)
-from itertools import product
-
-
 def sign_flip_tests(scores):
     """{"A-B": p after Holm's correction, ...} for scores {"A": S values, one per seed, "B": S values, ...}."""
     ### BEGIN SOLUTION
+    from itertools import product
+
     p = {}
     for a, b in combinations(scores, 2):
         differences = np.subtract(scores[a], scores[b])
@@ -103,11 +102,10 @@ of_three = sign_flip_tests(dict(zip("ABC", rows)))
 common.check("p of A-B, A-C, B-C", np.array([of_three[name] for name in ("A-B", "A-C", "B-C")]), holm(plain))
 
 # %% Exercise 6.4: a wrong answer
-from itertools import product
-
-
 def sign_flip_tests(scores):
     """{"A-B": p after Holm's correction, ...} for scores {"A": S values, one per seed, "B": S values, ...}."""
+    from itertools import product
+
     p = {}
     for a, b in combinations(scores, 2):
         differences = np.subtract(scores[a], scores[b])
