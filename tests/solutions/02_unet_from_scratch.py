@@ -1,44 +1,96 @@
 """Solutions, hidden tests and typical wrong answers to the exercises of notebooks/02_unet_from_scratch.py, cell by cell."""
 
 # %% Exercise 2.1: solution (2 points)
-def parameters_of_width_32():
-    """Number of parameters of UNet(width=32): an int."""
+def step_up(x, skip, up, merge):
+    """Map (B, C, H, W) of the next level from the map x below it and the skip (B, C, H, W) beside it."""
     ### BEGIN SOLUTION
-    outputs = 2 * (64 + 128 + 256 + 512 + 256 + 128 + 64)  # of all 3x3 convolutions: each has a bias, a scale and a shift
-    linear = 3 * outputs + (256 + 128 + 64) + 27 * 64 + 7 * 64  # biases of the way up, weights of the first layer and the head
-    return (7_703_367 - linear - 7) // 4 + linear // 2 + 7
+    x = up(x)
+    down, right = (skip.shape[axis] - x.shape[axis] for axis in (2, 3))
+    return merge(torch.cat([F.pad(x, (0, right, 0, down)), skip], dim=1))
     ### END SOLUTION
 
 # %% Exercise 2.1: hidden tests
-counted = sum(p.numel() for p in UNet(width=32).parameters())
-common.check("parameters of width 32, counted", parameters_of_width_32(), counted, tolerance=0.5)
+net = UNet(width=4, depth=1)
+x, skip = torch.rand(2, 8, 2, 3), torch.rand(2, 4, 5, 7)
+wide = torch.zeros(2, 4, 5, 7)
+wide[:, :, :4, :6] = net.up[0](x)
+theirs = net.merge[0](torch.cat([wide, skip], dim=1))
+ours = step_up(x, skip, net.up[0], net.merge[0])
+common.check("an odd side: largest difference", (ours - theirs).abs().max(), 0)
 
 # %% Exercise 2.1: a wrong answer
-def parameters_of_width_32():
-    """Number of parameters of UNet(width=32): an int."""
-    return 7_703_367 // 4
+def step_up(x, skip, up, merge):
+    """Makes the skip smaller instead of the enlarged map larger."""
+    x = up(x)
+    return merge(torch.cat([x, skip[:, :, : x.shape[2], : x.shape[3]]], dim=1))
 
-# %% Exercise 2.2: solution (2 points)
-def dice_slope_of_absent_class(total, epsilon):
-    """Derivative of the Dice of a class that the label lacks by one of its probabilities, whose sum is `total`."""
+# %% Exercise 2.2: solution (3 points)
+def overfit(model, image, label, optimizer, steps):
+    """Train on one batch, images (B, 3, H, W) and labels (B, H, W), for so many steps; returns the losses."""
     ### BEGIN SOLUTION
-    # early, about -epsilon / total**2: hardly anything with either; at a total of 1 it is -1/4 with 1, and -1e-6 with 1e-6
-    return -epsilon / (total + epsilon) ** 2
+    model.train()
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(image), label)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
     ### END SOLUTION
 
 # %% Exercise 2.2: hidden tests
-for epsilon in (0.5, 1.0, 4.0):
-    probs = torch.full((1, 7, 4, 3), 0.25, dtype=torch.float64, requires_grad=True)
-    dice_per_class(probs, torch.zeros(1, 4, 3, dtype=torch.long), epsilon)[PERSON].backward()
-    slope = dice_slope_of_absent_class(0.25 * 4 * 3, epsilon)
-    common.check(f"the gradient with epsilon {epsilon}", slope, probs.grad[0, PERSON, 0, 0])
+torch.manual_seed(1)
+net, other = (nn.Conv2d(3, 7, 1) for _ in range(2))
+other.load_state_dict(net.state_dict())
+image, label = torch.rand(2, 3, 6, 6), torch.randint(7, (2, 6, 6))
+by_hand = []
+for _ in range(5):
+    loss = F.cross_entropy(other(image), label)
+    by_hand.append(loss.item())
+    slopes = torch.autograd.grad(loss, list(other.parameters()))
+    with torch.no_grad():
+        for weight, slope in zip(other.parameters(), slopes):
+            weight -= 0.5 * slope
+losses = overfit(net, image, label, torch.optim.SGD(net.parameters(), lr=0.5), 5)
+common.check("five steps of gradient descent", losses, by_hand)
 
 # %% Exercise 2.2: a wrong answer
-def dice_slope_of_absent_class(total, epsilon):
-    """Derivative of the Dice of a class that the label lacks by one of its probabilities, whose sum is `total`."""
-    return -epsilon / (total + epsilon)
+def overfit(model, image, label, optimizer, steps):
+    """Forgets to forget: the gradients of all steps add up."""
+    losses = []
+    for _ in range(steps):
+        loss = F.cross_entropy(model(image), label)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
-# %% Exercise 2.3: solution (3 points)
+# %% Exercise 2.3: solution (2 points)
+def cross_entropy_by_hand(logits, label, weights):
+    """Weighted cross-entropy of logits (B, C, H, W) and label (B, H, W), 255 ignored, with weights (C,)."""
+    ### BEGIN SOLUTION
+    counts = label != 255
+    known = torch.where(counts, label, 0)
+    log_p = logits.log_softmax(dim=1).gather(1, known[:, None])[:, 0]  # (B, H, W)
+    w = weights[known] * counts
+    return -(w * log_p).sum() / w.sum()
+    ### END SOLUTION
+
+# %% Exercise 2.3: hidden tests
+weights = torch.tensor([0.5, 1.0, 4.0])
+label[0, :2] = 255
+common.check("weights, and void", cross_entropy_by_hand(logits, label, weights),
+             F.cross_entropy(logits, label, weight=weights, ignore_index=255))
+
+# %% Exercise 2.3: a wrong answer
+def cross_entropy_by_hand(logits, label, weights):
+    """Divides by the number of pixels instead of by their weights, and lets void count as class 0."""
+    known = torch.where(label == 255, 0, label)
+    log_p = logits.log_softmax(dim=1).gather(1, known[:, None])[:, 0]
+    return -(weights[known] * log_p).mean()
+
+# %% Exercise 2.4: solution (3 points)
 def dataset_miou(batches, num_classes):
     """Mean IoU over the classes that occur in the labels of all batches together: a float."""
     ### BEGIN SOLUTION
@@ -46,7 +98,7 @@ def dataset_miou(batches, num_classes):
     return common.miou(confusion)
     ### END SOLUTION
 
-# %% Exercise 2.3: hidden tests
+# %% Exercise 2.4: hidden tests
 rng = np.random.default_rng(2)
 truth, answer = rng.integers(0, 5, (7, 4, 4)), rng.integers(0, 6, (7, 4, 4))  # class 5 is only predicted, 6 nowhere
 truth[:5][truth[:5] == 4] = 0
@@ -56,34 +108,14 @@ for cuts in ([], [1, 2, 4], range(1, 7)):
     whole = common.miou(common.confusion_matrix(answer, truth, 7))
     common.check(f"{len(batches)} batches with mistakes", dataset_miou(batches, 7), whole)
 
-# %% Exercise 2.3: a wrong answer
-def dataset_miou(batches, num_classes):
-    """Mean IoU over the classes that occur in the labels of all batches together: a float."""
-    return float(np.mean([common.miou(common.confusion_matrix(*batch, num_classes)) for batch in batches]))
-
-# %% Exercise 2.4: solution (2 points)
-def weights_from_json(text, num_classes):
-    """1 / sqrt(share) per class, (C,) float32, from a JSON text of pixel counts per class."""
-    ### BEGIN SOLUTION
-    counts = {int(c): n for c, n in json.loads(text).items()}
-    total = sum(counts.values())
-    return inverse_sqrt_weights([counts.get(c, 0) / total for c in range(num_classes)])
-    ### END SOLUTION
-
-# %% Exercise 2.4: hidden tests
-shares = [0.0, 0.3, 0.1, 0.0, 0.05, 0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0]
-text = json.dumps({c: round(1000 * shares[c]) for c in (10, 2, 4, 1, 9, 5, 6, 7, 8)})  # not in order, three are missing
-common.check("another order, classes missing", weights_from_json(text, 12), inverse_sqrt_weights(shares), tolerance=1e-3)
-
 # %% Exercise 2.4: a wrong answer
-def weights_from_json(text, num_classes):
-    """1 / sqrt(share) per class, (C,) float32, from a JSON text of pixel counts per class."""
-    counts = list(json.loads(text).values())
-    return inverse_sqrt_weights([n / sum(counts) for n in counts])
+def dataset_miou(batches, num_classes):
+    """Absent classes are left out, but it is still a mean over batches."""
+    return float(np.mean([common.miou(common.confusion_matrix(*batch, num_classes)) for batch in batches]))
 
 # %% Exercise 2.5: solution (4 points)
 def recall_by_height(predictions, labels, edges):
-    """Share of the people of each group of heights that are found, (len(edges) + 1,); nan for a group without people."""
+    """Share of people found per group of heights, (len(edges) + 1,), of lists of arrays (H, W)."""
     ### BEGIN SOLUTION
     found = [[] for _ in range(len(edges) + 1)]
     for prediction, label in zip(predictions, labels):
@@ -118,7 +150,7 @@ common.check("nobody", recall_by_height([seen], [np.zeros((12, 12), int)], ()), 
 
 # %% Exercise 2.5: a wrong answer
 def recall_by_height(predictions, labels, edges):
-    """Share of the people of each group of heights that are found, (len(edges) + 1,); nan for a group without people."""
+    """Share of people found per group of heights, (len(edges) + 1,), of lists of arrays (H, W)."""
     found = [[] for _ in range(len(edges) + 1)]
     for prediction, label in zip(predictions, labels):
         for box in find_people(label):
