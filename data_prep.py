@@ -10,7 +10,7 @@
     ROOT/dataset.json                                                            written last: all is there
 
 The official data set is never downloaded: unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into one
-folder and `check` it. A command that was killed is run again and goes on; a mistake ends with one sentence. What this
+folder and `check` it. Streets of your own in this layout need no dataset.json: they are called after their folder. A command that was killed is run again and goes on; a mistake ends with one sentence. What this
 program did not write is never removed or replaced, also not with --force.
 """
 
@@ -205,19 +205,19 @@ def _intact(path: str | Path, data: bytes | None = None) -> bytes:
     process, while OpenCV up to 4.10 returns half a JPEG and lets libpng talk on stderr. So OpenCV gets verified bytes.
     """
     data = read_file(path) if data is None else data
-    size, intact = (0, 0), None
-    try:
-        if data.startswith(PNG_START):
-            size, intact_part = _png_size(data), _intact_png
-        else:
-            size, intact_part = JpegImageFile(io.BytesIO(data)).size[::-1], _intact_jpeg
-        intact = intact_part(data) if size[0] * size[1] <= LARGEST else data
-    except Exception:  # Pillow reports damage in many ways
-        pass
-    if size[0] * size[1] > LARGEST:
-        raise StreetsError(f"{path} has {size[0]}x{size[1]} pixels, more than {LARGEST:,} in all: make it smaller.")
+    png, size, intact = data.startswith(PNG_START), (0, 0), None
+    with suppress(Exception):  # Pillow reports damage in many ways
+        size = _png_size(data) if png else JpegImageFile(io.BytesIO(data)).size[::-1]
+    _require_pixels(path, size)
+    with suppress(Exception):
+        intact = _intact_png(data) if png else _intact_jpeg(data)
     _require(intact is not None, path)
     return intact
+
+
+def _require_pixels(path: str | Path, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > LARGEST:
+        raise StreetsError(f"{path} has {size[0]}x{size[1]} pixels, more than {LARGEST:,} in all: make it smaller.")
 
 
 def _intact_png(data: bytes) -> bytes | None:
@@ -247,7 +247,7 @@ def _intact_jpeg(data: bytes) -> bytes | None:
 
     picture = JpegImageFile(io.BytesIO(data))
     missing = {(layer[0], k) for layer in picture.layer for k in range(64)}
-    for header, start, end in scans:
+    for header, _, _ in scans:
         components, (first, last, bits) = header[1:-3:2], header[-3:]
         if not picture.info.get("progressive"):
             first, last, bits = 0, 63, 0
@@ -255,6 +255,7 @@ def _intact_jpeg(data: bytes) -> bytes | None:
             missing -= {(component, k) for component in components for k in range(first, last + 1)}
     if missing or any(pixels(end) != pixels(end, other) for _, _, end in scans):
         return None
+    _, start, end = scans[-1]
     ended = data[end : end + 2] == JPEG_END
     if not ended and (end < len(data) - 1 or pixels(end) == pixels(max(start, end - 16), other)):
         return None
@@ -302,6 +303,7 @@ def _glance(path: Path, read: Callable = read_image) -> tuple[int, int]:
         return read(path).shape[:2]
     if read is read_label:
         _require_grey(path, start)
+    _require_pixels(path, _png_size(start))
     return _png_size(start)
 
 
@@ -388,9 +390,12 @@ def _targets(split: str, city: str, sequence: int, frame: int) -> tuple[str, str
     return f"leftImg8bit/{stem}{IMAGE_SUFFIX}", f"gtFine/{stem}{LABEL_SUFFIX}"
 
 
-def _record(root: Path) -> dict:
-    """What dataset.json says; empty where there is none, as in the official data set."""
-    path = root / "dataset.json"
+def dataset_info(root: str | Path) -> dict:
+    """What dataset.json says, which all that this program writes has; {} where there is none, as in the official data set.
+
+    Raises StreetsError for one of other content.
+    """
+    path = Path(root) / "dataset.json"
     try:
         info = dict(json.loads(read_file(path))) if path.exists() else {}
         counts = dict(info.get("images", {}))
@@ -468,7 +473,7 @@ def _claim(out: Path, info: dict, force: bool) -> bool:
 
     With `force`, a data set that this program made may be, and other things may lie beside it.
     """
-    record, path = _record(out), out / "dataset.json"
+    record, path = dataset_info(out), out / "dataset.json"
     if not force and all(record.get(key) == value for key, value in info.items()):
         return True
     with _told("write", out):
@@ -953,34 +958,35 @@ def check_dataset(root: str | Path, deep: bool = False) -> tuple[list[Row], bool
     """Say what a data set holds, what is missing and what is wrong, and whether one can train and validate on it.
 
     example:  python data_prep.py check /data/cityscapes
-    prints:   a table; exit code 0 if the data set is usable, else 1. A folder without dataset.json is compared with the
-              official 2975/500/1525 images; a part of them is usable, and what is missing is named.
-    writes:   nothing. Without --deep only the first and last bytes of each file are read: seconds for 5000 images.
+    prints:   a table; exit code 0 if the data set is usable, else 1. Cityscapes is compared with its 2975/500/1525 images;
+              a part of them is usable, and what is missing is named. Streets of your own need photos and labels.
+    writes:   nothing. Without --deep only some files are decoded, and of the others the first and last bytes are read:
+              seconds for 5000 images.
     """
     root = user_path("ROOT", root)
     if not root.is_dir():
         raise StreetsError(f"{root} is not a folder: give the one that holds leftImg8bit/ and gtFine/.")
-    info = _record(root)
+    info = dataset_info(root)
     unfinished = not info and (root / STAGING / RECORD).exists()
-    remark = info.get("labels", "")
+    remark, official = info.get("labels", ""), "" if info else _official(root)
     if not info:
         is_a = {PART: "a part of the official Cityscapes", "": "none of Cityscapes, by its cities and file names"}
-        remark = f"no dataset.json: {is_a.get(_official(root), 'compared with the official Cityscapes')}"
+        remark = f"no dataset.json: {is_a.get(official, 'compared with the official Cityscapes')}"
     if unfinished:
         remark = "it was cut off while being made: run the same command again"
     rows = [Row("data set", dataset_name(root), "", remark, not unfinished)]
     if not (root / "leftImg8bit").is_dir():
         rows.append(Row("leftImg8bit", "", "", _misplaced(root, "leftImg8bit"), False))
     else:
-        rows += [row for split in SPLITS for row in _check_split(root, split, info, deep)]
+        rows += [row for split in SPLITS for row in _check_split(root, split, info, official, deep)]
     return rows, all(row.ok for row in rows)
 
 
-def _check_split(root: Path, split: str, info: dict, deep: bool) -> list[Row]:
+def _check_split(root: Path, split: str, info: dict, official: str, deep: bool) -> list[Row]:
     images, labels = _scan(root, split)
-    official = not info and bool(_official(root))
-    expected = (info.get("images", {}) if info else OFFICIAL_IMAGES if official else {}).get(split, 0)
-    if not (images or labels or expected) and (info or split == "test"):
+    promised = info.get("images", OFFICIAL_IMAGES if official else {})
+    expected = promised.get(split, 0)
+    if not (images or labels or expected) and ("images" in info or split == "test"):
         return []
     rows = []
     for what, found, top in (("photos", images, "leftImg8bit"), ("labels", labels, "gtFine")):
@@ -998,8 +1004,8 @@ def _check_split(root: Path, split: str, info: dict, deep: bool) -> list[Row]:
         if split == "test" and what == "labels" and official:
             remarks.append("dummies by design, only the official server scores the test split")
         # What dataset.json promises must be there; of another set, train and val, and people also use a part of Cityscapes.
-        enough = missing <= 0 if info else bool(found) or split == "test"
-        rows.append(Row(f"{split} {what}", len(found), expected if info or official else "", "; ".join(remarks), enough))
+        enough = missing <= 0 if "images" in info else bool(found) or split == "test"
+        rows.append(Row(f"{split} {what}", len(found), expected if promised else "", "; ".join(remarks), enough))
     keys = [key for key in images if key in labels]
     pairs = [(images[key], labels[key], deep or i < SAMPLE) for i, key in enumerate(keys)]
     looks = list(_in_threads(_look, pairs, len(pairs), f"checking {split}"))
@@ -1750,15 +1756,17 @@ def find_data(data_dir: str = "") -> Path:
         if not (root / "leftImg8bit").is_dir():
             raise StreetsError(f"{name} is {named}, which has no leftImg8bit folder: {_misplaced(root, 'leftImg8bit')}.")
     else:
+        own = HERE / "data" / "cityscapes"
+        if own.is_dir() and not (own / "leftImg8bit").is_dir():
+            print(f"data: not {own}, which has no leftImg8bit folder: {_misplaced(own, 'leftImg8bit')}")
         kaggle = [path.parent for depth in range(1, 6) for path in Path("/kaggle/input").glob("*/" * depth + "leftImg8bit")]
-        known = [p for p in [HERE / "data/cityscapes", *sorted(kaggle)] if (p / "leftImg8bit").is_dir()]
+        known = [p for p in [own, *sorted(kaggle)] if (p / "leftImg8bit").is_dir()]
         root = known[0] if known else toy_streets()
     scans = {split: _scan(root, split) for split in SPLITS}
     counts = ", ".join(f"{len(images)} {split}" for split, (images, _) in scans.items() if images)
-    shown, part = root.relative_to(HERE) if root.is_relative_to(HERE) else root, ""
-    if dataset_name(root) == PART:
-        part = f" (a part of Cityscapes, which has {', '.join(f'{n} {split}' for split, n in OFFICIAL_IMAGES.items())})"
-    print(f"data: {dataset_name(root)} in {shown}: {counts}{part}")
+    shown, name = root.relative_to(HERE) if root.is_relative_to(HERE) else root, dataset_name(root)
+    all_of_it = ", ".join(f"{n} {split}" for split, n in OFFICIAL_IMAGES.items())
+    print(f"data: {name} in {shown}: {counts}" + f" (a part of Cityscapes, which has {all_of_it})" * (name == PART))
     labels = [path for split in ("train", "val") for path in islice(scans[split][1].values(), SAMPLE)]
     remark, sure = _like_train_ids(set().union(*(np.unique(read_label(path)).tolist() for path in labels)))
     if sure:
@@ -1780,11 +1788,6 @@ def toy_streets() -> Path:
             raise StreetsError(f"{str(error).rstrip('.')}; or draw the toy streets elsewhere, with `python data_prep.py "
                                "toy --out DIR`, and use data_dir = \"DIR\".") from error  # fmt: skip
     return root
-
-
-def dataset_info(root: Path) -> dict:
-    """Content of dataset.json, which all that data_prep.py writes has; {} for official Cityscapes."""
-    return _record(Path(root))
 
 
 PART = "cityscapes-part"
@@ -1869,6 +1872,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 1 after one sentence on stderr, or 130 when interrupted."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what this terminal cannot show
     try:
         options = vars(_parser().parse_args(argv))
         result = options.pop("function")(**options)
