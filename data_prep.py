@@ -10,8 +10,9 @@
     ROOT/dataset.json                                                            written last: all is there
 
 The official data set is never downloaded: unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into one
-folder and `check` it. Streets of your own in this layout need no dataset.json: they are called after their folder. A command that was killed is run again and goes on; a mistake ends with one sentence. What this
-program did not write is never removed or replaced, also not with --force.
+folder and `check` it. Streets of your own in this layout need no dataset.json: they are called after their folder. A
+command that was killed is run again and goes on; a mistake ends with one sentence. What this program did not write is
+never removed or replaced, also not with --force.
 """
 
 from __future__ import annotations
@@ -369,9 +370,10 @@ def _astray(root: Path, top: str, split: str) -> str:
     if not (root / top).is_dir():
         return _misplaced(root, top)
     if not folder.is_dir():
-        called = [path.name for path in (root / top).iterdir()
-                  if path.name.lower() in (split, f"{split}ing", f"{split}id", f"{split}idation")]  # fmt: skip
-        return f"rename {root / top / called[0]} to {split}" if called else ""
+        names = (split, f"{split}ing", f"{split}id", f"{split}idation")
+        called = [path for path in sorted((root / top).iterdir()) if path.name.lower() in names]
+        nested = sorted((root / top).glob(f"*/{split}")) + sorted((root / top).glob(f"*/*/{split}"))
+        return f"rename {called[0]} to {split}" if called else f"move {nested[0]} to {root / top}" if nested else ""
     if any(folder.glob(f"*{suffix}")):
         return f"{folder} holds them itself: put them into a folder for each city, such as {split}/ulm"
     names = [path.name for path in _files_below(folder) if path.name[0] != "."]
@@ -1017,7 +1019,7 @@ def _check_split(root: Path, split: str, info: dict, official: str, deep: bool) 
         rows.append(Row(f"{split} size", sizes[0][0], "1024x2048" if official else "", remark))
     remark, sure = _like_train_ids(set().union(*(ids for _, _, ids in looks)))
     if remark and not (split == "test" and official):
-        rows.append(Row(f"{split} label ids", "up to 18", "up to 33", remark, not sure))
+        rows.append(Row(f"{split} label ids", "below 21", "0 to 33", remark, not sure))
     faults = [f"{images[key].name} has no label" for key in images if key not in labels]
     faults += [f"{labels[key].name} has no photo" for key in labels if key not in images]
     faults += [fault for _, found, _ in looks for fault in found]
@@ -1046,10 +1048,10 @@ def _look(image: Path, label: Path, deep: bool) -> tuple[str, list[str], set[int
 def _like_train_ids(ids: set[int]) -> tuple[str, bool]:
     """What is to be said of labels that hold these ids, "" where nothing is, and whether they must be trainIds.
 
-    Read as labelIds, the vegetation (8) of trainIds is sidewalk and its sky (10) a rail track, and no street has these but
-    none of the ids above 18: vegetation, sky, people and vehicles.
+    TrainIds end with 18, and some people have 19 or 20 for void. Read as labelIds, their vegetation (8) is sidewalk and
+    their sky (10) a rail track, and no street has these but none of vegetation, sky, people and vehicles.
     """
-    if not ids or max(ids) > 18:
+    if not ids or max(ids) > 20:
         return "", False
     return "no vegetation (21), sky (23) or car (26): trainIds, perhaps, but labelIds are wanted", {8, 10} <= ids
 

@@ -89,8 +89,9 @@ def test_train_ids_in_label_files_are_named_by_check_and_before_and_in_training(
             see()
 
 
-def test_train_ids_without_void_are_named_because_nothing_is_above_18(part):
-    relabel(part, lambda ids: TRAIN_ID[ids] % 255 % 19)
+@pytest.mark.parametrize("void", [0, 19, 20])
+def test_train_ids_with_another_void_are_named_because_nothing_is_above_them(void, part):
+    relabel(part, lambda ids: np.where(TRAIN_ID == 255, void, TRAIN_ID).astype(np.uint8)[ids])
     assert not check_dataset(part)[1] and "trainIds" in remarks(part)
     with pytest.raises(StreetsError, match="no vegetation .21., sky .23. or car .26.: trainIds"):
         find_data(str(part))
@@ -431,6 +432,14 @@ def test_a_split_of_another_name_is_to_be_renamed(name, part):
         assert f"rename {part / top / name} to train" in remarks(part) and not check_dataset(part)[1]
     with pytest.raises(StreetsError, match=f"{name} to train"):
         list_frames(part, "train")
+
+
+def test_an_archive_s_own_folder_within_is_named(part):
+    for top in data_prep.SUFFIXES:
+        (part / top).rename(part / "inner")
+        (part / top / f"{top}_trainvaltest").mkdir(parents=True)
+        (part / "inner").rename(part / top / f"{top}_trainvaltest" / top)
+        assert f"move {part / top / f'{top}_trainvaltest' / top / 'train'} to {part / top}" in remarks(part)
 
 
 def test_photos_as_jpeg_are_named(part):
