@@ -992,22 +992,13 @@ def _check_split(root: Path, split: str, info: dict, official: str, deep: bool) 
         return []
     rows = []
     for what, found, top in (("photos", images, "leftImg8bit"), ("labels", labels, "gtFine")):
-        missing, cities, remarks = expected - len(found), {city for city, _ in found}, []
-        if not found and (astray := _astray(root, top, split)):
-            remarks.append(astray)
-        elif missing > 0 and info:
-            remarks.append(f"{missing} missing: make it again, with --force")
-        elif missing > 0:
-            absent = ", ".join(city for city in OFFICIAL_CITIES[split].split() if city not in cities)
-            named = f" (all of {absent})" if found and absent else ""
-            remarks.append(f"{missing} missing{named}: unpack {top}_trainvaltest.zip again")
-        elif not found:
-            remarks.append(f"none in {root / top / split}: unpack {top}_trainvaltest.zip, or put yours there")
+        remarks = [_gap(root, top, split, found, expected, bool(official))]
         if split == "test" and what == "labels" and official:
             remarks.append("dummies by design, only the official server scores the test split")
         # What dataset.json promises must be there; of another set, train and val, and people also use a part of Cityscapes.
-        enough = missing <= 0 if "images" in info else bool(found) or split == "test"
-        rows.append(Row(f"{split} {what}", len(found), expected if promised else "", "; ".join(remarks), enough))
+        enough = len(found) >= expected if "images" in info else bool(found) or split == "test"
+        remark = "; ".join(filter(None, remarks))
+        rows.append(Row(f"{split} {what}", len(found), expected if promised else "", remark, enough))
     keys = [key for key in images if key in labels]
     pairs = [(images[key], labels[key], deep or i < SAMPLE) for i, key in enumerate(keys)]
     looks = list(_in_threads(_look, pairs, len(pairs), f"checking {split}"))
@@ -1026,6 +1017,20 @@ def _check_split(root: Path, split: str, info: dict, official: str, deep: bool) 
     remark = "; ".join(faults[:3]) + f"; and {len(faults) - 3} more" * (len(faults) > 3)
     scope = "all decoded" if deep else f"{min(SAMPLE, len(pairs))} decoded, --deep decodes every file"
     return [*rows, Row(f"{split} faults", len(faults), 0, remark or scope, not faults)]
+
+
+def _gap(root: Path, top: str, split: str, found: dict[tuple[str, str], Path], expected: int, official: bool) -> str:
+    """What is missing of the `expected` photos or labels and what to do about it, "" where nothing is."""
+    if not found and (astray := _astray(root, top, split)):
+        return astray
+    missing, cities = expected - len(found), {city for city, _ in found}
+    if missing > 0 and official:
+        absent = ", ".join(city for city in OFFICIAL_CITIES[split].split() if city not in cities)
+        named = f" (all of {absent})" if found and absent else ""
+        return f"{missing} missing{named}: unpack {top}_trainvaltest.zip again"
+    if missing > 0:
+        return f"{missing} missing: make it again, with --force"
+    return "" if found else f"none in {root / top / split}: unpack {top}_trainvaltest.zip, or put yours there"
 
 
 def _look(image: Path, label: Path, deep: bool) -> tuple[str, list[str], set[int]]:
