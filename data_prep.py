@@ -180,8 +180,8 @@ def read_label(path: str | Path) -> np.ndarray:
     _require_grey(path, data)
     label = _decode(path, data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
     if (largest := label.max()) > max(LABEL_ID.values()):
-        do = "it is void in trainIds, but labelIds (0 to 33) are wanted" if largest == 255 else "use 0 to 33"
-        raise StreetsError(f"{path} holds the label id {largest}, which Cityscapes does not have: {do}.")
+        void = ", but trainIds do, as void" if largest == 255 else ""
+        raise StreetsError(f"{path} holds the label id {largest}, which Cityscapes does not have{void}: use labelIds, 0 to 33.")
     return label
 
 
@@ -972,8 +972,8 @@ def check_dataset(root: str | Path, deep: bool = False) -> tuple[list[Row], bool
     unfinished = not info and (root / STAGING / RECORD).exists()
     remark, official = info.get("labels", ""), "" if info else _official(root)
     if not info:
-        is_a = {PART: "a part of the official Cityscapes", "": "none of Cityscapes, by its cities and file names"}
-        remark = f"no dataset.json: {is_a.get(official, 'compared with the official Cityscapes')}"
+        is_a = {PART: ": a part of the official Cityscapes", "": ""}
+        remark = f"no dataset.json{is_a.get(official, ': compared with the official Cityscapes')}"
     if unfinished:
         remark = "it was cut off while being made: run the same command again"
     rows = [Row("data set", dataset_name(root), "", remark, not unfinished)]
@@ -1058,7 +1058,9 @@ def _like_train_ids(ids: set[int]) -> tuple[str, bool]:
     """
     if not ids or max(ids) > 20:
         return "", False
-    return "no vegetation (21), sky (23) or car (26): trainIds, perhaps, but labelIds are wanted", {8, 10} <= ids
+    sure = {8, 10} <= ids
+    means = "means" if sure else "may mean"
+    return f"no vegetation (21), sky (23) or car (26), which {means} trainIds: use labelIds, 0 to 33", sure
 
 
 # Toy streets. A painter's algorithm in world metres: x right, y up, z ahead of a camera at (0, CAMERA_HEIGHT, 0).
@@ -1777,7 +1779,7 @@ def find_data(data_dir: str = "") -> Path:
     labels = [path for split in ("train", "val") for path in islice(scans[split][1].values(), SAMPLE)]
     remark, sure = _like_train_ids(set().union(*(np.unique(read_label(path)).tolist() for path in labels)))
     if sure:
-        raise StreetsError(f"The labels in {root / 'gtFine'} have {remark}: get or make those.")
+        raise StreetsError(f"The labels in {root / 'gtFine'} have {remark}.")
     if remark:
         print(f"data: the first labels have {remark}")
     return root

@@ -82,7 +82,7 @@ def relabel(root: Path, change) -> None:
 def test_train_ids_in_label_files_are_named_by_check_and_before_and_in_training(part, monkeypatch):
     relabel(part, lambda ids: TRAIN_ID[ids])
     rows, usable = check_dataset(part)
-    assert not usable and "void in trainIds, but labelIds" in remarks(part)
+    assert not usable and "but trainIds do, as void: use labelIds" in remarks(part)
     frames = [common.Frame("x", "ulm", *pair) for pair in zip(*(sorted(part.glob(f"{top}/train/*/*.png")) for top in data_prep.SUFFIXES))]
     for see in (lambda: find_data(str(part)), lambda: common.StreetScenes(frames, (32, 32))[0]):
         with pytest.raises(StreetsError, match=r"_labelIds\.png holds the label id 255, .* trainIds"):
@@ -93,14 +93,14 @@ def test_train_ids_in_label_files_are_named_by_check_and_before_and_in_training(
 def test_train_ids_with_another_void_are_named_because_nothing_is_above_them(void, part):
     relabel(part, lambda ids: np.where(TRAIN_ID == 255, void, TRAIN_ID).astype(np.uint8)[ids])
     assert not check_dataset(part)[1] and "trainIds" in remarks(part)
-    with pytest.raises(StreetsError, match="no vegetation .21., sky .23. or car .26.: trainIds"):
+    with pytest.raises(StreetsError, match="no vegetation .21., sky .23. or car .26., which means trainIds: use labelIds"):
         find_data(str(part))
 
 
 def test_streets_of_one_s_own_without_sky_and_cars_are_used_with_a_remark(part, capsys):
     relabel(part, lambda ids: np.where(ids % 2, 7, 8).astype(np.uint8))
-    assert check_dataset(part)[1] and "trainIds, perhaps" in remarks(part)
-    assert find_data(str(part)) == part and "trainIds, perhaps" in capsys.readouterr().out
+    assert check_dataset(part)[1] and "which may mean trainIds" in remarks(part)
+    assert find_data(str(part)) == part and "which may mean trainIds" in capsys.readouterr().out
     relabel(part, lambda ids: np.where(ids % 2, 7, 26).astype(np.uint8))
     assert "trainIds" not in remarks(part) and "trainIds" not in (find_data(str(part)), capsys.readouterr().out)[1]
 
