@@ -98,6 +98,8 @@ def _told(do: str, path: str | Path, errors: type[Exception] = OSError) -> Itera
 def user_path(name: str, value: str | Path) -> Path:
     """The path that somebody gave as `name`, with ~ expanded; StreetsError where nothing can lie at such a path."""
     try:
+        if not str(value):
+            raise ValueError("it is empty")
         path = Path(value).expanduser()
         os.stat(path)
     except (OSError, RuntimeError, ValueError) as error:  # no such user, a NUL, a name that is too long

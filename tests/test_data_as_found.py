@@ -528,7 +528,7 @@ def test_toy_streets_wait_for_another_process_that_draws_them(tmp_path, monkeypa
 PATHS = ["~nosuchuser/x", "x" * 5000, "a\0b"]
 
 
-@pytest.mark.parametrize("path", PATHS, ids=["user", "long", "NUL"])
+@pytest.mark.parametrize("path", [*PATHS, ""], ids=["user", "long", "NUL", "empty"])
 @pytest.mark.parametrize("command", [
     ("toy", "--out", "PATH"), ("camvid", "--out", "PATH"), ("camvid", "--out", "out", "--source", "PATH"),
     ("pairs", "--out", "out", "--source", "PATH"), ("pairs", "--source", "source", "--out", "PATH"), ("check", "PATH"),
