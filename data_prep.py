@@ -60,8 +60,8 @@ except ImportError:  # Windows
 
 SPLITS = ("train", "val", "test")
 LABEL_ID = {entry.name: entry.id for entry in Cityscapes.classes}
-IMAGE_SUFFIX, LABEL_SUFFIX = "_leftImg8bit.png", "_gtFine_labelIds.png"
-SUFFIXES = {"leftImg8bit": IMAGE_SUFFIX, "gtFine": LABEL_SUFFIX}
+SUFFIXES = {"leftImg8bit": "_leftImg8bit.png", "gtFine": "_gtFine_labelIds.png"}
+IMAGE_SUFFIX, LABEL_SUFFIX = SUFFIXES.values()
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xae\x42\x60\x82"
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 LARGEST = 1 << 28  # bytes of a file, pixels of a picture: what is larger is no street and might fill the memory
@@ -467,7 +467,7 @@ def _remove(paths: list[Path]) -> None:
         path.rmdir() if path.is_dir() else path.unlink()
 
 
-TOPS = ("leftImg8bit", "gtFine", "dataset.json")  # what a data set consists of
+TOPS = (*SUFFIXES, "dataset.json")  # what a data set consists of
 STAGING, RECORD = ".part-data_prep", "record.txt"  # the folder in --out where one is made, and what it says of its files
 RECORD_START = b"data_prep.py makes a data set here and wrote [name, size]:"
 
@@ -937,7 +937,7 @@ def nearest_class(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ids[squared.argmin(1)][inverse], np.sqrt(squared.min(1))[inverse]
 
 
-OFFICIAL_SIZE = 1024, 2048
+PART, OFFICIAL_SIZE = "cityscapes-part", (1024, 2048)
 SAMPLE = 5  # pairs of each split that are decoded in any case
 OFFICIAL_IMAGES = {"train": 2975, "val": 500, "test": 1525}
 OFFICIAL_CITIES = {
@@ -1799,9 +1799,6 @@ def toy_streets() -> Path:
             raise StreetsError(f"{str(error).rstrip('.')}; or draw the toy streets elsewhere, with `python data_prep.py "
                                "toy --out DIR`, and use data_dir = \"DIR\".") from error  # fmt: skip
     return root
-
-
-PART = "cityscapes-part"
 
 
 def _official(root: Path) -> str:
