@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.datasets import Cityscapes
 from tqdm import tqdm
 
-from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, read_label, write_atomic
+from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, read_label, user_path, write_atomic
 from results import runs
 from results.runs import coerce, flat, load_weights, read_json, save_weights, say_once, write_json
 
@@ -139,7 +139,7 @@ def check_parameters(scope: dict, modes: dict[str, dict], choices: dict[str, Ite
     for name in ("evaluate_at", "keep_at"):
         runs.epochs_named(values.get(name, ""), 0)
     for name, exists in {"data_dir": Path.is_dir, "photo": Path.is_file}.items():
-        if values.get(name) and not exists(Path(values[name]).expanduser()):
+        if values.get(name) and not exists(user_path(name, values[name])):
             kind = "folder" if name == "data_dir" else "file"
             raise StreetsError(f"{name}: there is no {kind} {values[name]} (seen from {Path.cwd()}).")
     # 0 and "" take the mode's value where the parameters cell shows them; lr also replaces scratch_lr, which is the mode's
@@ -228,6 +228,11 @@ def evenly(frames: Sequence, n: int) -> list:
     return [frames[i] for i in np.linspace(0, len(frames) - 1, n).round().astype(int)]
 
 
+def own_photo(path: str, otherwise: Frame) -> np.ndarray:
+    """The photo (H, W, 3) that somebody named in `photo`, turned as its camera noted, or else that of a frame."""
+    return read_image(user_path("photo", path), upright=True) if path else read_image(otherwise.image)
+
+
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W, 3) resized smoothly, label (H, W) by nearest pixel, to `size` = (height, width)."""
     if label.shape != tuple(size):
@@ -282,11 +287,7 @@ class StreetScenes(Dataset):
             sizes = ["x".join(map(str, array.shape[:2])) for array in (ids, image)]
             raise StreetsError(f"{frame.label} is {sizes[0]} pixels, but its photo is {sizes[1]}: "
                                "restore the right one.")
-        label = self.scheme.table[ids]
-        if (label == 254).any():
-            raise StreetsError(f"{frame.label} holds the label id {ids[label == 254][0]}, "
-                               "which Cityscapes does not have.")
-        return resize_pair(image, label, self.size)
+        return resize_pair(image, self.scheme.table[ids], self.size)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         epoch, index = key if isinstance(key, tuple) else (0, key)

@@ -1115,7 +1115,7 @@ print("looked up as a number:", counted.get(4, 0), " as a string:", counted.get(
 # Set `photo` to any JPEG or PNG. Without one, an image that was not trained on serves.
 
 # %%
-own = common.read_image(Path(photo) if photo else (own_test or test_frames)[0].image)
+own = common.own_photo(photo, (own_test or test_frames)[0])
 prediction = common.predict(model, own, (settings["size"], settings["size"]), mean=(0, 0, 0), std=(1, 1, 1))
 common.show(common.show_pair(own, prediction, scheme))
 

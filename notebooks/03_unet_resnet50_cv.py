@@ -951,7 +951,7 @@ print("sky, official:", official.tolist(), "- the source: [0, 130, 180]")
 # Set `photo` to any JPEG or PNG. Without one, an image of the official val serves.
 
 # %%
-own = common.read_image(Path(photo) if photo else val_frames[0].image)
+own = common.own_photo(photo, val_frames[0])
 h, w = own.shape[:2]
 classes = common.predict(model, own, (size[0], max(32, round(w * size[0] / h / 32) * 32)))
 common.show(common.show_pair(own, classes, scheme))

@@ -1508,7 +1508,7 @@ pd.DataFrame(squeezed, index=scheme.classes).loc[["pole", "traffic sign", "traff
 # Set `photo` to any JPEG or PNG. Without one, an official image serves.
 
 # %%
-own = common.read_image(Path(photo) if photo else splits[judge][-1].image)
+own = common.own_photo(photo, splits[judge][-1])
 height_of_own, width_of_own = own.shape[:2]
 prediction = common.predict(networks[best], own, (size[0], max(32, round(width_of_own * size[0] / height_of_own / 32) * 32)))
 common.show(common.show_pair(own, prediction, scheme))

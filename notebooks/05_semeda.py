@@ -1642,7 +1642,7 @@ for kind in ("iou", "f1", "e"):
 # Set `photo` to any JPEG or PNG. Without one, an image of the data set serves.
 
 # %%
-own = common.read_image(Path(photo) if photo else splits[judge][-1].image)
+own = common.own_photo(photo, splits[judge][-1])
 columns = max(16, round(own.shape[1] * size[0] / own.shape[0] / 16) * 16)
 if networks:
     common.show(common.show_pair(own, common.predict(list(networks.values())[-1], own, (size[0], columns), **inputs), scheme))

@@ -418,7 +418,7 @@ def test_official_cityscapes_is_never_scored_on_its_dummy_test_labels(toy, tmp_p
     summaries, _ = run_notebook(tmp_path, data_dir=str(root), stage="scratch")
     summary = summaries[f"{SCRATCH}_seed42"]
     config = next((tmp_path / "results").rglob("config.json"))
-    assert summary["dataset"] == "cityscapes" and summary["final"] == {} and json.loads(config.read_text())["images"]["test_split"] == 0
+    assert summary["dataset"] == "official" and summary["final"] == {} and json.loads(config.read_text())["images"]["test_split"] == 0
 
 
 def test_the_reports_learning_rate_and_the_other_readings_run(toy, tmp_path):
