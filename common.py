@@ -153,21 +153,32 @@ def check_parameters(scope: dict, modes: dict[str, dict], choices: dict[str, Ite
     return settings
 
 
+class WrongAnswer(Exception):
+    """What `check` finds; the message says what is wrong."""
+
+
 @contextmanager
 def exercise(name: str):
-    """Run the self-check of an exercise; StreetsError, which Jupyter shows as one sentence, unless all of it is right."""
+    """Run the self-check of an exercise and print one line: not done yet, not right yet and why, or right.
+
+    The notebook goes on in each case. While nbgrader grades, what is not right earns 0 points.
+    """
     try:
         yield
+        verdict = "right"
     except NotImplementedError:
-        raise StreetsError(f"{name} is waiting for you: write your answer in the cell above in place of the last two lines, "
-                           "run that cell, then this one; the notebook goes on from here.") from None
-    except AssertionError as error:
-        raise StreetsError(f"{name} is not right yet: {error}") from None
-    print(f"{name}: right")
+        verdict = "not done yet"
+    except WrongAnswer as error:
+        verdict = f"not right yet: {error}"
+    except Exception as error:  # a student's code can raise anything
+        verdict = f"not right yet: {type(error).__name__}: {error}"
+    print(f"{name}: {' '.join(verdict.split())}")
+    if verdict != "right" and os.environ.get("NBGRADER_EXECUTION"):
+        sys.displayhook(0.0)  # the result of a check's cell is its points, where it has one
 
 
 def check(what: str, got, expected=None, *, between: tuple[float, float] | None = None, tolerance: float = 1e-5) -> None:
-    """Print a result beside what is expected, and raise AssertionError where it is something else.
+    """Print a result beside what is expected, and raise WrongAnswer where it is something else.
 
     expected: a number, an array or tensor (equal within `tolerance`) or a text; between: the lowest and the highest
     number that are right, where there is no single one.
@@ -184,7 +195,8 @@ def check(what: str, got, expected=None, *, between: tuple[float, float] | None 
             right = np.shape(got) == np.shape(expected) and np.allclose(got, expected, 0, tolerance, equal_nan=True)
     except (TypeError, ValueError):  # no number at all
         right = False
-    assert right, f"{what} is {shown}, expected {wanted}"
+    if not right:
+        raise WrongAnswer(f"{what} is {shown}, expected {wanted}")
     print(f"{what}: {shown} (expected {wanted})")
 
 

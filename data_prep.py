@@ -4,6 +4,7 @@
     python data_prep.py camvid --out data/camvid       CamVid, cloned with git or from --source
     python data_prep.py pairs --out data/pairs --source archive.zip     Kaggle's "cityscapes image pairs"
     python data_prep.py check data/camvid              what is there, missing, wrong
+    python data_prep.py assignment 02 --out course/source/u-net         a notebook for nbgrader, with its helpers
 
     ROOT/leftImg8bit/<split>/<city>/<city>_<sequence>_<frame>_leftImg8bit.png    photo, 8-bit RGB
     ROOT/gtFine/<split>/<city>/<city>_<sequence>_<frame>_gtFine_labelIds.png     labelId (0 to 33) of each pixel
@@ -18,6 +19,7 @@ never removed or replaced, also not with --force.
 from __future__ import annotations
 
 import argparse
+import base64
 import errno
 import inspect
 import io
@@ -29,6 +31,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import textwrap
 import threading
 import time
 import zipfile
@@ -1837,6 +1840,75 @@ def has_test_labels(root: Path) -> bool:
     return dataset_info(root).get("test_labels", False)
 
 
+EXERCISE = re.compile(r"# (Exercise \d\.\d)(: check)?\n")  # how the cells of an exercise begin
+
+
+def read_solutions(path: Path) -> dict[str, dict]:
+    """{"Exercise 1.1": {"solution", "hidden tests", "a wrong answer": source of the cell, "points": int}} of a file of
+    tests/solutions."""
+    found: dict[str, dict] = {}
+    cells = re.split(r"(?m)^# %% (Exercise \d\.\d): ([a-z ]+?)(?: \((\d+) points?\))?\n", path.read_text(encoding="utf-8"))
+    for exercise, kind, points, source in zip(*(cells[k::4] for k in (1, 2, 3, 4)), strict=True):
+        found.setdefault(exercise, {})[kind] = source.strip("\n") + "\n"
+        if points:
+            found[exercise]["points"] = int(points)
+    return found
+
+
+def make_assignment(number: str, out: str | Path) -> Path:
+    """Make an assignment for nbgrader of a notebook: its exercises solved, with hidden tests and points.
+
+    `out` is the folder of the assignment in the course's source/, new or empty. The notebook's helpers go beside it,
+    from where nbgrader hands them to every student. Returns the notebook's path.
+    """
+    import jupytext
+
+    home, out = Path(__file__).resolve().parent, Path(out).expanduser()
+    known = {path.stem[:2]: path for path in sorted((home / "notebooks").glob("[0-9][0-9]_*.py"))}
+    if number not in known:
+        raise StreetsError(f"There is no notebook {number!r}: use {' or '.join(known)}.")
+    if not (solutions := home / "tests" / "solutions" / known[number].name).is_file():
+        raise StreetsError(f"{solutions} is missing: an assignment is made from a whole copy of the repository.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StreetsError(f"{out} is not empty: name a new folder with --out.")
+    notebook, answers = jupytext.read(known[number]), read_solutions(solutions)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            _attach_pictures(cell, known[number].parent)
+        elif begins := EXERCISE.match(cell.source):
+            _grade(cell, answers[begins[1]], begins[1].lower().translate({32: "_", 46: "_"}), check=bool(begins[2]))
+    helpers = [home / "common.py", home / "data_prep.py", *home.glob("results/*.py"), *home.glob("results/*.csv")]
+    for helper in helpers:
+        target = out / helper.relative_to(home)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(helper.read_bytes())
+    jupytext.write(notebook, made := out / f"{known[number].stem}.ipynb")
+    print(f"{made}: {len(answers)} exercises, {sum(answer['points'] for answer in answers.values())} points")
+    return made
+
+
+def _grade(cell, answer: dict, grade_id: str, check: bool) -> None:
+    """Turn a stub into nbgrader's cell with the solution, or a visible check into the one with hidden tests."""
+    title = cell.source.partition("\n")[0]
+    cell.metadata["nbgrader"] = {"schema_version": 3, "task": False, "grade": check, "locked": check, "solution": not check,
+                                 "grade_id": grade_id + ("_check" if check else "")}
+    if check:  # a check ends with its `with` block
+        hidden = f"### BEGIN HIDDEN TESTS\n{answer['hidden tests']}### END HIDDEN TESTS"
+        cell.source = f"{cell.source.rstrip()}\n{textwrap.indent(hidden, '    ')}"
+        cell.metadata["nbgrader"]["points"] = answer["points"]
+    else:
+        cell.source = f"{title}\n{answer['solution'].rstrip()}"
+
+
+def _attach_pictures(cell, folder: Path) -> None:
+    """Put the pictures that a cell of text links to into the cell: an assignment is a notebook without its repository."""
+    for link in re.findall(r"\]\((\.\./\.github/[^)]+)\)", cell.source):
+        name = PurePosixPath(link).name
+        data = base64.b64encode((folder / link).read_bytes()).decode()
+        cell.setdefault("attachments", {})[name] = {"image/jpeg": data}
+        cell.source = cell.source.replace(link, f"attachment:{name}")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         # argparse prints its usage and exits with 2; here a mistake is one sentence and exit code 1.
@@ -1852,7 +1924,7 @@ def _size(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     layout = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = _Parser(prog="data_prep.py", description=__doc__, **layout)
-    commands = parser.add_subparsers(required=True, metavar="toy | camvid | pairs | check")
+    commands = parser.add_subparsers(required=True, metavar="toy | camvid | pairs | check | assignment")
 
     def command(name: str, function: Callable) -> argparse.ArgumentParser:
         text = inspect.cleandoc(function.__doc__)
@@ -1875,6 +1947,9 @@ def _parser() -> argparse.ArgumentParser:
         writer.add_argument("--force", action="store_true", help=force)
     check.add_argument("root", metavar="ROOT", help="the folder that holds leftImg8bit/ and gtFine/")
     check.add_argument("--deep", action="store_true", help="decode all files and check label values (minutes)")
+    assignment = command("assignment", make_assignment)
+    assignment.add_argument("number", metavar="NN", help="number of the notebook: 01 to 06")
+    assignment.add_argument("--out", required=True, metavar="DIR", help="a new folder in the course's source/")
     return parser
 
 

@@ -66,30 +66,31 @@ num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
-# The next three cells find the helpers of this course, in this folder or the one above it; a notebook that was opened
-# alone fetches them.
+# The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone
+# fetches them.
 
 # %%
 import os
 import subprocess
 import sys
 from pathlib import Path
-
 REPO, TAG = "https://github.com/street-segmentation/street-segmentation", "v1.0"
-here = Path(globals().get("__file__", "notebook")).parent
-places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", "street-segmentation"]
-places += [p.parent for n in range(1, 6) for p in Path("/kaggle/input").glob("*/" * n + "data_prep.py")]
+here, cloned = Path(globals().get("__file__", "x")).parent, Path("street-segmentation")
+places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", cloned]
+for pattern in ("*/" * n + "data_prep.py" for n in range(1, 6)):
+    places += [path.parent for path in Path("/kaggle/input").glob(pattern)]
 home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
 
 # %%
 if home is None:
-    home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
-    clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG, "--", source, home]
+    home, source = cloned, os.environ.get("STREETS_REPO", REPO)
+    clone = ["git", "clone", "-q", "--depth=1", "--branch", TAG, "--", source, home]
     try:
         subprocess.run(clone, check=True, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
     except (OSError, subprocess.CalledProcessError):
-        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on "
-                           "Kaggle in the notebook's settings), or set STREETS_HOME to their folder.") from None
+        raise RuntimeError(
+            f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on "
+            "(Kaggle: in the settings), or set STREETS_HOME to their folder.") from None
 sys.path.insert(0, str(home.resolve()))
 
 # %% [markdown]
@@ -100,11 +101,16 @@ import importlib.util
 
 NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch",
          "accelerate": "accelerate", "cv2": "opencv-python-headless"}
-missing = " ".join(wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None)
+missing = [NEEDS[name] for name in NEEDS if importlib.util.find_spec(name) is None]
+install = [sys.executable, "-m", "pip", "install", "--quiet", *missing]
+
+# %%
 if missing and importlib.util.find_spec("pip") is None:
-    raise RuntimeError(f"There is no pip here: install {missing} with the tool that made this environment.")
-if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing.split()]).returncode:
-    raise RuntimeError(f"pip cannot install {missing}: turn the internet on (on Kaggle in the notebook's settings).")
+    raise RuntimeError(f"There is no pip here: install {' '.join(missing)} "
+                       "with the tool that made this environment.")
+if missing and subprocess.run(install).returncode:
+    raise RuntimeError(f"pip cannot install {' '.join(missing)}: "
+                       "turn the internet on (Kaggle: in the settings).")
 importlib.invalidate_caches()
 
 # %% [markdown]
@@ -1132,9 +1138,8 @@ common.show(common.show_pair(own, prediction, scheme))
 #
 # ## Exercises
 #
-# Each exercise is a function to write; the cell below it checks what you wrote and prints what is expected. Nothing here
-# needs training. This repository is the instructor's edition, with solutions; a released version has
-# `raise NotImplementedError()` in their place.
+# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it. An
+# exercise that is not done yet stops nothing. None of them needs training.
 
 # %% [markdown]
 # ### Exercise 2.1: parameters of a thinner U-Net
@@ -1143,25 +1148,17 @@ common.show(common.show_pair(own, prediction, scheme))
 # quarter of 7,703,367. Work it out from what grows with the square of the width, what grows with the width, and what does
 # not grow, rather than by building the network. Return an int. (2 points)
 
-# %% nbgrader={"grade": false, "grade_id": "parameters_of_width_32", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 2.1
 def parameters_of_width_32():
     """Number of parameters of UNet(width=32): an int."""
-    ### BEGIN SOLUTION
-    outputs = 2 * (64 + 128 + 256 + 512 + 256 + 128 + 64)  # of all 3x3 convolutions: each has a bias, a scale and a shift
-    linear = 3 * outputs + (256 + 128 + 64) + 27 * 64 + 7 * 64  # biases of the way up, weights of the first layer and the head
-    return (7_703_367 - linear - 7) // 4 + linear // 2 + 7
-    ### END SOLUTION
+    raise NotImplementedError
 
 
-# %% nbgrader={"grade": true, "grade_id": "parameters_of_width_32_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 2.1: check
 with common.exercise("Exercise 2.1"):
     common.check("parameters of width 32", parameters_of_width_32(), between=(1_900_000, 1_950_000))
-    ### BEGIN HIDDEN TESTS
-    counted = sum(p.numel() for p in UNet(width=32).parameters())
-    common.check("parameters of width 32, counted", parameters_of_width_32(), counted, tolerance=0.5)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 2.2: how an absent class feels a false alarm
@@ -1172,29 +1169,19 @@ with common.exercise("Exercise 2.1"):
 # $\epsilon = 10^{-6}$ with 1, early in training (`total` in the thousands) and late (about 1): when does the loss notice an
 # alarm? (2 points)
 
-# %% nbgrader={"grade": false, "grade_id": "dice_slope_of_absent_class", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 2.2
 def dice_slope_of_absent_class(total, epsilon):
     """Derivative of the Dice of a class that the label lacks by one of its probabilities, whose sum is `total`."""
-    ### BEGIN SOLUTION
-    # early, about -epsilon / total**2: hardly anything with either; at a total of 1 it is -1/4 with 1, and -1e-6 with 1e-6
-    return -epsilon / (total + epsilon) ** 2
-    ### END SOLUTION
+    raise NotImplementedError
 
 
-# %% nbgrader={"grade": true, "grade_id": "dice_slope_of_absent_class_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 2.2: check
 with common.exercise("Exercise 2.2"):
     common.check("nothing there yet, epsilon 1", dice_slope_of_absent_class(0.0, 1.0), -1.0)
     unsure = dice_slope_of_absent_class(128 * 128 / 7, 1e-6)
     common.check("unsure everywhere, epsilon 1e-6", unsure, between=(-1e-9, 0))
-    ### BEGIN HIDDEN TESTS
-    for epsilon in (0.5, 1.0, 4.0):
-        probs = torch.full((1, 7, 4, 3), 0.25, dtype=torch.float64, requires_grad=True)
-        dice_per_class(probs, torch.zeros(1, 4, 3, dtype=torch.long), epsilon)[PERSON].backward()
-        slope = dice_slope_of_absent_class(0.25 * 4 * 3, epsilon)
-        common.check(f"the gradient with epsilon {epsilon}", slope, probs.grad[0, PERSON, 0, 0])
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 2.3: find and mend the score
@@ -1224,32 +1211,19 @@ print("perfect, two batches of one:", dataset_miou_as_given([(streets[:1], stree
 # the classes that occur in its labels. The arguments are as above, batches may differ in size, the result is a float. Two
 # things are wrong, and one of them no perfect prediction will show. (3 points)
 
-# %% nbgrader={"grade": false, "grade_id": "dataset_miou", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 2.3
 def dataset_miou(batches, num_classes):
     """Mean IoU over the classes that occur in the labels of all batches together: a float."""
-    ### BEGIN SOLUTION
-    confusion = sum(common.confusion_matrix(prediction, label, num_classes) for prediction, label in batches)
-    return common.miou(confusion)
-    ### END SOLUTION
+    raise NotImplementedError
 
 
-# %% nbgrader={"grade": true, "grade_id": "dataset_miou_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 2.3: check
 with common.exercise("Exercise 2.3"):
     two = np.array([[[0, 1], [2, 2]], [[0, 1], [1, 0]]])
     common.check("perfect, one batch of two", dataset_miou([(two, two)], 3), 1)
     common.check("perfect, two batches of one", dataset_miou([(two[:1], two[:1]), (two[1:], two[1:])], 3), 1)
-    ### BEGIN HIDDEN TESTS
-    rng = np.random.default_rng(2)
-    truth, answer = rng.integers(0, 5, (7, 4, 4)), rng.integers(0, 6, (7, 4, 4))  # class 5 is only predicted, 6 nowhere
-    truth[:5][truth[:5] == 4] = 0
-    answer = np.where(rng.random(answer.shape) < 0.5, truth, answer)
-    for cuts in ([], [1, 2, 4], range(1, 7)):
-        batches = list(zip(np.split(answer, cuts), np.split(truth, cuts)))
-        whole = common.miou(common.confusion_matrix(answer, truth, 7))
-        common.check(f"{len(batches)} batches with mistakes", dataset_miou(batches, 7), whole)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 2.4: find and mend the class weights
@@ -1276,27 +1250,18 @@ print("weights:", weights_as_given(json.dumps({0: 6400, 1: 2500, 2: 100}), 3))
 # Write the function so that it returns $1/\sqrt{f_c}$ for the share $f_c$ of each class, (C,) float32. The text may name the
 # classes in any order, and leave out a class without pixels; such a class gets the weight of a share of 1e-4. (2 points)
 
-# %% nbgrader={"grade": false, "grade_id": "weights_from_json", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 2.4
 def weights_from_json(text, num_classes):
     """1 / sqrt(share) per class, (C,) float32, from a JSON text of pixel counts per class."""
-    ### BEGIN SOLUTION
-    counts = {int(c): n for c, n in json.loads(text).items()}
-    total = sum(counts.values())
-    return inverse_sqrt_weights([counts.get(c, 0) / total for c in range(num_classes)])
-    ### END SOLUTION
+    raise NotImplementedError
 
 
-# %% nbgrader={"grade": true, "grade_id": "weights_from_json_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 2.4: check
 with common.exercise("Exercise 2.4"):
     three_weights = weights_from_json(json.dumps({0: 6400, 1: 2500, 2: 100}), 3)
     common.check("weights of three classes", three_weights, [1.185854, 1.897367, 9.486833])
-    ### BEGIN HIDDEN TESTS
-    shares = [0.0, 0.3, 0.1, 0.0, 0.05, 0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0]
-    text = json.dumps({c: round(1000 * shares[c]) for c in (10, 2, 4, 1, 9, 5, 6, 7, 8)})  # not in order, three are missing
-    common.check("another order, classes missing", weights_from_json(text, 12), inverse_sqrt_weights(shares), tolerance=1e-3)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 2.5: a small project: which people are found?
@@ -1308,50 +1273,20 @@ with common.exercise("Exercise 2.4"):
 # 16 on; `nan` for a group without people. `predictions` and `labels` are lists of integer arrays (H, W), whose sizes may
 # differ from image to image. (4 points)
 
-# %% nbgrader={"grade": false, "grade_id": "recall_by_height", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 2.5
 def recall_by_height(predictions, labels, edges):
     """Share of the people of each group of heights that are found, (len(edges) + 1,); nan for a group without people."""
-    ### BEGIN SOLUTION
-    found = [[] for _ in range(len(edges) + 1)]
-    for prediction, label in zip(predictions, labels):
-        groups, _ = ndimage.label(label == PERSON, structure=np.ones((3, 3)))
-        for k, box in enumerate(ndimage.find_objects(groups), start=1):
-            person = groups[box] == k  # a bounding box can hold parts of other people
-            share = (prediction[box][person] == PERSON).mean()
-            height = box[0].stop - box[0].start
-            found[np.digitize(height, edges)].append(share >= 0.5)
-    return np.array([np.mean(group) if group else np.nan for group in found])
-    ### END SOLUTION
+    raise NotImplementedError
 
 
-# %% nbgrader={"grade": true, "grade_id": "recall_by_height_check", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 2.5: check
 with common.exercise("Exercise 2.5"):
     crowd = np.zeros((2, 24, 30), int)
     crowd[:, 2:22, 2:8], crowd[:, 4:9, 12:14], crowd[:, 4:9, 20:22] = PERSON, PERSON, PERSON  # one tall, two small
     blind = np.where(np.arange(30) < 20, crowd, 0)  # sees none of the third
     common.check("the third missed", recall_by_height(list(blind), list(crowd), (8, 16)), [0.5, np.nan, 1])
-    ### BEGIN HIDDEN TESTS
-    import cv2
-
-    rng, truths, answers, by_hand = np.random.default_rng(5), [], [], [[], [], []]
-    for shape in ((20, 30), (16, 50), (30, 12), (9, 9)):
-        truths.append(np.where(rng.random(shape) < 0.3, PERSON, rng.integers(0, 3, shape)))
-        answers.append(np.where(rng.random(shape) < 0.5, truths[-1], 1))
-        n, groups, boxes, _ = cv2.connectedComponentsWithStats((truths[-1] == PERSON).astype(np.uint8), connectivity=8)
-        for k in range(1, n):
-            height, hits = boxes[k, cv2.CC_STAT_HEIGHT], (answers[-1][groups == k] == PERSON).sum()
-            by_hand[int(height >= 2) + int(height >= 4)].append(2 * hits >= (groups == k).sum())
-    wanted = np.array([np.mean(group) for group in by_hand])
-    common.check("a crowd", recall_by_height(answers, truths, (2, 4)), wanted)
-    around = np.zeros((12, 12), int)
-    around[:, 0] = around[0] = around[4:10, 4:10] = PERSON  # the second stands within the bounding box of the first
-    seen = np.where(np.arange(12) < 4, 0, around)  # most of the first is missed
-    seen[0] = 0
-    common.check("one within the box of another", recall_by_height([seen], [around], (8,)), [1, 0])
-    common.check("nobody", recall_by_height([seen], [np.zeros((12, 12), int)], ()), [np.nan])
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### To go further

@@ -68,30 +68,31 @@ num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
-# The next three cells find the helpers of this course, in this folder or the one above it; a notebook that was opened
-# alone fetches them.
+# The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone
+# fetches them.
 
 # %%
 import os
 import subprocess
 import sys
 from pathlib import Path
-
 REPO, TAG = "https://github.com/street-segmentation/street-segmentation", "v1.0"
-here = Path(globals().get("__file__", "notebook")).parent
-places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", "street-segmentation"]
-places += [p.parent for n in range(1, 6) for p in Path("/kaggle/input").glob("*/" * n + "data_prep.py")]
+here, cloned = Path(globals().get("__file__", "x")).parent, Path("street-segmentation")
+places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", cloned]
+for pattern in ("*/" * n + "data_prep.py" for n in range(1, 6)):
+    places += [path.parent for path in Path("/kaggle/input").glob(pattern)]
 home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
 
 # %%
 if home is None:
-    home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
-    clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG, "--", source, home]
+    home, source = cloned, os.environ.get("STREETS_REPO", REPO)
+    clone = ["git", "clone", "-q", "--depth=1", "--branch", TAG, "--", source, home]
     try:
         subprocess.run(clone, check=True, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
     except (OSError, subprocess.CalledProcessError):
-        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on "
-                           "Kaggle in the notebook's settings), or set STREETS_HOME to their folder.") from None
+        raise RuntimeError(
+            f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on "
+            "(Kaggle: in the settings), or set STREETS_HOME to their folder.") from None
 sys.path.insert(0, str(home.resolve()))
 
 # %% [markdown]
@@ -102,11 +103,16 @@ import importlib.util
 
 NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch",
          "accelerate": "accelerate", "cv2": "opencv-python-headless"}
-missing = " ".join(wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None)
+missing = [NEEDS[name] for name in NEEDS if importlib.util.find_spec(name) is None]
+install = [sys.executable, "-m", "pip", "install", "--quiet", *missing]
+
+# %%
 if missing and importlib.util.find_spec("pip") is None:
-    raise RuntimeError(f"There is no pip here: install {missing} with the tool that made this environment.")
-if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing.split()]).returncode:
-    raise RuntimeError(f"pip cannot install {missing}: turn the internet on (on Kaggle in the notebook's settings).")
+    raise RuntimeError(f"There is no pip here: install {' '.join(missing)} "
+                       "with the tool that made this environment.")
+if missing and subprocess.run(install).returncode:
+    raise RuntimeError(f"pip cannot install {' '.join(missing)}: "
+                       "turn the internet on (Kaggle: in the settings).")
 importlib.invalidate_caches()
 
 # %% [markdown]
@@ -967,9 +973,8 @@ common.show(common.show_pair(own, classes, scheme))
 #
 # ## Exercises
 #
-# Each answer is a function, and the cell below it checks it: what it prints has the expected value beside it. This
-# repository is the instructor's edition, with solutions. In the edition for students, which nbgrader makes from it,
-# `raise NotImplementedError()` stands in their place and some checks are kept back for the grading.
+# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it. An
+# exercise that is not done yet stops nothing.
 
 # %% [markdown]
 # ### Exercise 3.1: more folds, more independent scores?
@@ -978,26 +983,17 @@ common.show(common.show_pair(own, classes, scheme))
 # ten folds make the scores less dependent on each other? Give the share for `k` folds of equal size, as a formula: of the
 # images that one network learns from, which part has another network learnt from, too? (1 point)
 
-# %% nbgrader={"grade": false, "grade_id": "share_learnt_twice", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 3.1
 def share_learnt_twice(k):
     """Share (0 to 1) of one network's training images that another one has too, with k >= 2 folds of equal size."""
-    ### BEGIN SOLUTION
-    # each learns from k - 1 folds, and of these the one that the other network holds out is missing there
-    return (k - 2) / (k - 1)
-    ### END SOLUTION
+    raise NotImplementedError
 
 
-# %% nbgrader={"grade": true, "grade_id": "share_learnt_twice_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 3.1: check
 with common.exercise("Exercise 3.1"):
     common.check("three folds", share_learnt_twice(3), between=(0.4, 0.6))
-    ### BEGIN HIDDEN TESTS
-    for k in (2, 3, 5, 10):
-        dealt = [set(part.tolist()) for part in folds_by_image(range(12 * k), 42, k)]
-        first, other = (set(range(12 * k)) - held_out for held_out in dealt[:2])
-        common.check(f"{k} folds", share_learnt_twice(k), len(first & other) / len(first))
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 3.2: a scaling that scales nothing
@@ -1041,38 +1037,18 @@ for factor in (0.5, 1.0, 2.0):
     print(f"scaled by {factor}: the network sees the square at {box_of_square(scale_as_given, factor)}")
 
 
-# %% nbgrader={"grade": false, "grade_id": "scale_about_middle", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 3.2
 def scale_about_middle(image, label, factor, size):
     """Image (H, W, 3) and label (H, W) scaled about the middle, padded (0, void 255) or cropped to (H, W), at `size`."""
-    ### BEGIN SOLUTION
-    h, w = label.shape
-    image, label = common.resize_pair(image, label, (round(h * factor), round(w * factor)))
-    down, right = (max(0, full - part) for full, part in zip((h, w), label.shape))
-    margins = (down // 2, down - down // 2, right // 2, right - right // 2)
-    image, label = (cv2.copyMakeBorder(a, *margins, cv2.BORDER_CONSTANT, value=v) for a, v in ((image, 0), (label, 255)))
-    top, left = (label.shape[0] - h) // 2, (label.shape[1] - w) // 2
-    return common.resize_pair(image[top : top + h, left : left + w], label[top : top + h, left : left + w], size)
-    ### END SOLUTION
+    raise NotImplementedError
 
 
-# %% nbgrader={"grade": true, "grade_id": "scale_about_middle_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 3.2: check
 with common.exercise("Exercise 3.2"):
     common.check("box, scaled by 1", box_of_square(scale_about_middle, 1.0), [28, 12, 36, 20])
     common.check("box, scaled by 0.5", box_of_square(scale_about_middle, 0.5), [30, 14, 34, 18])
-    ### BEGIN HIDDEN TESTS
-    for factor, half in ((0.75, 3), (1.25, 5), (2.0, 8)):
-        box = [32 - half, 16 - half, 32 + half, 16 + half]
-        common.check(f"box, scaled by {factor}", box_of_square(scale_about_middle, factor), box)
-        image_seen, label_seen = scaled_square(scale_about_middle, factor)
-        common.check("shapes are right", (image_seen.shape, label_seen.shape) == ((32, 64, 3), (32, 64)), True)
-        common.check("share of void", (label_seen == 255).mean(), max(0, 1 - factor**2), tolerance=1e-3)
-        common.check("pixels that are void but not black", ((image_seen[..., 0] < 40) != (label_seen == 255)).sum(), 0)
-        common.check("pixels where image and label differ", ((image_seen[..., 0] > 160) != (label_seen == 11)).sum(), 0)
-    squeezed = box_of_square(scale_about_middle, 1.0, size=(64, 64))
-    common.check("box for a network that sees 64 x 64", squeezed, [28, 24, 36, 40])
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 3.3: an interval that is too narrow
@@ -1106,30 +1082,17 @@ def coverage(half_width, n, trials=3000):
 print(f"three seeds: the interval as given holds the mean in {coverage(half_width_as_given, n=3):.0%} of all cases, not 95 %")
 
 
-# %% nbgrader={"grade": false, "grade_id": "half_width_of_mean", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 3.3
 def half_width_of_mean(scores):
     """Half-width of the 95 % Student interval for the mean of independent scores; nan for a single one."""
-    ### BEGIN SOLUTION
-    from scipy import stats
-
-    n = len(scores)
-    if n < 2:
-        return float("nan")
-    return stats.t.ppf(0.975, n - 1) * np.std(scores, ddof=1) / np.sqrt(n)
-    ### END SOLUTION
+    raise NotImplementedError
 
 
-# %% nbgrader={"grade": true, "grade_id": "half_width_of_mean_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 3.3: check
 with common.exercise("Exercise 3.3"):
     common.check("coverage with three seeds", coverage(half_width_of_mean, n=3), between=(0.93, 0.97))
-    ### BEGIN HIDDEN TESTS
-    for n in (2, 3, 5, 30):
-        seeds = (67 + np.random.default_rng(n).normal(size=n)).tolist()
-        common.check(f"half-width for {n} scores", half_width_of_mean(seeds), common.student_interval(seeds)[1])
-    common.check("half-width for a single score", half_width_of_mean([67.0]), float("nan"))
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 3.4: one share of the drop per step
@@ -1150,23 +1113,11 @@ def score_after(grid, taken):
     return grid[at["image_set"]][at["resolution"]][at["checkpoint"]]
 
 
-# %% nbgrader={"grade": false, "grade_id": "shares_of_drop", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 3.4
 def shares_of_drop(score, steps):
     """{step: mean over all orders of the change of score(taken) at that step}; `steps` is a list of names."""
-    ### BEGIN SOLUTION
-    orders = list(permutations(steps))
-    shares = dict.fromkeys(steps, 0.0)
-    for order in orders:
-        taken = set()
-        before = score(taken)
-        for step in order:
-            taken = taken | {step}
-            after = score(taken)
-            shares[step] += (after - before) / len(orders)
-            before = after
-    return shares
-    ### END SOLUTION
+    raise NotImplementedError
 
 
 # %%
@@ -1177,34 +1128,12 @@ print("the drop:", round(score_after(TINY_GRID, set(END)) - score_after(TINY_GRI
 for order in (list(END), list(END)[::-1]):
     print({step: round(effect, 4) for step, effect in step_effects(TINY_GRID, order).items()})
 
-# %% nbgrader={"grade": true, "grade_id": "shares_of_drop_check", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 3.4: check
 with common.exercise("Exercise 3.4"):
     shares = shares_of_drop(partial(score_after, TINY_GRID), list(END))
     common.check("sum of the shares", sum(shares.values()), -0.09)
     common.check("a step that is worth nothing", shares_of_drop(lambda taken: 2.0 * ("a" in taken), ["a", "b"])["b"], 0)
-    ### BEGIN HIDDEN TESTS
-    import math
-    from itertools import combinations
-
-    def share_by_formula(score, steps, step):
-        """Sum over all sets of other steps of what `step` changes after them, weighted by how often just they come before."""
-        others, total = [name for name in steps if name != step], 0.0
-        for count in range(len(steps)):
-            chance = math.factorial(count) * math.factorial(len(others) - count) / math.factorial(len(steps))
-            for earlier in combinations(others, count):
-                total += chance * (score({*earlier, step}) - score(set(earlier)))
-        return total
-
-    def uneven(taken):
-        return sum(map(ord, taken)) ** 2 / 1e4 + ("a" in taken) * ("c" in taken) + np.sin(sum(map(ord, taken)))
-
-    on_grid = partial(score_after, TINY_GRID)
-    for score, steps in ((on_grid, list(END)), (uneven, ["a"]), (uneven, ["b", "a"]), (uneven, ["d", "b", "a", "c"])):
-        shares = shares_of_drop(score, steps)
-        formulas = [share_by_formula(score, steps, step) for step in steps]
-        common.check(f"shares of {', '.join(steps)}", [shares[step] for step in steps], formulas)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### To go further

@@ -70,30 +70,31 @@ num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
-# The next three cells find the helpers of this course, in this folder or the one above it; a notebook that was opened
-# alone fetches them.
+# The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone
+# fetches them.
 
 # %%
 import os
 import subprocess
 import sys
 from pathlib import Path
-
 REPO, TAG = "https://github.com/street-segmentation/street-segmentation", "v1.0"
-here = Path(globals().get("__file__", "notebook")).parent
-places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", "street-segmentation"]
-places += [p.parent for n in range(1, 6) for p in Path("/kaggle/input").glob("*/" * n + "data_prep.py")]
+here, cloned = Path(globals().get("__file__", "x")).parent, Path("street-segmentation")
+places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", cloned]
+for pattern in ("*/" * n + "data_prep.py" for n in range(1, 6)):
+    places += [path.parent for path in Path("/kaggle/input").glob(pattern)]
 home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
 
 # %%
 if home is None:
-    home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
-    clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG, "--", source, home]
+    home, source = cloned, os.environ.get("STREETS_REPO", REPO)
+    clone = ["git", "clone", "-q", "--depth=1", "--branch", TAG, "--", source, home]
     try:
         subprocess.run(clone, check=True, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
     except (OSError, subprocess.CalledProcessError):
-        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on "
-                           "Kaggle in the notebook's settings), or set STREETS_HOME to their folder.") from None
+        raise RuntimeError(
+            f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on "
+            "(Kaggle: in the settings), or set STREETS_HOME to their folder.") from None
 sys.path.insert(0, str(home.resolve()))
 
 # %% [markdown]
@@ -104,11 +105,16 @@ import importlib.util
 
 NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch",
          "accelerate": "accelerate", "cv2": "opencv-python-headless"}
-missing = " ".join(wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None)
+missing = [NEEDS[name] for name in NEEDS if importlib.util.find_spec(name) is None]
+install = [sys.executable, "-m", "pip", "install", "--quiet", *missing]
+
+# %%
 if missing and importlib.util.find_spec("pip") is None:
-    raise RuntimeError(f"There is no pip here: install {missing} with the tool that made this environment.")
-if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing.split()]).returncode:
-    raise RuntimeError(f"pip cannot install {missing}: turn the internet on (on Kaggle in the notebook's settings).")
+    raise RuntimeError(f"There is no pip here: install {' '.join(missing)} "
+                       "with the tool that made this environment.")
+if missing and subprocess.run(install).returncode:
+    raise RuntimeError(f"pip cannot install {' '.join(missing)}: "
+                       "turn the internet on (Kaggle: in the settings).")
 importlib.invalidate_caches()
 
 # %% [markdown]
@@ -1527,9 +1533,8 @@ common.show(common.show_pair(own, prediction, scheme))
 #
 # ## Exercises
 #
-# Each answer is a function, and the cell below it checks it: what it prints has the expected value beside it. This
-# repository is the instructor's edition, with solutions. In the edition for students, which nbgrader makes from it,
-# `raise NotImplementedError()` stands in their place and some checks are kept back for the grading.
+# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it. An
+# exercise that is not done yet stops nothing.
 
 # %% [markdown]
 # ### Exercise 4.1: how far may it slide?
@@ -1538,27 +1543,17 @@ common.show(common.show_pair(own, prediction, scheme))
 # too far to the side. At which shift, in whole pixels, has the IoU of its class first fallen to one half or less? Think
 # of the pole of 4 pixels first, then of any width, and write it as a formula, without a loop. (1 point)
 
-# %% nbgrader={"grade": false, "grade_id": "shift_to_half_iou", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 4.1
 def shift_to_half_iou(width):
     """The smallest shift (pixels, an int) that leaves an object `width` pixels wide an IoU of 1/2 or less."""
-    ### BEGIN SOLUTION
-    # a shift by s leaves (width - s) of (width + s) columns, which is 1/2 at s = width / 3
-    return -(-width // 3)
-    ### END SOLUTION
+    raise NotImplementedError
 
 
-# %% nbgrader={"grade": true, "grade_id": "shift_to_half_iou_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 4.1: check
 with common.exercise("Exercise 4.1"):
     common.check("shift of a pole of 4 pixels", shift_to_half_iou(4), between=(1, 3))
-    ### BEGIN HIDDEN TESTS
-    for width in (3, 4, 7, 32, 40):
-        pairs = [shifted(width, shift) for shift in range(width // 2 + 2)]
-        iou = [((label * moved).sum() / (label + moved).clamp(max=1).sum()).item() for label, moved in pairs]
-        halved = min(shift for shift, value in enumerate(iou) if value <= 0.5)
-        common.check(f"shift of an object of {width} pixels", shift_to_half_iou(width), halved)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 4.2: what is a little doubt worth?
@@ -1568,14 +1563,11 @@ with common.exercise("Exercise 4.1"):
 # of SSIM for $q$ and any $C_1$ (`c1`), then see what a larger $C_1$ would allow: $0.01^2$ was made for pictures of grey
 # values, in which a hundredth of the range cannot be seen. (2 points)
 
-# %% nbgrader={"grade": false, "grade_id": "doubt_at_similarity", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 4.2
 def doubt_at_similarity(similarity, c1=0.01**2):
     """The probability (a float) that has this SSIM, in (0, 1), with a label of 0, where both are flat."""
-    ### BEGIN SOLUTION
-    # no variance and no covariance: what is left is c1 / (q^2 + c1)
-    return (c1 * (1 / similarity - 1)) ** 0.5
-    ### END SOLUTION
+    raise NotImplementedError
 
 
 # %%
@@ -1585,15 +1577,10 @@ def flat_similarity(doubt, c1=0.01**2):
     return ssim_map(torch.full((1, 1, 16, 16), doubt), torch.zeros(1, 1, 16, 16), c1=c1).mean().item()
 
 
-# %% nbgrader={"grade": true, "grade_id": "doubt_at_similarity_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 4.2: check
 with common.exercise("Exercise 4.2"):
     common.check("SSIM with your doubt for .5", flat_similarity(doubt_at_similarity(0.5)), 0.5, tolerance=1e-3)
-    ### BEGIN HIDDEN TESTS
-    for similarity, c1 in ((0.2, 0.01**2), (0.9, 0.01**2), (0.5, 0.1**2), (0.95, 0.05**2)):
-        reached = flat_similarity(doubt_at_similarity(similarity, c1), c1)
-        common.check(f"SSIM with your doubt for {similarity} and C1 = {c1:.4f}", reached, similarity, tolerance=1e-3)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 4.3: a street pasted into itself
@@ -1628,30 +1615,17 @@ def origins(paste_into, index, number, draws=1200):
 print("street 2 gets its pole from streets 0 to 3:", origins(copy_paste_as_given, index=2, number=4).round(2))
 
 
-# %% nbgrader={"grade": false, "grade_id": "copy_paste_from_another", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 4.3
 def copy_paste_from_another(index, rng, streets, classes=(1, 2, 3, 4, 5, 6)):
     """(image, label) number `index` of a list of streets, with classes of another street of the list pasted into it."""
-    ### BEGIN SOLUTION
-    source = int(rng.integers(len(streets) - 1))
-    source += source >= index  # skip the street itself, so that all others keep the same chance
-    return paste_whole_classes(*streets[index], *streets[source], rng, classes)
-    ### END SOLUTION
+    raise NotImplementedError
 
 
-# %% nbgrader={"grade": true, "grade_id": "copy_paste_from_another_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 4.3: check
 with common.exercise("Exercise 4.3"):
     common.check("share of street 2's poles that are its own", origins(copy_paste_from_another, 2, 4)[2], 0)
-    ### BEGIN HIDDEN TESTS
-    for index, number in ((2, 4), (0, 3), (4, 5), (1, 2)):
-        fair = np.where(np.arange(number) == index, 0, 1 / (number - 1))
-        shares = origins(copy_paste_from_another, index, number)
-        common.check(f"origins of street {index} of {number}", shares, fair, tolerance=0.06)
-    signs = [(np.zeros((2, 2, 3), np.uint8), np.full((2, 2), c, np.uint8)) for c in (0, 5)]
-    common.check("only the classes asked for", copy_paste_from_another(0, np.random.default_rng(0), signs, (4,))[1].sum(), 0)
-    common.check("a sign is pasted", copy_paste_from_another(0, np.random.default_rng(0), signs, (5,))[1].sum(), 20)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 4.4: a loss that feels the distance
@@ -1665,21 +1639,11 @@ with common.exercise("Exercise 4.3"):
 # `probs` are (B, C, H, W), `label` is (B, H, W) with 255 for void. `scipy.ndimage.distance_transform_edt(mask)` gives every
 # pixel that is True in a mask its distance to the nearest one that is False. (4 points)
 
-# %% nbgrader={"grade": false, "grade_id": "nearness_loss", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 4.4
 def nearness_loss(probs, label):
     """Mean of p_c(x) d_c(x) over valid pixels, then over the (image, class) pairs present; 0 where there is none."""
-    ### BEGIN SOLUTION
-    from scipy import ndimage
-
-    losses = []
-    for p, truth in zip(probs, label):  # (C, H, W), (H, W)
-        valid = truth != 255
-        for c in truth[valid].unique().tolist():
-            distance = ndimage.distance_transform_edt((truth != c).cpu().numpy())
-            losses.append((p[c] * torch.from_numpy(distance).to(p))[valid].mean())
-    return torch.stack(losses).mean() if losses else probs.sum() * 0
-    ### END SOLUTION
+    raise NotImplementedError
 
 
 # %%
@@ -1710,27 +1674,13 @@ def nearness_by_brute_force(probs, label):
     return sum(pairs) / len(pairs)
 
 
-# %% nbgrader={"grade": true, "grade_id": "nearness_loss_check", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 4.4: check
 with common.exercise("Exercise 4.4"):
     strip = torch.tensor([[[1, 0, 0, 0]]])  # a pole at the left end of 4 pixels, predicted at the right end
     common.check("pole at the wrong end", nearness_loss(truth_maps(torch.tensor([[[0, 0, 0, 1]]]), 2), strip), 0.5)
     common.check("a right prediction", nearness_loss(truth_maps(strip, 2), strip), 0)
     common.check("rise from 5 to 10 pixels", rise_of_missed_pole(nearness_loss), between=(0.04, 1))
-    ### BEGIN HIDDEN TESTS
-    generator = torch.Generator().manual_seed(0)
-    mixed = torch.randint(0, 3, (2, 9, 12), generator=generator)  # classes 3 and 4 are absent
-    mixed[0, :, 6:], mixed[1, 2:4] = 0, 255
-    mixed[1][mixed[1] == 1] = 2
-    guess = torch.rand(2, 5, 9, 12, generator=generator, dtype=torch.float64).softmax(1).requires_grad_()
-    common.check("absent classes and void", nearness_loss(guess, mixed), nearness_by_brute_force(guess, mixed), tolerance=1e-6)
-    (pull_on_guess,) = torch.autograd.grad(nearness_loss(guess, mixed), guess)
-    common.check("pull on void pixels", pull_on_guess[1, :, 2:4].abs().sum(), 0)
-    common.check("pull on absent classes", pull_on_guess[:, 3:].abs().sum(), 0)
-    nothing = nearness_loss(guess, torch.full_like(mixed, 255))
-    common.check("nothing but void", nothing, 0)
-    common.check("its gradient", torch.autograd.grad(nothing, guess)[0].abs().sum(), 0)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### To go further

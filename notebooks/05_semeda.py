@@ -71,30 +71,31 @@ num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
-# The next three cells find the helpers of this course, in this folder or the one above it; a notebook that was opened
-# alone fetches them.
+# The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone
+# fetches them.
 
 # %%
 import os
 import subprocess
 import sys
 from pathlib import Path
-
 REPO, TAG = "https://github.com/street-segmentation/street-segmentation", "v1.0"
-here = Path(globals().get("__file__", "notebook")).parent
-places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", "street-segmentation"]
-places += [p.parent for n in range(1, 6) for p in Path("/kaggle/input").glob("*/" * n + "data_prep.py")]
+here, cloned = Path(globals().get("__file__", "x")).parent, Path("street-segmentation")
+places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", cloned]
+for pattern in ("*/" * n + "data_prep.py" for n in range(1, 6)):
+    places += [path.parent for path in Path("/kaggle/input").glob(pattern)]
 home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
 
 # %%
 if home is None:
-    home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
-    clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG, "--", source, home]
+    home, source = cloned, os.environ.get("STREETS_REPO", REPO)
+    clone = ["git", "clone", "-q", "--depth=1", "--branch", TAG, "--", source, home]
     try:
         subprocess.run(clone, check=True, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
     except (OSError, subprocess.CalledProcessError):
-        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on "
-                           "Kaggle in the notebook's settings), or set STREETS_HOME to their folder.") from None
+        raise RuntimeError(
+            f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on "
+            "(Kaggle: in the settings), or set STREETS_HOME to their folder.") from None
 sys.path.insert(0, str(home.resolve()))
 
 # %% [markdown]
@@ -105,11 +106,16 @@ import importlib.util
 
 NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch",
          "accelerate": "accelerate", "cv2": "opencv-python-headless"}
-missing = " ".join(wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None)
+missing = [NEEDS[name] for name in NEEDS if importlib.util.find_spec(name) is None]
+install = [sys.executable, "-m", "pip", "install", "--quiet", *missing]
+
+# %%
 if missing and importlib.util.find_spec("pip") is None:
-    raise RuntimeError(f"There is no pip here: install {missing} with the tool that made this environment.")
-if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing.split()]).returncode:
-    raise RuntimeError(f"pip cannot install {missing}: turn the internet on (on Kaggle in the notebook's settings).")
+    raise RuntimeError(f"There is no pip here: install {' '.join(missing)} "
+                       "with the tool that made this environment.")
+if missing and subprocess.run(install).returncode:
+    raise RuntimeError(f"pip cannot install {' '.join(missing)}: "
+                       "turn the internet on (Kaggle: in the settings).")
 importlib.invalidate_caches()
 
 # %% [markdown]
@@ -1663,9 +1669,8 @@ if networks:
 #
 # ## Exercises
 #
-# Each answer is a function, and the cell below it checks it: what it prints has the expected value beside it. This
-# repository is the instructor's edition, with solutions. In the edition for students, which nbgrader makes from it,
-# `raise NotImplementedError()` stands in their place and some checks are kept back for the grading. No exercise needs a
+# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it. An
+# exercise that is not done yet stops nothing. None of them needs a
 # trained network.
 #
 # ### Exercise 5.1: how wide is a diagonal seam?
@@ -1675,25 +1680,17 @@ if networks:
 # from the frame? And how many, if an edge were defined by 4 neighbours (left, right, above, below) instead of 8? Return the
 # two numbers. (1 point)
 
-# %% nbgrader={"grade": false, "grade_id": "diagonal_seam_widths", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 5.1
 def diagonal_seam_widths():
     """Edge pixels in one row of a diagonal seam: (with 8 neighbours, with 4 neighbours)."""
-    ### BEGIN SOLUTION
-    return 4, 2
-    ### END SOLUTION
+    raise NotImplementedError
 
-# %% nbgrader={"grade": true, "grade_id": "diagonal_seam_widths_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 5.1: check
 with common.exercise("Exercise 5.1"):
     common.check("with 8 neighbours", diagonal_seam_widths()[0], between=(2, 6))
     common.check("with 4 neighbours", diagonal_seam_widths()[1], between=(1, 4))
-    ### BEGIN HIDDEN TESTS
-    halves = (torch.arange(12)[None] > torch.arange(12)[:, None]).long()
-    of_eight = semantic_edges(halves[None])[0][0, 6].sum()
-    of_four = torch.stack([halves != halves.roll(step, axis) for step in (1, -1) for axis in (0, 1)]).any(0)[6, 1:-1].sum()
-    common.check("both", diagonal_seam_widths(), [int(of_eight), int(of_four)])
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 5.2: a trimap score that punishes the truth
@@ -1726,33 +1723,19 @@ for name, middle in (("with void", 255), ("with sidewalk", 1)):
 # bands as in `common.trimap_band`, pixels of all images counted together, and of the classes those with true pixels in the
 # bands. (3 points)
 
-# %% nbgrader={"grade": false, "grade_id": "trimap_miou_mended", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 5.2
 def trimap_miou_mended(preds, labels, radius, num_classes):
     """mIoU within a radius of the seams, for predictions and labels (N, H, W) uint8, void 255; nan where there is no seam."""
-    ### BEGIN SOLUTION
-    confusion = np.zeros((num_classes, num_classes), int)
-    for pred, label in zip(preds, labels):
-        band = common.trimap_band(label, num_classes, radius)
-        confusion += common.confusion_matrix(pred[band], label[band], num_classes)
-    return common.miou(confusion)
-    ### END SOLUTION
+    raise NotImplementedError
 
-# %% nbgrader={"grade": true, "grade_id": "trimap_miou_mended_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 5.2: check
 with common.exercise("Exercise 5.2"):
     strip, seam_at_6 = np.zeros((1, 8, 12), np.uint8), np.array([[[0] * 6 + [1] * 6] * 8], np.uint8)
     strip[:, :, 5:7] = 255
     common.check("no seam", trimap_miou_mended(0 * strip, strip, 1, 3), np.nan)
     common.check("seam drawn one pixel too far", trimap_miou_mended(np.roll(seam_at_6, 1, 2), seam_at_6, 1, 3), 7 / 12)
-    ### BEGIN HIDDEN TESTS
-    draw = np.random.default_rng(0)
-    labels, preds = (draw.integers(0, [[[2]], [[3]], [[5]]], (3, 4, 5), np.uint8).repeat(8, 1).repeat(8, 2) for _ in range(2))
-    labels[2][:9] = 255
-    pairs = [np.stack([p, t])[:, common.trimap_band(t, 6, 2)] for p, t in zip(preds, labels)]
-    pooled = common.miou(common.confusion_matrix(*np.concatenate(pairs, axis=1), 6))
-    common.check("three images", trimap_miou_mended(preds, labels, 2, 6), pooled)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 5.3: a unit for $\lambda$
@@ -1762,24 +1745,13 @@ with common.exercise("Exercise 5.2"):
 # (B, H, W) without void, and whose answers are the same as before. Which weights, and which biases, must be multiplied or
 # divided by what? (3 points)
 
-# %% nbgrader={"grade": false, "grade_id": "with_unit_embeddings", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 5.3
 def with_unit_embeddings(proxy, label):
     """Copy of an EdgeNet that answers alike and whose first two embeddings of the one-hot label (B, H, W) have the mean 1."""
-    ### BEGIN SOLUTION
-    scaled = copy.deepcopy(proxy)
-    first, second, third = scaled.layers
-    with torch.no_grad():
-        a, b = (e.mean() for e in scaled.embeddings(one_hot(label, first.in_channels), 2))
-        first.weight.div_(a)
-        first.bias.div_(a)
-        second.weight.mul_(a / b)
-        second.bias.div_(b)
-        third.weight.mul_(b)
-    return scaled
-    ### END SOLUTION
+    raise NotImplementedError
 
-# %% nbgrader={"grade": true, "grade_id": "with_unit_embeddings_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 5.3: check
 torch.manual_seed(0)
 streets = torch.randint(0, 4, (1, 6, 8))
@@ -1789,14 +1761,6 @@ with common.exercise("Exercise 5.3"):
     before, after = (one.embeddings(one_hot(streets, 4)) for one in (net, scaled))
     common.check("means of the first two embeddings", [e.mean().item() for e in after[:2]], [1, 1])
     common.check("largest difference of the answers", (after[2] - before[2]).abs().max(), 0)
-    ### BEGIN HIDDEN TESTS
-    net = EdgeNet(4)
-    before = [e.detach() for e in net.embeddings(one_hot(streets, 4))]
-    after = with_unit_embeddings(net, streets).embeddings(one_hot(streets, 4))
-    common.check("means", [e.mean().item() for e in after[:2]], [1, 1])
-    common.check("largest difference to the answers before", (after[2] - before[2]).abs().max(), 0)
-    common.check("change of the given network", (net.embeddings(one_hot(streets, 4))[0] - before[0]).abs().max(), 0)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 5.4: the E-measure of a rare class
@@ -1806,25 +1770,17 @@ with common.exercise("Exercise 5.3"):
 # look at the pixels that are neither: what are $a$, $b$ and $\xi$ there? Their shares are tiny, but the ratio $b / a$ is not.
 # (2 points)
 
-# %% nbgrader={"grade": false, "grade_id": "e_of_rare_class", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 5.4
 def e_of_rare_class(r):
     """E-measure of a class with a vanishing share of the pixels, a fraction r (0 to 1) of which is found, no false alarms."""
-    ### BEGIN SOLUTION
-    xi = 2 * r / (1 + r**2)  # b = r * a
-    return (1 + xi) ** 2 / 4
-    ### END SOLUTION
+    raise NotImplementedError
 
-# %% nbgrader={"grade": true, "grade_id": "e_of_rare_class_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 5.4: check
 with common.exercise("Exercise 5.4"):
     common.check("nothing found", e_of_rare_class(0), 0.25)
     common.check("all found", e_of_rare_class(1), 1)
-    ### BEGIN HIDDEN TESTS
-    for tenths in (1, 3, 5, 9):
-        counts = np.array([[[10**9, 0], [1000 * (10 - tenths), 1000 * tenths]]])
-        common.check(f"{tenths} tenths found", e_of_rare_class(tenths / 10), e_measure(counts)[0, 1], tolerance=1e-4)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # All that this measure says of a rare class it says of the pixels *outside* of it, where, without false alarms, nothing is wrong.
@@ -1838,22 +1794,13 @@ with common.exercise("Exercise 5.4"):
 # nothing is to pay or no pixel is valid; the loss needs a gradient. Does this loss ask for confidence where nothing changes?
 # (4 points)
 
-# %% nbgrader={"grade": false, "grade_id": "soft_edge_loss", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 5.5
 def soft_edge_loss(probs, label):
     """(loss, share that flat pixels pay) of probabilities (B, C, H, W) and a label (B, H, W), void 255; two scalars."""
-    ### BEGIN SOLUTION
-    edges, valid = semantic_edges(label)
-    highest = F.max_pool2d(probs, 3, stride=1, padding=1)
-    lowest = -F.max_pool2d(-probs, 3, stride=1, padding=1)
-    soft = (highest - lowest).amax(1)  # (B, H, W)
-    charge = (soft - edges.float()).abs() * valid
-    flat = charge[~edges].sum()  # where a pixel is not valid, its charge is 0
-    share = flat / charge.sum().clamp(min=1e-9)
-    return charge.sum() / valid.sum().clamp(min=1), share.detach()
-    ### END SOLUTION
+    raise NotImplementedError
 
-# %% nbgrader={"grade": true, "grade_id": "soft_edge_loss_check", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 5.5: check
 with common.exercise("Exercise 5.5"):
     middle = square_scene(8)
@@ -1861,23 +1808,6 @@ with common.exercise("Exercise 5.5"):
     common.check("loss of the truth", soft_edge_loss(one_hot(middle, 3), middle)[0], 0)
     common.check("loss of the truth, 60 % sure", unsure, 0.6 * semantic_edges(middle)[0].float().mean())
     common.check("share that flat pixels pay", flat_share, 0)
-    ### BEGIN HIDDEN TESTS
-    torch.manual_seed(0)
-    truth = torch.randint(0, 2, (2, 3, 4)).repeat_interleave(3, 1).repeat_interleave(3, 2)  # (2, 9, 12)
-    truth[:, 2:4, 5:7] = 255
-    probs, soft = torch.randn(2, 4, 9, 12).softmax(1).requires_grad_(), torch.zeros(2, 9, 12)
-    for i, j in np.ndindex(9, 12):
-        window = probs.detach()[:, :, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].flatten(2)
-        soft[:, i, j] = (window.amax(2) - window.amin(2)).amax(1)
-    edges, valid = semantic_edges(truth)
-    charge, (loss, share) = (soft - edges.float()).abs(), soft_edge_loss(probs, truth)
-    common.check("loss of noise, with void", loss, charge[valid].mean())
-    common.check("share that flat pixels pay", share, charge[valid & ~edges].sum() / charge[valid].sum())
-    gradient = torch.autograd.grad(loss, probs)[0].abs().sum(1)
-    common.check("gradient at void", gradient[truth == 255].max(), 0)
-    common.check("gradient, all in all", gradient.sum(), between=(0.1, 100))
-    common.check("nothing valid", [float(x) for x in soft_edge_loss(probs.detach(), torch.full_like(truth, 255))], [0, 0])
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # It does not: an area that is evenly unsure pays nothing. Confidence is asked for at the edges, where a full step is wanted, and

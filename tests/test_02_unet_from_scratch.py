@@ -342,7 +342,7 @@ def test_measured_shares_are_pixel_counts(nb, toy):
 
 
 def test_the_published_pixel_counts_are_those_of_notebook_01(nb):
-    assert nb.PIXELS == tuple(notebook_definitions("01_class_remapping").PRINTED_PIXELS["train"])
+    assert nb.PIXELS == tuple(notebook_definitions("01_class_remapping").COUNTED.values())
 
 
 def test_a_stage_is_named_after_what_it_or_one_of_its_parents_reads(nb):

@@ -1,0 +1,103 @@
+"""Solutions, hidden tests and typical wrong answers to the exercises of notebooks/04_segformer_thin_structures.py, cell by cell."""
+
+# %% Exercise 4.1: solution (1 point)
+def shift_to_half_iou(width):
+    """The smallest shift (pixels, an int) that leaves an object `width` pixels wide an IoU of 1/2 or less."""
+    ### BEGIN SOLUTION
+    # a shift by s leaves (width - s) of (width + s) columns, which is 1/2 at s = width / 3
+    return -(-width // 3)
+    ### END SOLUTION
+
+# %% Exercise 4.1: hidden tests
+for width in (3, 4, 7, 32, 40):
+    pairs = [shifted(width, shift) for shift in range(width // 2 + 2)]
+    iou = [((label * moved).sum() / (label + moved).clamp(max=1).sum()).item() for label, moved in pairs]
+    halved = min(shift for shift, value in enumerate(iou) if value <= 0.5)
+    common.check(f"shift of an object of {width} pixels", shift_to_half_iou(width), halved)
+
+# %% Exercise 4.1: a wrong answer
+def shift_to_half_iou(width):
+    """Half of it is still covered after a slide by half the width."""
+    return width // 2
+
+# %% Exercise 4.2: solution (2 points)
+def doubt_at_similarity(similarity, c1=0.01**2):
+    """The probability (a float) that has this SSIM, in (0, 1), with a label of 0, where both are flat."""
+    ### BEGIN SOLUTION
+    # no variance and no covariance: what is left is c1 / (q^2 + c1)
+    return (c1 * (1 / similarity - 1)) ** 0.5
+    ### END SOLUTION
+
+# %% Exercise 4.2: hidden tests
+for similarity, c1 in ((0.2, 0.01**2), (0.9, 0.01**2), (0.5, 0.1**2), (0.95, 0.05**2)):
+    reached = flat_similarity(doubt_at_similarity(similarity, c1), c1)
+    common.check(f"SSIM with your doubt for {similarity} and C1 = {c1:.4f}", reached, similarity, tolerance=1e-3)
+
+# %% Exercise 4.2: a wrong answer
+def doubt_at_similarity(similarity, c1=0.01**2):
+    """Solved for a similarity of one half only, and c1 forgotten."""
+    return 0.01
+
+# %% Exercise 4.3: solution (3 points)
+def copy_paste_from_another(index, rng, streets, classes=(1, 2, 3, 4, 5, 6)):
+    """(image, label) number `index` of a list of streets, with classes of another street of the list pasted into it."""
+    ### BEGIN SOLUTION
+    source = int(rng.integers(len(streets) - 1))
+    source += source >= index  # skip the street itself, so that all others keep the same chance
+    return paste_whole_classes(*streets[index], *streets[source], rng, classes)
+    ### END SOLUTION
+
+# %% Exercise 4.3: hidden tests
+for index, number in ((2, 4), (0, 3), (4, 5), (1, 2)):
+    fair = np.where(np.arange(number) == index, 0, 1 / (number - 1))
+    shares = origins(copy_paste_from_another, index, number)
+    common.check(f"origins of street {index} of {number}", shares, fair, tolerance=0.06)
+signs = [(np.zeros((2, 2, 3), np.uint8), np.full((2, 2), c, np.uint8)) for c in (0, 5)]
+common.check("only the classes asked for", copy_paste_from_another(0, np.random.default_rng(0), signs, (4,))[1].sum(), 0)
+common.check("a sign is pasted", copy_paste_from_another(0, np.random.default_rng(0), signs, (5,))[1].sum(), 20)
+
+# %% Exercise 4.3: a wrong answer
+def copy_paste_from_another(index, rng, streets, classes=(1, 2, 3, 4, 5, 6)):
+    """The neighbour stands in for the street itself, and so is drawn twice as often."""
+    source = int(rng.integers(len(streets)))
+    if source == index:
+        source = (source + 1) % len(streets)
+    return paste_whole_classes(*streets[index], *streets[source], rng, classes)
+
+# %% Exercise 4.4: solution (4 points)
+def nearness_loss(probs, label):
+    """Mean of p_c(x) d_c(x) over valid pixels, then over the (image, class) pairs present; 0 where there is none."""
+    ### BEGIN SOLUTION
+    from scipy import ndimage
+
+    losses = []
+    for p, truth in zip(probs, label):  # (C, H, W), (H, W)
+        valid = truth != 255
+        for c in truth[valid].unique().tolist():
+            distance = ndimage.distance_transform_edt((truth != c).cpu().numpy())
+            losses.append((p[c] * torch.from_numpy(distance).to(p))[valid].mean())
+    return torch.stack(losses).mean() if losses else probs.sum() * 0
+    ### END SOLUTION
+
+# %% Exercise 4.4: hidden tests
+generator = torch.Generator().manual_seed(0)
+mixed = torch.randint(0, 3, (2, 9, 12), generator=generator)  # classes 3 and 4 are absent
+mixed[0, :, 6:], mixed[1, 2:4] = 0, 255
+mixed[1][mixed[1] == 1] = 2
+guess = torch.rand(2, 5, 9, 12, generator=generator, dtype=torch.float64).softmax(1).requires_grad_()
+common.check("absent classes and void", nearness_loss(guess, mixed), nearness_by_brute_force(guess, mixed), tolerance=1e-6)
+(pull_on_guess,) = torch.autograd.grad(nearness_loss(guess, mixed), guess)
+common.check("pull on void pixels", pull_on_guess[1, :, 2:4].abs().sum(), 0)
+common.check("pull on absent classes", pull_on_guess[:, 3:].abs().sum(), 0)
+nothing = nearness_loss(guess, torch.full_like(mixed, 255))
+common.check("nothing but void", nothing, 0)
+common.check("its gradient", torch.autograd.grad(nothing, guess)[0].abs().sum(), 0)
+
+# %% Exercise 4.4: a wrong answer
+def nearness_loss(probs, label):
+    """Void pixels and absent classes count."""
+    from scipy import ndimage
+
+    truth = truth_maps(label, probs.shape[1]).numpy()
+    distance = np.stack([[ndimage.distance_transform_edt(mask == 0) for mask in masks] for masks in truth])
+    return (probs * torch.from_numpy(distance).to(probs)).mean()

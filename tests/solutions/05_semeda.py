@@ -1,0 +1,143 @@
+"""Solutions, hidden tests and typical wrong answers to the exercises of notebooks/05_semeda.py, cell by cell."""
+
+# %% Exercise 5.1: solution (1 point)
+def diagonal_seam_widths():
+    """Edge pixels in one row of a diagonal seam: (with 8 neighbours, with 4 neighbours)."""
+    ### BEGIN SOLUTION
+    return 4, 2
+    ### END SOLUTION
+
+# %% Exercise 5.1: hidden tests
+halves = (torch.arange(12)[None] > torch.arange(12)[:, None]).long()
+of_eight = semantic_edges(halves[None])[0][0, 6].sum()
+of_four = torch.stack([halves != halves.roll(step, axis) for step in (1, -1) for axis in (0, 1)]).any(0)[6, 1:-1].sum()
+common.check("both", diagonal_seam_widths(), [int(of_eight), int(of_four)])
+
+# %% Exercise 5.1: a wrong answer
+def diagonal_seam_widths():
+    """Edge pixels in one row of a diagonal seam: (with 8 neighbours, with 4 neighbours)."""
+    return 3, 2
+
+# %% Exercise 5.2: solution (3 points)
+def trimap_miou_mended(preds, labels, radius, num_classes):
+    """mIoU within a radius of the seams, for predictions and labels (N, H, W) uint8, void 255; nan where there is no seam."""
+    ### BEGIN SOLUTION
+    confusion = np.zeros((num_classes, num_classes), int)
+    for pred, label in zip(preds, labels):
+        band = common.trimap_band(label, num_classes, radius)
+        confusion += common.confusion_matrix(pred[band], label[band], num_classes)
+    return common.miou(confusion)
+    ### END SOLUTION
+
+# %% Exercise 5.2: hidden tests
+draw = np.random.default_rng(0)
+labels, preds = (draw.integers(0, [[[2]], [[3]], [[5]]], (3, 4, 5), np.uint8).repeat(8, 1).repeat(8, 2) for _ in range(2))
+labels[2][:9] = 255
+pairs = [np.stack([p, t])[:, common.trimap_band(t, 6, 2)] for p, t in zip(preds, labels)]
+pooled = common.miou(common.confusion_matrix(*np.concatenate(pairs, axis=1), 6))
+common.check("three images", trimap_miou_mended(preds, labels, 2, 6), pooled)
+
+# %% Exercise 5.2: a wrong answer
+def trimap_miou_mended(preds, labels, radius, num_classes):
+    """mIoU within a radius of the seams, for predictions and labels (N, H, W) uint8, void 255; nan where there is no seam."""
+    scores = []
+    for pred, label in zip(preds, labels):
+        band = common.trimap_band(label, num_classes, radius)
+        scores.append(common.miou(common.confusion_matrix(pred[band], label[band], num_classes)))
+    return float(np.mean(scores))
+
+# %% Exercise 5.3: solution (3 points)
+def with_unit_embeddings(proxy, label):
+    """Copy of an EdgeNet that answers alike and whose first two embeddings of the one-hot label (B, H, W) have the mean 1."""
+    ### BEGIN SOLUTION
+    scaled = copy.deepcopy(proxy)
+    first, second, third = scaled.layers
+    with torch.no_grad():
+        a, b = (e.mean() for e in scaled.embeddings(one_hot(label, first.in_channels), 2))
+        first.weight.div_(a)
+        first.bias.div_(a)
+        second.weight.mul_(a / b)
+        second.bias.div_(b)
+        third.weight.mul_(b)
+    return scaled
+    ### END SOLUTION
+
+# %% Exercise 5.3: hidden tests
+net = EdgeNet(4)
+before = [e.detach() for e in net.embeddings(one_hot(streets, 4))]
+after = with_unit_embeddings(net, streets).embeddings(one_hot(streets, 4))
+common.check("means", [e.mean().item() for e in after[:2]], [1, 1])
+common.check("largest difference to the answers before", (after[2] - before[2]).abs().max(), 0)
+common.check("change of the given network", (net.embeddings(one_hot(streets, 4))[0] - before[0]).abs().max(), 0)
+
+# %% Exercise 5.3: a wrong answer
+def with_unit_embeddings(proxy, label):
+    """Copy of an EdgeNet that answers alike and whose first two embeddings of the one-hot label (B, H, W) have the mean 1."""
+    first, second, third = proxy.layers
+    with torch.no_grad():
+        a, b = (e.mean() for e in proxy.embeddings(one_hot(label, first.in_channels), 2))
+        first.weight.div_(a)
+        first.bias.div_(a)
+        second.weight.mul_(a / b)
+        second.bias.div_(b)
+        third.weight.mul_(b)
+    return proxy
+
+# %% Exercise 5.4: solution (2 points)
+def e_of_rare_class(r):
+    """E-measure of a class with a vanishing share of the pixels, a fraction r (0 to 1) of which is found, no false alarms."""
+    ### BEGIN SOLUTION
+    xi = 2 * r / (1 + r**2)  # b = r * a
+    return (1 + xi) ** 2 / 4
+    ### END SOLUTION
+
+# %% Exercise 5.4: hidden tests
+for tenths in (1, 3, 5, 9):
+    counts = np.array([[[10**9, 0], [1000 * (10 - tenths), 1000 * tenths]]])
+    common.check(f"{tenths} tenths found", e_of_rare_class(tenths / 10), e_measure(counts)[0, 1], tolerance=1e-4)
+
+# %% Exercise 5.4: a wrong answer
+def e_of_rare_class(r):
+    """E-measure of a class with a vanishing share of the pixels, a fraction r (0 to 1) of which is found, no false alarms."""
+    return 0.25 + 0.75 * r
+
+# %% Exercise 5.5: solution (4 points)
+def soft_edge_loss(probs, label):
+    """(loss, share that flat pixels pay) of probabilities (B, C, H, W) and a label (B, H, W), void 255; two scalars."""
+    ### BEGIN SOLUTION
+    edges, valid = semantic_edges(label)
+    highest = F.max_pool2d(probs, 3, stride=1, padding=1)
+    lowest = -F.max_pool2d(-probs, 3, stride=1, padding=1)
+    soft = (highest - lowest).amax(1)  # (B, H, W)
+    charge = (soft - edges.float()).abs() * valid
+    flat = charge[~edges].sum()  # where a pixel is not valid, its charge is 0
+    share = flat / charge.sum().clamp(min=1e-9)
+    return charge.sum() / valid.sum().clamp(min=1), share.detach()
+    ### END SOLUTION
+
+# %% Exercise 5.5: hidden tests
+torch.manual_seed(0)
+truth = torch.randint(0, 2, (2, 3, 4)).repeat_interleave(3, 1).repeat_interleave(3, 2)  # (2, 9, 12)
+truth[:, 2:4, 5:7] = 255
+probs, soft = torch.randn(2, 4, 9, 12).softmax(1).requires_grad_(), torch.zeros(2, 9, 12)
+for i, j in np.ndindex(9, 12):
+    window = probs.detach()[:, :, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].flatten(2)
+    soft[:, i, j] = (window.amax(2) - window.amin(2)).amax(1)
+edges, valid = semantic_edges(truth)
+charge, (loss, share) = (soft - edges.float()).abs(), soft_edge_loss(probs, truth)
+common.check("loss of noise, with void", loss, charge[valid].mean())
+common.check("share that flat pixels pay", share, charge[valid & ~edges].sum() / charge[valid].sum())
+gradient = torch.autograd.grad(loss, probs)[0].abs().sum(1)
+common.check("gradient at void", gradient[truth == 255].max(), 0)
+common.check("gradient, all in all", gradient.sum(), between=(0.1, 100))
+common.check("nothing valid", [float(x) for x in soft_edge_loss(probs.detach(), torch.full_like(truth, 255))], [0, 0])
+
+# %% Exercise 5.5: a wrong answer
+def soft_edge_loss(probs, label):
+    """(loss, share that flat pixels pay) of probabilities (B, C, H, W) and a label (B, H, W), void 255; two scalars."""
+    edges, valid = semantic_edges(label)[0], label != 255
+    highest = F.max_pool2d(probs, 3, stride=1, padding=1)
+    lowest = -F.max_pool2d(-probs, 3, stride=1, padding=1)
+    charge = ((highest - lowest).amax(1) - edges.float()).abs() * valid
+    share = charge[~edges].sum() / charge.sum().clamp(min=1e-9)
+    return charge.sum() / valid.sum().clamp(min=1), share.detach()
