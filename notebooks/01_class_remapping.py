@@ -784,9 +784,9 @@ for factor in FACTORS:
 #
 # ## Where the sources are wrong
 #
-# **A network is trained on the background that its report says is ignored.** The report of the thin-structure project says
-# that class 0 is ignored [report]; its losses ignore 255, which never occurs in its labels [code]. How much of the gradient
-# comes from class 0?
+# **A network is trained on the background that its report says is ignored.** The report of the thin-structure project calls
+# class 0 ignored [report]; its losses ignore 255 and treat 0 like any other class [code]. How much of the gradient comes
+# from class 0?
 
 # %%
 thin7 = common.SCHEMES["thin7"]
