@@ -22,7 +22,8 @@ def test_every_parameter_that_the_page_names_is_one_of_a_notebook_or_an_argument
         for node in ast.walk(ast.parse(path.read_text())):
             known |= {node.target.id} if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else set()
             known |= {arg.arg for arg in (*node.args.args, *node.args.kwonlyargs)} if isinstance(node, ast.FunctionDef) else set()
-    named = set(re.findall(r"`(\w+) = [^`]+`", TEXT)) | set(re.findall(r"[(, ](\w+)=", TEXT))
+    named = set(re.findall(r"`(\w+) = [^`]+`", TEXT)) | {
+        name for call in re.findall(r"`boundary_f1\(([^)]*)\)`", TEXT) for name in re.findall(r"(\w+)=", call)}
     assert len(named) > 10 and named <= known, named - known
 
 
