@@ -387,9 +387,7 @@ def confusion_matrix(pred, target, n: int, ignore: int = 255) -> np.ndarray:
     pred, target = _arrays(pred, target)
     valid = target != ignore
     pred, target = pred[valid], target[valid]
-    for name, values in (("prediction", pred), ("label", target)):
-        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < n:
-            raise ValueError(f"the {name} holds {int(values.min())}..{int(values.max())}; classes are 0..{n - 1}.")
+    _require_classes(pred, target, n)
     return np.bincount(target.astype(np.int64) * n + pred, minlength=n * n).reshape(n, n)
 
 
@@ -445,13 +443,14 @@ def boundary_f1(pred, target, n: int, tolerance: int = 3, estimator: str = "per_
     adds 1e-6 to denominators). They keep its two flaws, free matches that raise all scores; compare models with both
     off, where a class without any boundary is nan, too: count_frame=False takes the image frame, where a class is
     merely cut off, for no boundary; count_void_rim=False skips boundary pixels that touch void, whose shape was cut
-    into the prediction.
+    into the prediction. Raises ValueError as `confusion_matrix` does.
     """
     pred, target = _arrays(pred, target)
     void = target == ignore
     counted = None if count_void_rim else 1 - cv2.dilate(void.view(np.uint8), SQUARE)
     if _is_as_published(estimator):
         return np.array([_boundary_f1_of_masks(pred != 0, target != 0, counted, tolerance, count_frame)])
+    _require_classes(pred[~void], target[~void], n)
     pred = np.where(void, target, pred)
     scores = np.full(n, np.nan)
     for c, (box, pred_box) in enumerate(zip(class_boxes(target, n, ignore), class_boxes(pred, n, ignore))):
@@ -522,6 +521,12 @@ def _arrays(pred, target) -> tuple[np.ndarray, np.ndarray]:
     if tuple(pred.shape) != tuple(target.shape):
         raise ValueError(f"prediction {tuple(pred.shape)} and label {tuple(target.shape)} differ in shape; resize one.")
     return _numpy(pred), _numpy(target)
+
+
+def _require_classes(pred: np.ndarray, target: np.ndarray, n: int) -> None:
+    for name, values in (("prediction", pred), ("label", target)):
+        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < n:
+            raise ValueError(f"the {name} holds {int(values.min())}..{int(values.max())}; classes are 0..{n - 1}.")
 
 
 def _numpy(array) -> np.ndarray:
