@@ -319,7 +319,7 @@ def require_scene(augmented, n: int) -> tuple[np.ndarray, np.ndarray]:
         image, label = augmented
         facts = f"{image.dtype} {image.shape} and {label.dtype} {label.shape}"
     except (AttributeError, TypeError, ValueError):
-        raise StreetsError(f"augment must return an image and a label as arrays, not {shown(augmented)}.") from None
+        raise StreetsError(f"augment must return an image and a label as arrays, not {type(augmented).__name__}.") from None
     if not (image.dtype == np.uint8 and image.shape[2:] == (3,) and label.dtype.kind in "ui" and label.ndim == 2 and label.size):
         raise StreetsError(f"augment must return an image (H, W, 3) uint8 and a label (H, W) of integers, not {facts}.")
     if wrong := label[((label < 0) | (label >= n)) & (label != 255)].tolist():
@@ -898,8 +898,8 @@ def plain_errors(what: str, sizes: Sequence[str] = ()):
         raise StreetsError(str(error).strip().splitlines()[-1].split("StreetsError: ")[-1]) from None
     except (RuntimeError, ValueError, MemoryError) as error:
         for mark, sentence in {
-            "DataLoader worker": f"A data-loading process died, often for lack of memory: end other programs, or {smaller}.",
-            "allocate memory": f"Out of memory with {what}: {smaller}, or use a smaller mode.",
+            "DataLoader worker (pid": f"A data-loading process died, often for lack of memory: end other programs, or {smaller}.",
+            " allocate ": f"Out of memory with {what}: {smaller}, or use a smaller mode.",
             "stack expects each tensor to be equal size": "augment must return all images in one size, and all labels, too.",
             "more than 1 value per channel": f"Batch norm cannot train on a single value per channel ({what}): "
                                              f"use a batch_size of at least 2 per process, {setting('batch_size', 2)}.",

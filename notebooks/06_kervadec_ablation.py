@@ -1003,7 +1003,9 @@ def contour(mask):
 
 # %%
 one = labels[0]
-per_class = np.any([contour(one == c) for c in np.unique(one[one < 255])], axis=0)
+per_class = np.zeros(one.shape, bool)
+for c in np.unique(one[one < 255]):
+    per_class |= contour(one == c)
 contours = {"as_published": contour(one != 0), "per_class": per_class}
 
 # %%

@@ -231,7 +231,7 @@ def coerce(name: str, value, default):
         return "" if value is None else str(value)
     try:
         number = type(default)(value)
-        if float(number) == float(value):
+        if number == value or number != number or float(number) == float(value):  # nan is a number, which in_range refuses
             return number
     except (TypeError, ValueError, OverflowError):
         pass
