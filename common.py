@@ -900,7 +900,8 @@ def plain_errors(what: str, sizes: Sequence[str] = ()):
         for mark, sentence in {
             "DataLoader worker (pid": f"A data-loading process died, often for lack of memory: end other programs, or {smaller}.",
             " allocate ": f"Out of memory with {what}: {smaller}, or use a smaller mode.",
-            "stack expects each tensor to be equal size": "augment must return all images in one size, and all labels, too.",
+            **dict.fromkeys(("stack expects each tensor to be equal size", "resize storage that is not resizable"),  # in a worker
+                            "augment must return all images in one size, and all labels, too."),
             "more than 1 value per channel": f"Batch norm cannot train on a single value per channel ({what}): "
                                              f"use a batch_size of at least 2 per process, {setting('batch_size', 2)}.",
         }.items():
