@@ -54,7 +54,7 @@ mode: str = "quick"  # quick (up to 60 images), course and paper (all of them)
 split: str = "train"  # which images are counted: train or val
 images: int = 0  # number of images to count; 0 takes the mode's
 seed: int = 42
-data_dir: str = ""  # a folder in Cityscapes layout; empty looks in the usual places, then draws toy streets
+data_dir: str = ""  # a folder in Cityscapes layout, or toy; empty looks in the usual places; quick draws toy streets
 out_dir: str = ""  # as in the other notebooks; nothing is kept here
 num_processes: int = 1  # threads that read labels
 max_hours: float = 0.0  # as in the other notebooks; nothing here takes an hour
@@ -131,7 +131,7 @@ print(common.device_line())
 # draws toy streets.
 
 # %%
-root = common.find_data(data_dir)
+root = common.find_data(data_dir, mode)
 frames = common.evenly(common.list_frames(root, split), settings["images"])
 
 # %% [markdown]

@@ -60,7 +60,7 @@ stage_epochs: int = 0  # epochs of each later stage; 0 takes the mode's
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42
-data_dir: str = ""  # a folder in Cityscapes layout; empty looks in the usual places, then draws toy streets
+data_dir: str = ""  # a folder in Cityscapes layout, or toy; empty looks in the usual places; quick draws toy streets
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -160,8 +160,10 @@ choices = {"frequency": ("published", "measured"), "fill": ("noise", "black"),
            "select": ("corrected", "as_published")}
 settings = common.check_parameters(globals(), MODES, choices, {"stage": STAGES})
 if settings["size"] % 2 ** settings["depth"]:
-    raise common.StreetsError(f"size must be a multiple of {2 ** settings['depth']} "
-                              f"with depth {settings['depth']}.")
+    step = 2 ** settings["depth"]
+    raise common.StreetsError(
+        f"size must be a multiple of {step} with depth {settings['depth']}: "
+        f"use {common.setting('size', -(-settings['size'] // step) * step)}.")
 print(common.device_line())
 
 # %% [markdown]
@@ -173,7 +175,7 @@ print(common.device_line())
 # %%
 import numpy as np
 
-root = common.find_data(data_dir)
+root = common.find_data(data_dir, mode)
 scheme = common.SCHEMES["streets7"]
 PERSON = 4
 train_frames = common.evenly(common.list_frames(root, "train"), settings["images"])
@@ -864,7 +866,8 @@ scored = {name: run.folder / "val_per_image.npz" for name, run in runs.items()}
 per_image = {name: np.load(path)["confusion"] for name, path in scored.items()
              if path.exists()}  # (N, C, C) of the epoch kept
 if not per_image:
-    raise common.StreetsError("These runs have scores but no weights: train them again with rerun = \"yes\".")
+    raise common.StreetsError("These runs have scores but no weights: train them again "
+                              f"with {common.setting('rerun', 'yes')}.")
 best = "dice_occlusion" if "dice_occlusion" in per_image else list(per_image)[-1]
 
 # %%

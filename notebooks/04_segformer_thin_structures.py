@@ -64,7 +64,7 @@ images: int = 0  # images that are split into train, val and test; 0 takes the m
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42
-data_dir: str = ""  # a folder in Cityscapes layout; empty looks for one or draws toys
+data_dir: str = ""  # a folder in Cityscapes layout, or toy; empty looks for one
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -159,8 +159,6 @@ settings = common.check_parameters(
                        "void": ("background", "ignore"), "compile_loss": ("no", "yes")},
     {"approach": APPROACHES})
 pastable = common.several("paste_classes", paste_classes, THIN7.classes[1:])
-if paste_share > 1:
-    raise common.StreetsError(f"paste_share is a probability, not {paste_share}.")
 print(common.device_line())
 
 # %% [markdown]
@@ -172,7 +170,7 @@ print(common.device_line())
 # %%
 import numpy as np
 
-root = common.find_data(data_dir)
+root = common.find_data(data_dir, mode)
 scheme = THIN7
 if void == "ignore":
     ignored = common.SCHEMES["cityscapes19"].table == 255
@@ -1244,7 +1242,8 @@ with_weights = [name for name, run in runs.items()
                 if (run.folder / "last.safetensors").exists()]
 if not with_weights:
     raise common.StreetsError(
-        "These runs have scores but no weights: train them again with rerun = \"yes\".")
+        "These runs have scores but no weights: train them again "
+        f"with {common.setting('rerun', 'yes')}.")
 best = max(with_weights, key=lambda name: summaries[name]["final"][judge]["miou6"] or 0)
 shown = [name for name in dict.fromkeys(("baseline", best)) if name in with_weights]
 networks = {}

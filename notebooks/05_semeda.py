@@ -65,7 +65,7 @@ images: int = 0  # number of training images; 0 takes the mode's
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42
-data_dir: str = ""  # a folder in Cityscapes layout; empty looks for one or draws toys
+data_dir: str = ""  # a folder in Cityscapes layout, or toy; empty looks for one
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -176,7 +176,8 @@ def read_lambdas(text):
             raise common.StreetsError(
                 f"lambdas does not know {one.strip()!r}: use one to three weights such "
                 "as 4,2,0, several settings with semicolons, or all.")
-        settings.append((*map(float, one.split(",")), 0.0, 0.0)[:3])
+        weights = [common.in_range("lambda", float(one)) for one in one.split(",")]
+        settings.append((*weights, 0.0, 0.0)[:3])
     return settings
 
 
@@ -186,15 +187,23 @@ settings = common.check_parameters(
                        "network": ("", *NETWORKS), "optimizer": ("sgd", "adamw"),
                        "reduction": ("", "pixels", "elements", "sum")},
     {"method": METHODS, "lambdas": read_lambdas})
-if crop % 16:
+if settings["crop"] % 16:
     raise common.StreetsError(
-        f"crop must be a multiple of 16, not {crop}: networks shrink it four times.")
-if batch_size == 1:
+        f"crop must be a multiple of 16, not {settings['crop']}: networks shrink it "
+        f"four times, so use {common.setting('crop', -(-settings['crop'] // 16) * 16)}.")
+if settings["batch_size"] == 1:
     raise common.StreetsError(
-        "batch_size must be at least 2: batch norm cannot train on one image.")
+        "batch_size must be at least 2: batch norm cannot train on one image, "
+        f"so use {common.setting('batch_size', 2)}.")
+if settings["scale_from"] > settings["scale_to"]:
+    raise common.StreetsError(
+        "scale_from must not be above scale_to: "
+        f"use {common.setting('scale_from', settings['scale_to'])}.")
 if weights == "coco" and settings["network"] != "v2_resnet101":
     raise common.StreetsError(
-        "weights coco is a backbone of v2_resnet101: name that network, or imagenet.")
+        "weights coco is a backbone of v2_resnet101: use "
+        f"{common.setting('network', 'v2_resnet101')}, "
+        f"or {common.setting('weights', 'imagenet')}.")
 if settings["network"] == "v2_resnet101" and mode == "paper" and not height:
     settings["height"] = 512  # the paper shows its v2 networks images of half the size
 inputs = INPUTS.get(settings["network"], {})
@@ -210,7 +219,7 @@ print(common.device_line())
 # %%
 import numpy as np
 
-root = common.find_data(data_dir)
+root = common.find_data(data_dir, mode)
 scheme = common.SCHEMES["cityscapes19"]
 frames = {split: common.list_frames(root, split) for split in ("train", "val")}
 frames["test"] = common.list_frames(root, "test") if common.has_test_labels(root) else []
@@ -525,7 +534,8 @@ def train_proxy(folder, splits, size, settings, seed):
         if not f1 > 0.99:
             raise common.StreetsError(
                 f"The proxy network found edges with F1 {f1:.3f} after {steps} steps, "
-                "not .99: give it more images or a larger height.")
+                "not .99: give it more images, such as "
+                f"{common.setting('images', 2 * len(splits['train']))}, or a larger height.")
         facts = {"weights": "none", "steps": steps, "metrics": {"edge_f1": f1}}
         common.runs.save_run(folder, proxy, history, time.monotonic() - started, facts)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

@@ -62,7 +62,7 @@ weights: str = "auto"  # auto (pretrained if they can be had), imagenet (insist)
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42  # the source took 42, 123 and 456
-data_dir: str = ""  # a folder in Cityscapes layout; empty looks in the usual places, then draws toy streets
+data_dir: str = ""  # a folder in Cityscapes layout, or toy; empty looks in the usual places; quick draws toy streets
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -175,7 +175,7 @@ print(common.device_line())
 # there is none of these it draws toy streets.
 
 # %%
-root = common.find_data(data_dir)
+root = common.find_data(data_dir, mode)
 train_frames = common.evenly(common.list_frames(root, "train"), settings["images"])
 val_frames = common.evenly(common.list_frames(root, "val"), -(-settings["images"] // 4))
 test_frames = common.list_frames(root, "test") if common.has_test_labels(root) else []
@@ -1012,7 +1012,9 @@ def contour(mask):
 
 # %%
 one = labels[0]
-per_class = np.any([contour(one == c) for c in np.unique(one[one < 255])], axis=0)
+per_class = np.zeros(one.shape, bool)
+for c in np.unique(one[one < 255]):
+    per_class |= contour(one == c)
 contours = {"as_published": contour(one != 0), "per_class": per_class}
 
 # %%

@@ -156,7 +156,7 @@ def test_image_folds_leak_every_city(nb):
 
 
 def test_too_few_cities_or_images_for_three_folds_are_refused_in_one_sentence(nb):
-    with pytest.raises(common.StreetsError, match=r"2 cities \(a, b\) cannot fill 3 folds: use folds = \"image\"\."):
+    with pytest.raises(common.StreetsError, match=r"2 cities \(a, b\) cannot fill 3 folds: use folds = \"image\" or -p folds image\."):
         nb.folds_by_city(frames_of({"a": 5, "b": 4}))
     with pytest.raises(common.StreetsError, match="2 images cannot fill 3 folds"):
         nb.folds_by_image(range(2), 42)

@@ -1176,8 +1176,8 @@ def test_values_of_the_mode_can_be_set_although_the_parameters_cell_does_not_sho
 @pytest.mark.parametrize(("parameters", "sentence"), [
     ({"approach": "lovasz"}, "approach does not know 'lovasz': use baseline"), ({"paste": "boxes"}, "paste does not know 'boxes'"),
     ({"paste_classes": "fence,road"}, "paste_classes does not know 'road': use fence"), ({"weights": "coco"}, "weights does not know 'coco'"),
-    ({"paste_share": 1.5}, "paste_share is a probability"), ({"normalize": "all"}, "normalize does not know 'all'"),
-    ({"void": "keep"}, "void does not know 'keep'"), ({"lr": -1}, "lr must not be negative"), ({"aproach": "bas"}, "There is no parameter 'aproach'"),
+    ({"paste_share": 1.5}, "paste_share must be 0.0 to 1.0, not 1.5"), ({"normalize": "all"}, "normalize does not know 'all'"),
+    ({"void": "keep"}, "void does not know 'keep'"), ({"lr": -1}, "lr must be 1e-09 to 10.0, not -1.0"), ({"aproach": "bas"}, "There is no parameter 'aproach'"),
     ({"photo": "missing.jpg"}, "photo: there is no file missing.jpg"),
     ({"compile_loss": "maybe"}, "compile_loss does not know 'maybe'"), ({"precision": "fp8"}, "precision does not know 'fp8'")])
 def test_a_wrong_parameter_stops_with_one_sentence(parameters, sentence):
