@@ -484,18 +484,53 @@ def loss_terms(variant, recipe, lambda_d, lambda_b):
     weights = {"ce": 1.0, "dice": lambda_d, "boundary": lambda_b}
     if recipe == "author_config" and "dice" in VARIANTS[variant]:
         weights |= {"ce": 0.5, "dice": 0.5 * lambda_d}
-    return {term: weights[term] for term in VARIANTS[variant]}
+    return {term: weights.get(term, 1.0) for term in VARIANTS[variant]}
+
+
+# %% [markdown]
+# **A loss of your own** takes a function of log probabilities (B, C, H, W) and label (B, H, W), say `focal_loss(log_probs,
+# label)`, in a cell above the training, and an entry in `VARIANTS`, say `"E": ("ce", "focal")`. Its weight is 1, so scale it
+# inside the function. Then `variant = "AE"` trains it beside A, and the tables and figures below take it in.
+
+# %%
+OURS = ("ce", "dice", "boundary")
+
+
+def own_losses(variants, scope):
+    """{term: function} of the terms beside OURS: focal is focal_loss in `scope`; StreetsError for what cannot be trained."""
+    found = {}
+    for name, terms in variants.items():
+        if isinstance(terms, str) or not terms or len(set(terms)) < len(terms):
+            raise common.StreetsError(f"VARIANTS: {name} must name each of its terms once, such as (\"ce\", \"dice\") or "
+                                      f"(\"ce\",), not {terms!r}.")
+        for term in terms:
+            loss = scope.get(f"{term}_loss")
+            if term not in OURS and not callable(loss):
+                raise common.StreetsError(f"VARIANTS: {name} has the term {term!r}, which is none of {', '.join(OURS)}: "
+                                          f"define {term}_loss(log_probs, label) above this cell, or mend the name.")
+            found |= {} if term in OURS else {term: loss}
+    return found
 
 
 # %%
-def composite_as_written(logits, batch, terms, class_weights=None):
+def sum_of_own(logits, label, terms, own):
+    """Weighted sum of the terms beside OURS, whose functions are in own = {term: function}; 0 without any."""
+    names, own = [name for name in terms if name not in OURS], own or {}
+    if unknown := [name for name in names if name not in own]:
+        raise common.StreetsError(f"The loss does not know {', '.join(unknown)}: it has {', '.join([*OURS, *own])}.")
+    log_probs = logits.float().log_softmax(1) if names else None
+    return sum(terms[name] * own[name](log_probs, label) for name in names)
+
+
+# %%
+def composite_as_written(logits, batch, terms, class_weights=None, own=None):
     """Weighted sum of the terms {name: weight}, for one head's logits (B, C, H, W).
 
     batch holds label (B, H, W), 255 void, and, for the boundary term, phi (B, C, H, W); class_weights (C,) are for
-    cross-entropy.
+    cross-entropy; own holds the functions of terms beside OURS.
     """
     label, log_probs = batch["label"], logits.float().log_softmax(1)
-    loss = 0.0
+    loss = sum_of_own(logits, label, terms, own)
     if "ce" in terms:
         loss = loss + terms["ce"] * cross_entropy(log_probs, label, class_weights)
     if "dice" in terms:
@@ -547,11 +582,14 @@ def sums_by_strips(logits, label, phi=None, class_weights=None):
 
 
 # %%
-def composite_loss(logits, batch, terms, class_weights=None, smooth=1.0):
-    """The value and gradient of `composite_as_written`, faster and with less memory; arguments as there."""
+def composite_loss(logits, batch, terms, class_weights=None, own=None, smooth=1.0):
+    """The value and gradient of `composite_as_written`, faster and with less memory; arguments as there.
+
+    Only OURS are made of sums over strips: terms of your own see whole pictures.
+    """
     phi = batch["phi"] if "boundary" in terms else None
     likelihood, weight, hits, mass, counts, distance = sums_by_strips(logits, batch["label"], phi, class_weights)
-    loss = terms.get("ce", 0) * -likelihood / weight.clamp(min=1e-6)
+    loss = sum_of_own(logits, batch["label"], terms, own) + terms.get("ce", 0) * -likelihood / weight.clamp(min=1e-6)
     if "dice" in terms:
         loss = loss + terms["dice"] * (1 - ((2 * hits + smooth) / (mass + counts + smooth)).mean())
     if "boundary" in terms:
@@ -658,7 +696,7 @@ def make_scheduler(optimizer, settings, steps_per_epoch):
 
 
 # %%
-def train_variant(folder, terms, class_weights, settings, size, splits, weights, norm, seed, processes=1, **options):
+def train_variant(folder, terms, own, class_weights, settings, size, splits, weights, norm, seed, processes=1, **options):
     """Train one variant and leave it in `folder`."""
     torch.manual_seed(seed)
     device = common.make_accelerator(settings["precision"]).device
@@ -677,7 +715,7 @@ def train_variant(folder, terms, class_weights, settings, size, splits, weights,
     scheduler, schedule = make_scheduler(optimizer, settings, steps)
     composite = pick_composite(settings["compile_loss"], device)
     class_weights = None if class_weights is None else class_weights.to(device)
-    loss_fn = partial(training_loss, composite=composite, terms=terms, class_weights=class_weights)
+    loss_fn = partial(training_loss, composite=composite, terms=terms, class_weights=class_weights, own=own)
     common.fit(folder, model, loss_fn, train, val, optimizer=optimizer, scheduler=scheduler, schedule=schedule, test_data=test,
                epochs=settings["epochs"], batch_size=settings["batch_size"], accumulation=settings["accumulation"],
                evaluate=evaluate, eval_every=settings["evaluate_at"], precision=settings["precision"], weights=started_from,
@@ -700,16 +738,20 @@ if recipe == "author_config" or settings["class_weights"] == "inverse_sqrt":
 # %%
 def unread(terms):
     """Parameters that a loss of these terms does not read: they neither name a run nor make it another."""
+    if set(terms) - set(OURS):
+        return []  # nobody knows what a loss of your own reads
     return ["lambda_d"] * ("dice" not in terms) + ["lambda_b", "norm"] * ("boundary" not in terms)
 
 
 # %%
 splits = {"train": train_frames, "val": val_frames, "test": test_frames}
-jobs, unused = {}, {}
+jobs, unused, own_functions = {}, {}, own_losses(VARIANTS, globals())
 for letter in VARIANTS:
     terms = loss_terms(letter, recipe, lambda_d, lambda_b)
-    jobs[letter] = partial(train_variant, terms=terms, class_weights=class_weights, settings=settings, size=size, splits=splits,
-                           weights=weights, norm=norm, seed=seed, processes=num_processes, keep_at=keep_at, max_hours=max_hours)
+    functions = {name: own_functions[name] for name in terms if name in own_functions}
+    jobs[letter] = partial(train_variant, terms=terms, own=functions, class_weights=class_weights,
+                           settings=settings, size=size, splits=splits, weights=weights, norm=norm, seed=seed,
+                           processes=num_processes, keep_at=keep_at, max_hours=max_hours)
     unused[letter] = unread(terms)
 wanted = common.several("variant", variant, VARIANTS)
 runs = common.train_runs(globals(), jobs, settings, root, splits, wanted=wanted, unused=unused)
@@ -723,8 +765,16 @@ runs = common.train_runs(globals(), jobs, settings, root, splits, wanted=wanted,
 import pandas as pd
 
 COLORS = {"A": "#0072B2", "B": "#D55E00", "C": "#009E73", "D": "#CC79A7", "D raw": "#E69F00"}
+
+
+def color_of(name):
+    """The colour of a variant in all figures; those of your own share what is left of `common.CURVES`."""
+    own, left = [one for one in VARIANTS if one not in COLORS], [c for c in common.CURVES if c not in COLORS.values()]
+    return COLORS.get(name) or left[own.index(name) % len(left)]
+
+
 histories = {f"variant {letter}": run.history for letter, run in runs.items()}
-fig = common.show_history(histories, ("train_loss", "miou", "boundary_f1", "trimap_iou"), [COLORS[k] for k in runs])
+fig = common.show_history(histories, ("train_loss", "miou", "boundary_f1", "trimap_iou"), [color_of(k) for k in runs])
 common.show(fig)
 
 # %% [markdown]
@@ -774,7 +824,7 @@ for letter, summary in summaries.items():
 # %%
 ours = pd.DataFrame({k: s["metrics"]["iou"] for k, s in summaries.items()}, dtype=float) * 100
 claimed = published[published["metric"] == "iou"].pivot(index="class", columns="method", values="value")
-pd.concat({"ours": ours, "published": claimed[list(summaries)]}, axis=1).loc[scheme.classes].round(1)
+pd.concat({"ours": ours, "published": claimed.reindex(columns=list(summaries))}, axis=1).loc[scheme.classes].round(1)
 
 # %%
 def show_per_class(scores, colors, metric="IoU"):
@@ -791,7 +841,7 @@ def show_per_class(scores, colors, metric="IoU"):
 
 # %%
 ious = {f"variant {k}": s["metrics"]["iou"] for k, s in summaries.items()}
-fig = show_per_class(ious, [COLORS[k] for k in summaries])
+fig = show_per_class(ious, [color_of(k) for k in summaries])
 common.show(fig)
 
 # %% [markdown]
@@ -1225,7 +1275,7 @@ def show_convergence(scores, metrics=METRICS):
         middle, half = over_epochs(scores, metric)
         one_epoch = len(middle) == 1  # then the variants stand side by side
         for k, name in enumerate(middle):
-            x, y, bar, color = ([k] if one_epoch else middle.index), middle[name], half[name], COLORS[name]
+            x, y, bar, color = ([k] if one_epoch else middle.index), middle[name], half[name], color_of(name)
             axis.plot(x, y, color=color, marker=".", label=f"variant {name}")
             runs = scores[(scores["metric"] == metric) & (scores["variant"] == name)]
             if runs["seed"].nunique() == 2:  # a band of t = 12.7 standard errors would fill the panel
@@ -1275,7 +1325,7 @@ def show_ranks(scores, metric="miou"):
     middle, _ = over_epochs(scores, metric)
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3), layout="constrained")
     for name, rank in middle.rank(axis=1, ascending=False).items():
-        left.plot(rank.index, rank, color=COLORS[name], marker="o", label=f"variant {name}")
+        left.plot(rank.index, rank, color=color_of(name), marker="o", label=f"variant {name}")
     left.set(xlabel="epoch", ylabel=f"rank by {METRICS[metric]}", yticks=range(1, middle.shape[1] + 1))
     left.invert_yaxis()
     for seeds, style in ((1, "-"), (3, "--")):

@@ -1,5 +1,6 @@
 """Notebook 06: its losses against oracles, its network, and the whole notebook in every way people run it."""
 
+import inspect
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from torchvision.datasets import Cityscapes
 
@@ -55,6 +57,13 @@ def random_case(classes=5, void=True, absent=True, seed=0, dtype=torch.float64):
     if void:
         label[torch.rand(2, 6, 7, generator=rng) < 0.2] = 255
     return logits, label
+
+
+def focal_loss(log_probs, label):
+    """A loss of one's own, as a student may write it: cross-entropy that cares less for what is right already."""
+    true = log_probs.gather(1, label.clamp(max=log_probs.shape[1] - 1).unsqueeze(1)).squeeze(1)
+    valid = label != 255
+    return -((1 - true.exp()) ** 2 * true * valid).sum() / valid.sum().clamp(min=1)
 
 
 def naive_dice(probs, label, smooth=1.0):
@@ -142,6 +151,47 @@ def test_composite_is_the_weighted_sum_of_its_terms(nb, composite):
     expected = (F.cross_entropy(logits, label, ignore_index=255) + 0.7 * nb.dice_loss(probs, label)
                 + 0.3 * nb.boundary_loss(probs, batch["phi"], label))
     torch.testing.assert_close(composite(logits, batch, nb.loss_terms("C", "paper", 0.7, 0.3)), expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_loss_of_ones_own_is_added_with_its_value_and_gradient(nb, composite, weighted):
+    logits, batch = street_batch((2, 5, 40, 30))
+    class_weights = torch.linspace(0.5, 2, 5) if weighted else None
+    terms, own = {"ce": 1.0, "boundary": 0.2, "focal": 0.5}, {"focal": focal_loss}
+    value, gradient = value_and_gradient(composite, logits, batch, terms, class_weights, own)
+    without = value_and_gradient(composite, logits, batch, {"ce": 1.0, "boundary": 0.2}, class_weights)
+    alone = value_and_gradient(lambda x: 0.5 * focal_loss(x.log_softmax(1), batch["label"]), logits)
+    torch.testing.assert_close(value, without[0] + alone[0])
+    torch.testing.assert_close(gradient, without[1] + alone[1])
+    assert alone[0] > 0.1 and alone[1].abs().max() > 1e-6
+
+
+def test_a_term_without_a_function_is_refused_and_never_left_out(nb, composite):
+    logits, batch = street_batch((1, 5, 6, 7))
+    with pytest.raises(common.StreetsError, match="The loss does not know focal: it has ce, dice, boundary."):
+        composite(logits, batch, {"ce": 1.0, "focal": 1.0})
+
+
+@pytest.mark.parametrize(("terms", "said"), [
+    (("ce", "bondary"), "E has the term 'bondary', which is none of ce, dice, boundary: define bondary_loss"),
+    (("ce", "number"), "E has the term 'number'"),  # number_loss is there, and no function
+    (("ce"), r"E must name each of its terms once, such as .*, not 'ce'"), ((), "E must name"), (("ce", "ce"), "E must name"),
+])
+def test_a_variant_that_cannot_be_trained_as_it_is_written_is_one_sentence(nb, terms, said):
+    with pytest.raises(common.StreetsError, match=said):
+        nb.own_losses(nb.VARIANTS | {"E": terms}, {"focal_loss": focal_loss, "number_loss": 3})
+    found = nb.own_losses(nb.VARIANTS | {"E": ("ce", "focal")}, {"focal_loss": focal_loss})
+    assert found == {"focal": focal_loss} and nb.own_losses(nb.VARIANTS, {}) == {}
+
+
+def test_a_loss_of_ones_own_may_read_any_parameter(nb):
+    assert nb.unread(("ce", "focal")) == [] and nb.unread(("ce",)) == ["lambda_d", "lambda_b", "norm"]
+
+
+def test_every_variant_has_a_colour_of_its_own(nb, monkeypatch):
+    monkeypatch.setitem(nb.VARIANTS, "E", ("ce", "focal"))
+    monkeypatch.setitem(nb.VARIANTS, "F", ("focal",))
+    assert len({nb.color_of(name) for name in [*"ABCDEF", "D raw"]}) == 7
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -244,17 +294,18 @@ def compiled(nb):
 
 
 @pytest.mark.parametrize(("variant", "recipe", "phi"), [
-    ("C", "paper", "int8"), ("B", "author_config", None), ("D", "paper", "float"),
+    ("C", "paper", "int8"), ("B", "author_config", None), ("D", "paper", "float"), ("own", "paper", "int8"),
 ])
 def test_the_compiled_loss_gives_what_the_formulas_give(nb, compiled, variant, recipe, phi):
     class_weights = torch.linspace(0, 2, 19) if recipe == "author_config" else None
-    terms = nb.loss_terms(variant, recipe, 1.0, 0.2)
+    own = {"focal": focal_loss} if variant == "own" else None
+    terms = {"ce": 1.0, "boundary": 0.2, "focal": 1.0} if own else nb.loss_terms(variant, recipe, 1.0, 0.2)
     for shape in ((2, 19, 32, 48), (1, 19, 40, 64)):
         logits, batch = street_batch(shape, phi=phi)
         batch = batch if phi else {"label": batch["label"]}
-        assert_same_loss(nb, compiled, logits, batch, terms, class_weights)
+        assert_same_loss(nb, compiled, logits, batch, terms, class_weights, own)
     batch["label"] = torch.full_like(batch["label"], 255)
-    assert_same_loss(nb, compiled, logits, batch, terms, class_weights)
+    assert_same_loss(nb, compiled, logits, batch, terms, class_weights, own)
 
 
 def test_where_nothing_compiles_one_line_says_so_and_the_strips_serve(nb, monkeypatch, capsys):
@@ -523,9 +574,20 @@ def run_notebook(out, cwd=ROOT, path=None, **parameters):
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
 
 
-def test_all_variants_run_in_turn_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
-    summaries = run_notebook(tmp_path, variant="all", data_dir=str(toy))
-    assert set(summaries) == {letter + TAG for letter in "ABCD"}
+def with_a_loss_of_ones_own(path):
+    """The notebook with a fifth variant, for which a student writes one function and one entry."""
+    notebook = jupytext.read(ROOT / "notebooks" / f"{NAME}.py")
+    variants = next(cell for cell in notebook.cells if cell.source.startswith("import common\n"))
+    variants.source = variants.source.replace('"D": ("ce", "boundary")}', '"D": ("ce", "boundary"), "E": ("ce", "focal")}')
+    losses = next(cell for cell in notebook.cells if cell.source.startswith("def boundary_loss("))
+    losses.source += "\n\n" + inspect.getsource(focal_loss)
+    jupytext.write(notebook, path)
+
+
+def test_all_variants_and_one_of_ones_own_run_in_turn_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
+    with_a_loss_of_ones_own(tmp_path / "in.ipynb")
+    summaries = run_notebook(tmp_path, path=tmp_path / "in.ipynb", variant="all", data_dir=str(toy))
+    assert set(summaries) == {letter + TAG for letter in "ABCDE"}
     losses = set()
     for name, summary in summaries.items():
         assert summary["dataset"] == "toy" and summary["mode"] == "quick" and summary["weights"] == "none"
@@ -539,14 +601,16 @@ def test_all_variants_run_in_turn_under_papermill_and_leave_complete_results(nb,
         assert {key: summary["metrics"][key] for key in CONTOURS} == pytest.approx(found, abs=1e-6)
         assert summary["n_train"] == 8 and summary["n_val"] == 2 and summary["test"]["miou"] > 0
         losses.add(pd.read_csv(folder / "history.csv")["train_loss"][0])
-    assert len(losses) == 4, "four variants, four losses"
+    assert len(losses) == 5, "five variants, five losses"
+    weights = [load_file(tmp_path / "results" / NAME / "toy-quick" / (letter + TAG) / "last.safetensors") for letter in "AE"]
+    assert any(not torch.equal(*(one[name] for one in weights)) for name in weights[0]), "the term acts on the training"
     executed = json.loads((tmp_path / "out.ipynb").read_text())
     pictures = [o for c in executed["cells"] for o in c.get("outputs", []) if {"image/png", "image/jpeg"} & set(o.get("data", {}))]
     assert len(pictures) >= 6
     exported = sorted((tmp_path / "results").rglob("predictions/*.png"))
     assert exported and {p.name for p in exported} <= {f.image.name.replace("leftImg8bit", "predictions") for f in common.list_frames(toy, "val")}
     page = (tmp_path / "results" / NAME / "toy-quick" / "viewer.html").read_text()
-    assert '"drawn": ["A, seed 42", "B, seed 42", "C, seed 42", "D, seed 42"]' in page
+    assert '"drawn": ["A, seed 42", "B, seed 42", "C, seed 42", "D, seed 42", "E, seed 42"]' in page
 
 
 def test_exported_predictions_score_the_same_under_the_official_script(nb, toy, tmp_path, monkeypatch):
