@@ -744,6 +744,31 @@ def stage_loss(model, batch, kind, weights):
 
 
 # %%
+PARTS = {"parent", "loss", "frequency", "hide", "grey"}  # what a stage may say
+
+
+def check_stages(stages):
+    """StreetsError for a stage that could not be trained as it is written."""
+    losses, above = ("cross_entropy", "weighted", "dice"), {""}
+    for name, recipe in stages.items():
+        weighted, problem = recipe.get("loss") != "cross_entropy", ""
+        if unknown := recipe.keys() - PARTS:
+            problem = f"does not know {', '.join(sorted(unknown))}: use {', '.join(sorted(PARTS))}"
+        elif recipe.get("loss") not in losses:
+            problem = f"has the loss {recipe.get('loss')!r}: use {', '.join(losses)}, or extend stage_loss"
+        elif recipe.get("parent") not in above:
+            problem = f"has the parent {recipe.get('parent')!r}: name a stage above it, or \"\""
+        elif recipe.get("frequency") not in (FREQUENCIES if weighted else (None,)):
+            problem = (f"has the frequency {recipe.get('frequency')!r}: weighted and dice take "
+                       f"{', '.join(FREQUENCIES)}, cross_entropy none")
+        elif ("hide" in recipe) != ("grey" in recipe):
+            problem = "has one of hide and grey: occlusion takes both"
+        if problem:
+            raise common.StreetsError(f"STAGES: {name} {problem}.")
+        above.add(name)
+
+
+# %%
 def measured_shares(data):
     """Share of pixels per class in the labels of a data set, (C,)."""
     counts = sum(np.bincount(data.read(i)[1].ravel(), minlength=7) for i in range(len(data)))
@@ -805,6 +830,7 @@ UNUSED = {  # what neither a stage nor its parents read
 splits = {"train": train_frames, "val": val_frames, "test": test_frames, "test_split": own_test}
 train = partial(train_stage, settings=settings, splits=list(splits.values()), seed=seed,
                 frequency=frequency, fill=fill, select=select, max_hours=max_hours)
+check_stages(STAGES)
 jobs = {name: partial(train, recipe=recipe) for name, recipe in STAGES.items()}
 parents = {name: STAGES[name]["parent"] for name in STAGES if STAGES[name]["parent"]}
 wanted = common.several("stage", stage, STAGES)
@@ -831,7 +857,8 @@ common.show(common.show_history(later or histories, ("eval_loss", "miou", "accur
 # ### Does it learn, or learn by heart?
 
 # %%
-history = histories["scratch"]
+first = next(iter(histories))
+history = histories[first]
 fig, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
 for column, color in (("train_loss", common.CURVES[0]), ("eval_loss", common.CURVES[1])):
     axis.plot(history["epoch"], history[column], color=color, label=column.replace("_", " "))
@@ -863,7 +890,7 @@ best = "dice_occlusion" if "dice_occlusion" in per_image else list(per_image)[-1
 
 # %%
 sizes = [1, 2, 4, 8, 16]
-curves = {"epoch": (history["epoch"], history["miou"], history["batch_miou"], f"scratch, batches of {settings['batch_size']}"),
+curves = {"epoch": (history["epoch"], history["miou"], history["batch_miou"], f"{first}, batches of {settings['batch_size']}"),
           "images per batch": (sizes, [common.miou(per_image[best].sum(0))] * len(sizes),
                                [batch_miou(per_image[best], k) for k in sizes], best)}
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.8), layout="constrained")

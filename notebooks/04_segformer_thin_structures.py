@@ -625,6 +625,28 @@ pd.DataFrame({name: {part: f"{force[where].sum() / force.sum():.0%}" for part, w
 # times as much.
 
 # %%
+TERMS = ("ce", "ssim", "iou", "lovasz")
+
+
+def check_approaches(approaches):
+    """StreetsError for an approach that could not be trained as it is written."""
+    for name, recipe in approaches.items():
+        if recipe.keys() != {"terms", "class_weights", "paste"}:
+            raise common.StreetsError(f"APPROACHES: {name} must say terms, class_weights and paste, "
+                                      f"but says {', '.join(map(str, recipe)) or 'nothing'}.")
+        unknown = [term for term in recipe["terms"] if term not in TERMS]
+        if unknown or not recipe["terms"]:
+            raise common.StreetsError(f"APPROACHES: {name} has the term {', '.join(unknown) or 'none'}: use "
+                                      f"{', '.join(TERMS)}, or extend TERMS and hybrid_loss.")
+        if recipe["class_weights"] and len(recipe["class_weights"]) != 7:
+            raise common.StreetsError(f"APPROACHES: {name} has {len(recipe['class_weights'])} class_weights: "
+                                      "there are 7 classes.")
+
+
+check_approaches(APPROACHES)
+
+
+# %%
 def hybrid_loss(logits, label, terms, class_weights=None, normalize="present"):
     """Weighted sum of the loss terms ce, ssim, iou and lovasz; logits (B, C, H, W), label (B, H, W)."""
     logits = logits.float()
@@ -1302,13 +1324,15 @@ if len(committed):
 evidence = {}
 for run in committed.itertuples():
     evidence.setdefault(run.method.split("-")[0], {})[run.seed] = run
-seeds = sorted(set.intersection(*(set(evidence.get(name, {})) for name in APPROACHES)))
+kept = [name for name in APPROACHES if name in evidence]  # one of your own was not run there
+seeds = sorted(set.intersection(*(set(evidence[name]) for name in kept)) if kept else ())
 print("seeds with all approaches:", *seeds)
 
 # %%
 def mean_table(evidence, seeds, key):
     """Mean over seeds, in per cent, of one score per class (a dict in the summary) on CamVid's test split."""
-    tables = [pd.DataFrame({name: evidence[name][seed].final["official_test"][key] for name in APPROACHES}, dtype=float)
+    there = [name for name in APPROACHES if name in evidence]
+    tables = [pd.DataFrame({name: evidence[name][seed].final["official_test"][key] for name in there}, dtype=float)
               for seed in seeds]
     return 100 * sum(tables) / len(tables)
 
@@ -1360,7 +1384,7 @@ def sizes_of(runs):
 
 # %%
 if seeds:
-    sizes = pd.DataFrame({name: sizes_of([evidence[name][seed] for seed in seeds]) for name in APPROACHES})
+    sizes = pd.DataFrame({name: sizes_of([evidence[name][seed] for seed in seeds]) for name in kept})
     display(sizes.loc[["pole", "traffic sign", "traffic light"]].round(1))
 
 # %% [markdown]

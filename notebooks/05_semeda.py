@@ -663,6 +663,8 @@ def training_loss(model, batch, method, lambdas, proxy, reduction="pixels"):
     """Per-pixel cross-entropy of a network's answer to a batch, plus the method's structural loss in float32."""
     logits, label = model(batch["image"]).float(), batch["label"]
     loss = cross_entropy(logits, label)
+    if method not in ("ppce", "sobel", "semeda"):
+        raise common.StreetsError(f"training_loss does not know the method {method!r}: give it a branch of its own there.")
     if method == "ppce" or not any(lambdas):
         return loss
     with torch.autocast(logits.device.type, enabled=False):
@@ -1094,6 +1096,9 @@ def plan_runs(methods, lambdas, suffix=""):
     """{run's name: (method, lambdas)}, one for each setting of what a method reads."""
     plan, reads = {}, {"ppce": 0, "sobel": 1, "semeda": 3}  # so many of the weights
     for method in methods:
+        if method not in reads or method not in TABLE_1:
+            raise common.StreetsError(f"METHODS: of {method!r} it is not known how many lambdas it reads and which: name it "
+                                      "in `reads` of plan_runs and in TABLE_1, and give it a branch in training_loss.")
         for weights in read_lambdas(lambdas) or TABLE_1[method]:
             used = weights[: reads[method]]
             name = "_".join([method, *(f"{weight:g}" for weight in used)]) + suffix
@@ -1169,7 +1174,7 @@ scores.round(1)
 here = f"ours: {dataset}, {mode}, {settings['network']}, {judge}"
 ours = pd.Series({name: 100 * metrics["miou"] for name, metrics in judged.items()}, dtype=float)
 table1 = published[published["note"].str.startswith("Table 1")].pivot(index="method", columns="metric", values="value").astype(float)
-table1 = table1.loc[list(plan_runs(METHODS, "all"))].rename(columns={"miou": "Cityscapes", "miou_voc": "VOC"})
+table1 = table1.reindex(list(plan_runs(METHODS, "all"))).rename(columns={"miou": "Cityscapes", "miou_voc": "VOC"})
 table1[here] = ours.reindex(table1.index)
 table1.round(1)
 

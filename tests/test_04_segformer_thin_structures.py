@@ -1312,3 +1312,17 @@ def test_the_notebook_runs_on_real_photos(real_data, tmp_path, form):
     check_run(tmp_path / "results" / NAME / f"{form}-quick" / name, summary, ["test", "official_val", "official_test"])
     assert summary["dataset"] == form and summary["n_train"] == 8
     assert (summary["final"]["official_val"]["iou"]["traffic light"] is None) == (form == "camvid11")
+
+
+@pytest.mark.parametrize(("recipe", "said"), [
+    ({"terms": {"ce": 1.0, "focal": 1.0}, "class_weights": None, "paste": False}, "has the term focal: use ce, ssim, iou, lovasz, or extend"),
+    ({"terms": {}, "class_weights": None, "paste": False}, "has the term none"),
+    ({"terms": {"ce": 1.0}, "class_weights": None, "past": True}, "must say terms, class_weights and paste, but says terms, class_weights, past"),
+    ({"terms": {"ce": 1.0}, "class_weights": (1, 2), "paste": False}, "has 2 class_weights: there are 7 classes"),
+])
+def test_an_approach_that_cannot_be_trained_as_it_is_written_is_one_sentence(nb, recipe, said):
+    with pytest.raises(common.StreetsError, match=f"APPROACHES: mine {said}"):
+        nb.check_approaches(nb.APPROACHES | {"mine": recipe})
+    nb.check_approaches(nb.APPROACHES | {"mine": {"terms": {"lovasz": 1.0}, "class_weights": None, "paste": True}})
+    logits, label = torch.zeros(1, 7, 16, 16), torch.zeros(1, 16, 16, dtype=torch.long)
+    assert all(nb.hybrid_loss(logits, label, {term: 1.0}).isfinite() for term in nb.TERMS)
