@@ -658,7 +658,8 @@ def occlude(image, label, rng, hide=0.6, grey=0.7, fill="noise", limit=2):
 views = {"before": example}
 views |= {f"noise, draw {k}": occlude(example, label, np.random.default_rng(k), hide=1.0)[0] for k in (1, 2, 6)}
 views["black"] = occlude(example, label, np.random.default_rng(1), hide=1.0, fill="black")[0]
-tall, wide = find_people(label)[0]
+people = find_people(label)
+tall, wide = people[0] if people else (slice(0, n) for n in label.shape)  # nobody there: the whole picture
 around = np.s_[max(0, tall.start - 6) : tall.stop + 6, max(0, wide.start - 15) : wide.stop + 30]
 
 # %%
@@ -964,7 +965,7 @@ pd.concat({"ours": measured, "published": claimed[[s for s in STAGES if s in cla
 finished, same = common.find_runs(out_dir), ["notebook", "dataset", "mode", "method"]
 for name, summary in summaries.items():
     alike = finished[(finished[same] == [summary[key] for key in same]).all(axis=1)]
-    person = [100 * (test["iou"]["person"] or 0) for test in alike["test"]]
+    person = [np.nan if test["iou"]["person"] is None else 100 * test["iou"]["person"] for test in alike["test"]]
     mean, half = common.student_interval(person)
     interval = "" if np.isnan(half) else f" ± {half:.1f}"
     print(f"{name:20s} person IoU on test {mean:5.1f}{interval}, seeds: {len(alike)}")

@@ -848,7 +848,7 @@ solid = drawn_solid(fence, reach=size[0] // 16 | 1)
 pasted, pasted_label = paste_mask(example, label, source, np.where(solid, 1, source_label).astype(np.uint8), solid)
 panels = {"source": source, "its fence": fence, "drawn solid": solid, "before": example, "pasted": pasted,
           "pasted label": common.as_colors(pasted_label, scheme)}
-if common.dataset_name(root) == "toy":
+if common.dataset_name(root) == "toy" and solid.any():
     print(f"{1 - fence.sum() / solid.sum():.0%} of the fence drawn solid is no fence")
 
 
@@ -1081,7 +1081,8 @@ def majority_row(folder, judges, classes):
         true = read_counts([folder], split, classes)[0].sum(0)[:, [0, 2]].sum(1)  # (C,) true pixels
         if true.sum():
             iou = np.where(np.arange(len(true)) == true.argmax(), true.max() / true.sum(), 0.0)
-            row |= {(title, "six classes"): 100 * iou[1:][true[1:] > 0].mean(), (title, "seven classes"): 100 * iou[true > 0].mean()}
+            row |= {(title, "six classes"): 100 * iou[1:][true[1:] > 0].mean()} if true[1:].any() else {}
+            row |= {(title, "seven classes"): 100 * iou[true > 0].mean()}
     return row
 
 
@@ -1499,7 +1500,7 @@ for draw in range(200):
     before = scenes.read(draw % len(scenes))
     after = copy_paste(*before, np.random.default_rng(draw), scenes, share=1.0)[1]
     added += np.bincount(after[after != before[1]], minlength=256)[:7]
-print({name: f"{n / added.sum():.1%}" for name, n in zip(scheme.classes[1:], added[1:])}, "of the pixels that changed their class")
+print({name: f"{n / max(added.sum(), 1):.1%}" for name, n in zip(scheme.classes[1:], added[1:])}, "of the pixels that changed their class")
 
 # %% [markdown]
 # On the toy streets nine tenths of it are vegetation and cars, not rare classes.

@@ -468,15 +468,18 @@ common.show(fig)
 def train_edge_net(proxy, data, held_out, lr, batch_size=8, goal=0.99, every=50, max_steps=3000, seed=0):
     """Train a proxy network on the labels of a data set until its edge F1 on labels (N, H, W) is above `goal`.
 
+    Of these, pixels of a class that no training label has shown count as void.
+
     Returns one row per `every` steps: {"epoch", "step", "train_loss", "edge_f1"}. It stops at max_steps, whatever F1 is then.
     """
     optimizer, history, losses = torch.optim.Adam(proxy.parameters(), lr), [], []
     sampler, device = common.EpochSampler(len(data), seed), proxy.layers[0].weight.device
     loader = common.make_loader(data, min(batch_size, len(data)), sampler=sampler)
-    step = 0
+    step, shown = 0, torch.zeros(256, dtype=torch.bool)
     while True:
         for batch in loader:
             label, step = batch["label"].to(device), step + 1
+            shown |= torch.bincount(batch["label"].flatten(), minlength=256) > 0
             loss = edge_loss(proxy(one_hot(label, proxy.layers[0].in_channels)), label)
             optimizer.zero_grad()
             loss.backward()
@@ -484,7 +487,7 @@ def train_edge_net(proxy, data, held_out, lr, batch_size=8, goal=0.99, every=50,
             losses.append(loss.item())
             if step % every == 0 or step == max_steps:
                 row = {"epoch": sampler.epoch + 1, "step": step, "train_loss": np.mean(losses[-every:])}
-                history.append(row | {"edge_f1": edge_f1(proxy, held_out)})
+                history.append(row | {"edge_f1": edge_f1(proxy, torch.where(shown[held_out], held_out, 255))})
                 if history[-1]["edge_f1"] > goal or step == max_steps:
                     return history
         sampler.epoch += 1
@@ -514,6 +517,8 @@ def train_proxy(folder, splits, size, settings, seed):
         proxy = EdgeNet().to(common.make_accelerator("fp32").device)
         data = common.StreetScenes(splits["train"], size, augment=augment, seed=seed)
         held_out = labels_of(common.StreetScenes(splits["val"], size))
+        if not semantic_edges(held_out)[0].any():
+            raise common.StreetsError("No label in val has an edge between two classes: edges cannot be learnt from these data.")
         history = train_edge_net(proxy, data, held_out, settings["proxy_lr"], seed=seed)
         steps, f1 = history[-1]["step"], history[-1]["edge_f1"]
         if not f1 > 0.99:

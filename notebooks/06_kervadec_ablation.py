@@ -191,7 +191,7 @@ scenes = common.StreetScenes(train_frames, size, **inputs)
 # %%
 wanted = [scheme.classes.index(name) for name in ("pole", "bus", "car")]  # things that we want to look at, in this order
 candidates = common.evenly(range(len(scenes)), 40)
-first = max(candidates, key=lambda i: [(scenes.read(i)[1] == c).sum() >= 50 for c in wanted])
+first = max(candidates, key=lambda i: [(scenes.read(i)[1] == c).sum() >= 50 for c in wanted] + [scenes.read(i)[1].min() < 255])
 example, label = scenes.read(first)
 print("photo", example.shape, "label", label.shape)
 
@@ -372,12 +372,15 @@ def dice_loss(probs, label, smooth=1.0):
 # %%
 from matplotlib.colors import TwoSlopeNorm
 
-vehicle = "bus" if (label == scheme.classes.index("bus")).any() else "car"
+by_size = [scheme.classes[c] for c in np.bincount(label[label < 255], minlength=19).argsort(kind="stable")[::-1] if (label == c).any()]
+vehicle = next((name for name in ("bus", "car") if name in by_size), by_size[0])  # or the largest class of the picture
+pole = "pole" if "pole" in by_size else by_size[-1]  # or the smallest
 phi = data_prep.signed_distance_maps(label, 19, norm=norm)  # (C, H, W)
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.3), layout="constrained")
-for axis, name in zip(axes, (vehicle, "pole")):
+for axis, name in zip(axes, (vehicle, pole)):
     one = phi[scheme.classes.index(name)]
-    shown = axis.imshow(one, cmap="RdBu_r", norm=TwoSlopeNorm(0, min(one.min(), -0.05 * one.max()), one.max()))
+    least = 0.05 * np.abs(one).max() or 1.0
+    shown = axis.imshow(one, cmap="RdBu_r", norm=TwoSlopeNorm(0, min(one.min(), -least), max(one.max(), least)))
     axis.contour(label == scheme.classes.index(name), [0.5], colors="black", linewidths=0.6)
     axis.set(title=f"{name}: from {one.min():.3f} to {one.max():.2f}", xticks=[], yticks=[])
     fig.colorbar(shown, ax=axis, label=f"phi ({norm})")
@@ -398,7 +401,7 @@ common.show(fig)
 # %%
 for name in data_prep.NORMS:
     maps = data_prep.signed_distance_maps(label, 19, norm=name)
-    deepest = "  ".join(f"{kind} down to {maps[scheme.classes.index(kind)].min():.4f}" for kind in (vehicle, "pole"))
+    deepest = "  ".join(f"{kind} down to {maps[scheme.classes.index(kind)].min():.4f}" for kind in (vehicle, pole))
     print(f"{name:9s} from {maps.min():8.3f} to {maps.max():8.3f};  {deepest}")
 
 # %% [markdown]
@@ -790,10 +793,11 @@ def comparison_table(summaries, published, metric):
     rows = {}
     for method, run in summaries.items():
         constant = run["majority_baseline"].get(metric)
-        rows[method] = {"ours": round(100 * run["metrics"][metric], 2), "published": theirs.get(method),
+        score = run["metrics"][metric]
+        rows[method] = {"ours": None if score is None else round(100 * score, 2), "published": theirs.get(method),
                         "majority class": None if constant is None else round(100 * constant, 2),
                         "data": f"{run['dataset']}, {run['mode']}", "weights": run["weights"]}
-    return pd.DataFrame.from_dict(rows, orient="index").astype({"published": float, "majority class": float})
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"ours": float, "published": float, "majority class": float})
 
 
 # %%
@@ -1358,7 +1362,7 @@ def show_deltas(deltas, title):
     whiskers = deltas["half"].fillna(0) if deltas["half"].notna().any() else None
     fig, axis = plt.subplots(figsize=(7, 0.6 + 0.22 * len(deltas)), layout="constrained")
     axis.barh(deltas.index, deltas["difference"], color=colors, xerr=whiskers, ecolor="gray", capsize=2)
-    limit, (left, right) = 3 * deltas["difference"].abs().max(), axis.get_xlim()
+    limit, (left, right) = 3 * deltas["difference"].abs().max() or 1.0, axis.get_xlim()
     axis.set(xlabel=title, xlim=(max(left, -limit), min(right, limit)))
     axis.grid(axis="x", alpha=0.3)
     return fig
