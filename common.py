@@ -182,7 +182,8 @@ def check(what: str, got, expected=None, *, between: tuple[float, float] | None 
             right = np.shape(got) == np.shape(expected) and np.allclose(got, expected, 0, tolerance, equal_nan=True)
     except (TypeError, ValueError):  # no number at all
         right = False
-    assert right, f"{what} is {shown}, expected {wanted}"
+    if not right:  # not by `assert`, which python -O leaves out
+        raise AssertionError(f"{what} is {shown}, expected {wanted}")
     print(f"{what}: {shown} (expected {wanted})")
 
 
