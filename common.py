@@ -8,6 +8,7 @@ the business of results/runs.py.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import io
 import math
 import os
@@ -16,6 +17,7 @@ import shutil
 import sys
 import textwrap
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
@@ -54,6 +56,12 @@ from results.runs import results_folder as results_folder, run_names as run_name
 
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+if sys.flags.optimize > 1:  # python -OO leaves docstrings out; this module adds to its own while it is imported
+    docs = types.ModuleType("segmentation_models_pytorch.metrics.functional")
+    path = Path(*importlib.util.find_spec("segmentation_models_pytorch").submodule_search_locations, "metrics/functional.py")
+    exec(compile(path.read_text(encoding="utf-8"), path, "exec", optimize=1), docs.__dict__)
+    sys.modules[docs.__name__] = docs
 
 HERE = Path(__file__).resolve().parent
 STARTED = time.monotonic()

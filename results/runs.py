@@ -801,18 +801,28 @@ def peak_memory_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
 
 
+# what each summary says, and what is raised by files that hold something else
+KINDS = dict.fromkeys(("notebook", "method", "mode", "dataset", "weights"), str) | {"seed": int, "epochs": int, "metrics": dict}
+NOT_OURS = (StreetsError, OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
+
+
 def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
-    """One row per finished run below a results folder.
+    """One row per finished run below a results folder; a line for each whose files are damaged or not a run's.
 
     Columns: the summary's fields, `folder`, `rows` (of the images that the network saw), the metrics, and what else was
     scored at the end as final_...
     """
     found = []
     for path in sorted(results_folder(out_dir).glob("*/*/*/summary.json")):
-        summary, settings = read_json(path), (read_json(path.parent / "config.json") or {}).get("settings", {})
-        facts = {"folder": path.parent, "rows": settings.get("height") or settings.get("size"), "test": None}
-        final = flat(summary["final"], "final_") if summary.get("final") else {}
-        found.append(facts | summary | flat(summary["metrics"]) | final)
+        try:
+            summary, settings = read_json(path), (read_json(path.parent / "config.json") or {}).get("settings", {})
+            facts = {"folder": path.parent, "rows": settings.get("height") or settings.get("size"), "test": None}
+            final = flat(summary["final"], "final_") if summary.get("final") else {}
+            if wrong := [name for name, kind in KINDS.items() if not isinstance(summary[name], kind)]:
+                raise TypeError(wrong)
+            found.append(facts | summary | flat(summary["metrics"]) | final)
+        except NOT_OURS:
+            say_once(f"left out: {path.parent} is damaged or not a run of ours")
     return pd.DataFrame(found)
 
 
