@@ -51,7 +51,7 @@ recipe: str = "paper"  # paper (the text's formulas) or author_config (the one c
 lambda_d: float = 1.0  # weight of the Dice loss
 lambda_b: float = 0.2  # weight of the boundary loss
 norm: str = "clip127"  # scale of the distance maps: clip127, absmax, signwise, readme, none
-network: str = ""  # lite0, or ConvNeXt-V2 of size atto, nano or base; empty takes the mode's
+network: str = ""  # lite0, atto, nano, base (ConvNeXt-V2), or an encoder such as resnet34, mit_b0, tu-resnet18; empty takes the mode's
 height: int = 0  # image height in pixels, a multiple of 32 (the width follows); 0 takes the mode's
 batch_size: int = 0  # images per step and process, at least 2; 0 takes the mode's
 lr: float = 0.0  # learning rate; 0 takes the mode's, which depends on the weights
@@ -150,12 +150,51 @@ NETWORKS = {  # and how the pictures were scaled that an encoder was pretrained 
     "base": {"encoder": "tu-convnextv2_base.fcmae_ft_in22k_in1k_384", "decoder_width": 512},
 }
 
+# %% [markdown]
+# `network` also takes any encoder of segmentation-models-pytorch that UPerNet can read, and with `tu-` in front one of timm.
+# It gets a decoder 256 wide, and photos scaled as those that its own weights were trained on.
+
+# %%
+import segmentation_models_pytorch as smp
+import timm
+
+
+def network_settings(name, weights):
+    """Encoder, decoder's width and which weights there are, of one of NETWORKS or another encoder; StreetsError for none."""
+    known, of_timm = smp.encoders.encoders, name.removeprefix("tu-")
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if name in known:
+        tags = list(known[name]["pretrained_settings"])
+        tag = "imagenet" if "imagenet" in tags else "".join(tags[:1])
+    elif name != of_timm and timm.is_model(of_timm):
+        tag = timm.get_pretrained_cfg(of_timm).tag or "imagenet" if timm.is_model_pretrained(of_timm) else ""
+    if not (name in known or (name != of_timm and timm.is_model(of_timm) and (tag or "." not in of_timm))):
+        raise common.StreetsError(f"network does not know {name!r}: use {', '.join(NETWORKS)}, an encoder of "
+                                  "segmentation-models-pytorch such as resnet34, or a model of timm such as tu-resnet18.")
+    if weights == "imagenet" and not tag:
+        raise common.StreetsError(f"There are no pretrained weights of {name}: use weights = \"none\" or another network.")
+    return {"encoder": name, "decoder_width": 256, "pretrained": tag}
+
+
+# %%
+def scaling_of(encoder, pretrained):
+    """{"mean", "std"} of the pictures in [0, 1] that an encoder's weights were trained on, as its makers say."""
+    said = smp.encoders.get_preprocessing_params(encoder, pretrained)
+    if said["input_space"] != "RGB":
+        raise common.StreetsError(f"The weights of {encoder} want {said['input_space']}, not RGB: use another network.")
+    return {name: tuple(value / max(said["input_range"]) for value in said[name]) for name in ("mean", "std")}
+
+
 # %%
 settings = common.check_parameters(
-    globals(), MODES, {"recipe": ("paper", "author_config"), "norm": data_prep.NORMS, "network": ("", *NETWORKS),
+    globals(), MODES, {"recipe": ("paper", "author_config"), "norm": data_prep.NORMS,
                        "weights": ("auto", "imagenet", "none"), "schedule": ("linear", "one_cycle"),
                        "class_weights": ("none", "inverse_sqrt"), "compile_loss": ("auto", "no", "yes")}, {"variant": VARIANTS})
-settings |= NETWORKS[settings["network"]]
+settings |= network_settings(settings["network"], weights)
+if settings.get("pretrained"):
+    scaling = lambda pretrained: scaling_of(settings["encoder"], settings["pretrained"]) if pretrained else {}
+    settings |= common.with_weights(scaling, weights, settings["pretrained"])[0]
 inputs = {name: settings[name] for name in ("mean", "std") if name in settings}
 print(common.device_line())
 
@@ -254,7 +293,6 @@ common.show(fig)
 # those without `_384`. Both were pretrained by *FCMAE* on ImageNet-1k, then fine-tuned on ImageNet-22k.)
 
 # %%
-import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -301,12 +339,25 @@ class UPerNetWithAux(nn.Module):
 
 
 # %%
-net = UPerNetWithAux(settings["encoder"], settings["decoder_width"])
+def try_network(encoder, width, image):
+    """The network and its logits for an image (B, 3, H, W); StreetsError where UPerNet cannot read the encoder."""
+    try:
+        net = UPerNetWithAux(encoder, width)
+        with torch.no_grad():
+            return net, net(image)
+    except Exception as error:  # what an encoder lacks has many names
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise common.StreetsError(f"network: UPerNet cannot be built on {encoder} ({type(error).__name__}: {reason}): "
+                                  "use another network.") from None
+
+
+# %%
 batch = torch.stack([common.to_tensor(example[:128, :160], **inputs)] * 2)  # (B, 3, H, W); a corner is enough to see the shapes
+net, logits = try_network(settings["encoder"], settings["decoder_width"], batch)
 with torch.no_grad():
     for stride, features in zip((1, 2, 4, 8, 16, 32), net.encoder(batch)):
         print(f"stride {stride:2d}: {tuple(features.shape)}")
-    print("logits:", [tuple(o.shape) for o in net(batch)])
+print("logits:", [tuple(o.shape) for o in logits])
 
 # %%
 parts = {name: sum(p.numel() for p in part.parameters()) for name, part in net.named_children()}
@@ -637,11 +688,15 @@ from functools import partial
 
 def build_network(settings, weights):
     """The network of a mode, and which pretrained weights it got ("none" if it had to start from scratch)."""
-    def build(pretrained):
-        return UPerNetWithAux(settings["encoder"], settings["decoder_width"], pretrained=pretrained)
+    tag = settings.get("pretrained", settings["encoder"].split(".")[-1])
 
-    name = "lite0" if settings["network"] == "lite0" else settings["encoder"].split(".")[-1]
-    return common.with_weights(build, weights, name)
+    def build(pretrained):
+        if pretrained and "pretrained" in settings:
+            scaling_of(settings["encoder"], tag)  # weights without it would see wrong colours
+        which = True if settings["encoder"].startswith("tu-") else tag  # a model of timm says it in its name
+        return UPerNetWithAux(settings["encoder"], settings["decoder_width"], pretrained=pretrained and which)
+
+    return common.with_weights(build, weights if tag else "none", "lite0" if settings["network"] == "lite0" else tag)
 
 
 # %%

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from conftest import ROOT
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torchvision.datasets import Cityscapes
 
@@ -92,8 +93,6 @@ def test_dice_equals_the_formula_in_value_and_gradient(nb, seed):
 
 
 def test_dice_equals_smp_where_every_class_occurs(nb):
-    import segmentation_models_pytorch as smp
-
     logits, label = random_case(void=True, absent=False, dtype=torch.float32)
     assert len(label.unique()) == 6
     oracle = smp.losses.DiceLoss("multiclass", smooth=0.5, ignore_index=255)  # smp doubles what it calls smooth
@@ -655,11 +654,11 @@ def as_script(folder, toy, out, **parameters):
 def test_the_notebook_runs_as_a_plain_script_from_any_folder(toy, tmp_path):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    script = as_script(folder, toy, tmp_path / "results")
+    script = as_script(folder, toy, tmp_path / "results", network="resnet18")
     env = os.environ | {"STREETS_HOME": str(ROOT), "MPLBACKEND": "agg"}
     done = subprocess.run([sys.executable, script], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert list((tmp_path / "results").rglob(f"D{TAG}/summary.json")) and list((tmp_path / "results").rglob("viewer.html"))
+    assert list((tmp_path / "results").rglob(f"D-networkresnet18{TAG}/summary.json")) and list((tmp_path / "results").rglob("viewer.html"))
 
 
 def test_a_script_with_a_misspelt_parameter_stops_too(toy, tmp_path):
@@ -719,7 +718,6 @@ def test_the_notebook_runs_on_real_photos_from_either_folder(real_data, tmp_path
 def test_pretrained_weights_come_from_the_hubs_cache_without_a_network(nb, tmp_path, monkeypatch):
     import timm
     from huggingface_hub import constants
-    from safetensors.torch import save_file
 
     source = timm.create_model("convnextv2_atto.fcmae_ft_in1k", pretrained=False)
     revision = tmp_path / "models--timm--convnextv2_atto.fcmae_ft_in1k" / "snapshots" / ("0" * 40)
@@ -743,6 +741,65 @@ def test_without_weights_auto_starts_from_scratch_and_says_so_and_imagenet_stops
     assert used == "none" and "random initialisation" in capsys.readouterr().out
     with pytest.raises(common.StreetsError, match="cannot be fetched"):
         nb.build_network(nb_settings("quick", "atto"), "imagenet")
+
+
+@pytest.mark.parametrize(("name", "tag"), [("resnet34", "imagenet"), ("mit_b0", "imagenet"), ("resnext101_32x16d", "instagram"),
+                                           ("tu-resnet18", "a1_in1k"), ("tu-resnet18.fb_swsl_ig1b_ft_in1k", "fb_swsl_ig1b_ft_in1k")])
+def test_any_encoder_of_smp_or_timm_is_a_network(nb, name, tag):
+    assert nb.network_settings(name, "auto") == {"encoder": name, "decoder_width": 256, "pretrained": tag}
+    assert all(nb.network_settings(one, "imagenet") is nb.NETWORKS[one] for one in nb.NETWORKS)
+
+
+@pytest.mark.parametrize("name", ["resnet43", "tu-nope", "tu-resnet18.nope", "tu-", "Lite0", "../x"])
+def test_a_network_that_nobody_knows_is_one_sentence_that_says_what_is_allowed(nb, name):
+    with pytest.raises(common.StreetsError, match=f"network does not know '{re.escape(name)}': use lite0, atto, nano, base, an encoder .*resnet34"):
+        nb.network_settings(name, "none")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mit_b0", "tu-resnet18"])
+def test_upernet_reads_encoders_of_every_kind_and_says_which_it_cannot(nb, name):
+    net, (main, aux) = nb.try_network(name, 32, torch.zeros(2, 3, 64, 96))
+    assert main.shape == aux.shape == (2, 19, 64, 96) and net.eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 19, 64, 96)
+    with pytest.raises(common.StreetsError, match="network: UPerNet cannot be built on tu-vit_tiny_patch16_224 .*: use another network"):
+        nb.try_network("tu-vit_tiny_patch16_224", 32, torch.zeros(2, 3, 64, 96))
+
+
+def test_a_network_without_pretrained_weights_starts_from_none_and_imagenet_is_refused(nb, monkeypatch):
+    monkeypatch.setattr(runs, "hub_reachable", lambda: pytest.fail("nobody is asked"))
+    monkeypatch.setattr(nb.timm, "is_model_pretrained", lambda name: False)
+    assert nb.build_network(nb.network_settings("tu-resnet18", "auto") | {"network": "tu-resnet18"}, "auto")[1] == "none"
+    with pytest.raises(common.StreetsError, match="There are no pretrained weights of tu-resnet18"):
+        nb.network_settings("tu-resnet18", "imagenet")
+
+
+def hub_with(tmp_path, monkeypatch, **files):
+    """A cache of the hub with resnet18's repository, which holds these files: {name: function that writes to a path}."""
+    from huggingface_hub import constants
+
+    at = smp.encoders.encoders["resnet18"]["pretrained_settings"]["imagenet"]
+    folder = tmp_path / f"models--{at['repo_id'].replace('/', '--')}" / "snapshots" / at["revision"]
+    folder.mkdir(parents=True)
+    for name, write in files.items():
+        write(folder / name.replace("_", "."))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(runs, "hub_reachable", lambda: False)
+
+
+def test_an_encoder_of_smp_gets_its_weights_and_their_scaling_from_the_hub_or_neither(nb, tmp_path, monkeypatch):
+    state = smp.encoders.get_encoder("resnet18").state_dict()
+    scaling = {"input_space": "RGB", "input_range": [0, 255], "mean": [51.0, 102.0, 153.0], "std": [25.5, 51.0, 255.0]}
+    files = {"config_json": lambda path: path.write_text(json.dumps(scaling)), "model_safetensors": lambda path: save_file(state, path)}
+    settings = nb.network_settings("resnet18", "auto") | {"network": "resnet18"}
+    with monkeypatch.context() as patch:
+        hub_with(tmp_path / "both", patch, **files)
+        assert nb.scaling_of("resnet18", "imagenet") == {"mean": pytest.approx((0.2, 0.4, 0.6)), "std": pytest.approx((0.1, 0.2, 1.0))}
+        net, used = nb.build_network(settings, "imagenet")
+    assert used == "imagenet" and torch.equal(net.encoder.conv1.weight, state["conv1.weight"])
+    hub_with(tmp_path / "weights", monkeypatch, model_safetensors=files["model_safetensors"])
+    assert nb.build_network(settings, "auto")[1] == "none", "weights without their scaling would see wrong colours"
+    with pytest.raises(common.StreetsError, match="The pretrained weights imagenet cannot be fetched"):
+        nb.build_network(settings, "imagenet")
 
 
 @pytest.mark.parametrize("mode", ["quick", "laptop"])
