@@ -289,15 +289,18 @@ def from_imagenet(pretrained):
 # %%
 def build_network(weights):
     """(network, which weights it got): cityscapes, imagenet or none; "auto" tries them in this order."""
+    model, got, failed = None, "none", []
     for name, build in (("cityscapes", from_cityscapes), ("imagenet", from_imagenet)):
-        if weights in ("auto", name):
+        if model is None and weights in ("auto", name):
             try:
-                return common.with_weights(build, name, name=name)
-            except common.StreetsError:
+                model, got = common.with_weights(build, name, name=name)
+            except common.StreetsError as error:
                 if weights != "auto":
                     raise
-                common.say_once(f"weights: no {name} weights can be fetched from here")
-    return SegFormer(), "none"
+                failed.append(str(error))
+    if failed:
+        common.say_once(f"weights: {' '.join(failed)} The network starts from: {got}.")
+    return SegFormer() if model is None else model, got
 
 
 # %%

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from functools import partial
 from itertools import pairwise
 
@@ -499,13 +500,16 @@ def test_an_encoder_trained_on_imagenet_comes_second(nb, hub, weights, capsys):
     encoder = put_imagenet(hub)
     net, used = nb.build_network(weights)
     assert used == "imagenet" and same_weights(net.net.encoder, encoder)
-    assert ("no cityscapes weights" in capsys.readouterr().out) == (weights == "auto")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights: ")]
+    line = r"weights: The pretrained weights cityscapes cannot be fetched \(HF_HUB_OFFLINE is set\): .* The network starts from: imagenet\."
+    assert len(said) == (weights == "auto") and all(re.fullmatch(line, one) for one in said)
 
 
 def test_without_any_weights_auto_starts_from_scratch_and_says_so(nb, hub, capsys):
-    assert nb.build_network("auto")[1] == "none"
-    said = capsys.readouterr().out
-    assert "no cityscapes weights" in said and "no imagenet weights" in said
+    assert nb.build_network("auto")[1] == "none" == nb.build_network("auto")[1]  # for a picture and for each run: said once
+    (said,) = capsys.readouterr().out.splitlines()
+    reason = r"The pretrained weights {} cannot be fetched \(HF_HUB_OFFLINE is set\): [^.]*\."
+    assert re.fullmatch(f"weights: {reason.format('cityscapes')} {reason.format('imagenet')} The network starts from: none.", said)
     assert nb.build_network("none")[1] == "none" and capsys.readouterr().out == ""
 
 
