@@ -315,6 +315,13 @@ def test_code_that_was_not_committed_or_has_changed_since_is_said(tmp_path):
     assert "Note 1: uncommitted code." in page and "Note 2: made by an earlier state of the code." in page
 
 
+def test_a_method_of_ones_own_has_a_row_without_a_published_score(tmp_path):
+    put_pair(tmp_path)
+    put_run(tmp_path, "E", 1, 0.7)
+    assert row_of(page_of(tmp_path), "E |")[:7] == ["E", "cityscapes, paper", WEIGHTS, "1", "160", "70.00", ""]
+    assert row_of(page_of(tmp_path), "E |")[7] == "" and verdict_of(page_of(tmp_path)) == "Reproduced."
+
+
 # what is not ours
 
 
