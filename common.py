@@ -7,7 +7,7 @@ the business of results/runs.py.
 
 from __future__ import annotations
 
-import ast
+import importlib.util
 import io
 import math
 import os
@@ -16,9 +16,10 @@ import shutil
 import sys
 import textwrap
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,6 @@ from matplotlib.patches import Patch
 from scipy import stats
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.datasets import Cityscapes
-from tqdm import tqdm
 
 import data_prep
 from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, read_label, user_path, write_atomic
@@ -59,31 +59,16 @@ from results.runs import results_folder as results_folder, run_names as run_name
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
+if sys.flags.optimize > 1:  # python -OO leaves docstrings out; this module adds to its own while it is imported
+    docs = types.ModuleType("segmentation_models_pytorch.metrics.functional")
+    path = Path(*importlib.util.find_spec("segmentation_models_pytorch").submodule_search_locations, "metrics/functional.py")
+    exec(compile(path.read_text(encoding="utf-8"), path, "exec", optimize=1), docs.__dict__)
+    sys.modules[docs.__name__] = docs
+
 HERE = Path(__file__).resolve().parent
 STARTED = time.monotonic()
 SAVE_SECONDS = 10.0  # the state is saved at the end of an epoch, but not more often than this
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def exercises_only() -> Callable[[list[str]], list[str]]:
-    """IPython input transformer for grading: up to the first exercise, keep of each cell only what defines something.
-
-    Imports, functions, classes and constants (ALL_CAPS) stay, since exercises use them; training and pictures go. The
-    cells of an exercise begin with a comment, `# Exercise`; from the first of them on, all cells run as they are.
-    """
-    kinds, begun = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef, False
-
-    def keep(lines: list[str]) -> list[str]:
-        nonlocal begun
-        begun = begun or any(line.startswith("# Exercise") for line in lines)
-        body = runs.statements("".join(lines))
-        if begun or not body:
-            return lines
-        kept = [node for node in body if isinstance(node, kinds)
-                or any(name.isupper() for name in runs.literal_assignments(ast.unparse(node)))]
-        return [ast.unparse(ast.Module(kept, [])) + "\n"]
-
-    return keep
 
 
 CHOICES = {"precision": ("auto", "bf16", "fp16", "fp32"), "rerun": ("no", "yes")}  # of parameters that all notebooks share
@@ -102,7 +87,7 @@ def check_parameters(scope: dict, modes: dict[str, dict], choices: dict[str, Ite
     where the environment is half that of a launched process.
     """
     if os.environ.get("NBGRADER_EXECUTION") and "get_ipython" in scope:
-        scope["get_ipython"]().input_transformers_post.append(exercises_only())
+        scope["get_ipython"]().input_transformers_post.append(runs.exercises_only())
         print("Graded by nbgrader: of the lesson only its definitions are run, then the exercises.")
         return dict(next(iter(modes.values())))
     runs.check_launch()
@@ -749,43 +734,6 @@ def steps_per_epoch(data: StreetScenes, batch_size: int, accumulation: int = 1, 
     return -(-(len(data) // images) // accumulation)
 
 
-def is_watched() -> bool:
-    """Whether output is seen while it appears: in a terminal, or in a notebook that somebody has open.
-
-    Papermill and nbconvert run a notebook unseen, and tell its kernel that it cannot ask for input.
-    """
-    kernel = getattr(IPython.get_ipython(), "kernel", None)
-    if kernel is None:
-        return sys.stdout.isatty()
-    return kernel.get_parent().get("content", {}).get("allow_stdin", True)
-
-
-class LogLines:
-    """What tqdm writes to where nobody watches: a line for each update, in the notebook and in papermill's terminal."""
-
-    encoding = "utf-8"
-
-    def write(self, text: str) -> None:
-        if not (line := text.strip()):
-            return
-        print(line, flush=True)
-        if IPython.get_ipython() is not None:
-            with suppress(OSError, io.UnsupportedOperation):  # a kernel's stderr knows the one that it was started with
-                os.write(sys.stderr.fileno(), f"\r{line:<100}\n".encode())
-
-    def flush(self) -> None:
-        """Lines are flushed as they are written."""
-
-
-def progress_bar(total: int, done: int, name: str, disable: bool) -> tqdm:
-    """A bar over `total` images that moves every other second, or some fifteen lines for a run where nobody watches."""
-    options = {"file": sys.stdout, "mininterval": 2}
-    if not is_watched():
-        options = {"file": LogLines(), "miniters": max(1, total // 15), "mininterval": 0, "maxinterval": math.inf,
-                   "leave": False, "ncols": 100}
-    return tqdm(total=total, initial=done, desc=name, unit="img", disable=disable, **options)
-
-
 def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, clip_norm, bar) -> float:
     """One pass over `loader`; returns the mean loss. StreetsError as soon as the loss is seen not to be finite."""
     model.train()
@@ -853,7 +801,7 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     if progress["epoch"]:
         accelerator.print(f"{folder.name}: resuming after epoch {progress['epoch']} of {epochs}")
     images, saved, shape = images * len(loader), -math.inf, train_data[0]["image"].shape
-    bar = progress_bar(epochs * images, progress["epoch"] * images, folder.name, not accelerator.is_main_process)
+    bar = runs.progress_bar(epochs * images, progress["epoch"] * images, folder.name, not accelerator.is_main_process)
     with bar, plain_errors(f"batch_size {batch_size} at {shape[1]}x{shape[2]}", sizes):
         for epoch in range(progress["epoch"] + 1, epochs + 1):
             started, lr, sampler.epoch = time.monotonic(), optimizer.param_groups[0]["lr"], epoch

@@ -1927,7 +1927,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="toy | camvid | pairs | check | assignment")
 
     def command(name: str, function: Callable) -> argparse.ArgumentParser:
-        text = inspect.cleandoc(function.__doc__)
+        text = inspect.cleandoc(function.__doc__ or name)  # python -OO leaves docstrings out
         added = commands.add_parser(name, help=text.split("\n")[0], description=text, **layout)
         added.set_defaults(function=function)
         return added

@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     cell_metadata_filter: tags,nbgrader,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
@@ -666,7 +665,8 @@ def occlude(image, label, rng, hide=0.6, grey=0.7, fill="noise", limit=2):
 views = {"before": example}
 views |= {f"noise, draw {k}": occlude(example, label, np.random.default_rng(k), hide=1.0)[0] for k in (1, 2, 6)}
 views["black"] = occlude(example, label, np.random.default_rng(1), hide=1.0, fill="black")[0]
-tall, wide = find_people(label)[0]
+people = find_people(label)
+tall, wide = people[0] if people else (slice(0, n) for n in label.shape)  # nobody there: the whole picture
 around = np.s_[max(0, tall.start - 6) : tall.stop + 6, max(0, wide.start - 15) : wide.stop + 30]
 
 # %%
@@ -752,6 +752,31 @@ def stage_loss(model, batch, kind, weights):
 
 
 # %%
+PARTS = {"parent", "loss", "frequency", "hide", "grey"}  # what a stage may say
+
+
+def check_stages(stages):
+    """StreetsError for a stage that could not be trained as it is written."""
+    losses, above = ("cross_entropy", "weighted", "dice"), {""}
+    for name, recipe in stages.items():
+        weighted, problem = recipe.get("loss") != "cross_entropy", ""
+        if unknown := recipe.keys() - PARTS:
+            problem = f"does not know {', '.join(sorted(unknown))}: use {', '.join(sorted(PARTS))}"
+        elif recipe.get("loss") not in losses:
+            problem = f"has the loss {recipe.get('loss')!r}: use {', '.join(losses)}, or extend stage_loss"
+        elif recipe.get("parent") not in above:
+            problem = f"has the parent {recipe.get('parent')!r}: name a stage above it, or \"\""
+        elif recipe.get("frequency") not in (FREQUENCIES if weighted else (None,)):
+            problem = (f"has the frequency {recipe.get('frequency')!r}: weighted and dice take "
+                       f"{', '.join(FREQUENCIES)}, cross_entropy none")
+        elif ("hide" in recipe) != ("grey" in recipe):
+            problem = "has one of hide and grey: occlusion takes both"
+        if problem:
+            raise common.StreetsError(f"STAGES: {name} {problem}.")
+        above.add(name)
+
+
+# %%
 def measured_shares(data):
     """Share of pixels per class in the labels of a data set, (C,)."""
     counts = sum(np.bincount(data.read(i)[1].ravel(), minlength=7) for i in range(len(data)))
@@ -813,6 +838,7 @@ UNUSED = {  # what neither a stage nor its parents read
 splits = {"train": train_frames, "val": val_frames, "test": test_frames, "test_split": own_test}
 train = partial(train_stage, settings=settings, splits=list(splits.values()), seed=seed,
                 frequency=frequency, fill=fill, select=select, max_hours=max_hours)
+check_stages(STAGES)
 jobs = {name: partial(train, recipe=recipe) for name, recipe in STAGES.items()}
 parents = {name: STAGES[name]["parent"] for name in STAGES if STAGES[name]["parent"]}
 wanted = common.several("stage", stage, STAGES)
@@ -839,7 +865,8 @@ common.show(common.show_history(later or histories, ("eval_loss", "miou", "accur
 # ### Does it learn, or learn by heart?
 
 # %%
-history = histories["scratch"]
+first = next(iter(histories))
+history = histories[first]
 fig, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
 for column, color in (("train_loss", common.CURVES[0]), ("eval_loss", common.CURVES[1])):
     axis.plot(history["epoch"], history[column], color=color, label=column.replace("_", " "))
@@ -872,7 +899,7 @@ best = "dice_occlusion" if "dice_occlusion" in per_image else list(per_image)[-1
 
 # %%
 sizes = [1, 2, 4, 8, 16]
-curves = {"epoch": (history["epoch"], history["miou"], history["batch_miou"], f"scratch, batches of {settings['batch_size']}"),
+curves = {"epoch": (history["epoch"], history["miou"], history["batch_miou"], f"{first}, batches of {settings['batch_size']}"),
           "images per batch": (sizes, [common.miou(per_image[best].sum(0))] * len(sizes),
                                [batch_miou(per_image[best], k) for k in sizes], best)}
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.8), layout="constrained")
@@ -946,7 +973,7 @@ pd.concat({"ours": measured, "published": claimed[[s for s in STAGES if s in cla
 finished, same = common.find_runs(out_dir), ["notebook", "dataset", "mode", "method"]
 for name, summary in summaries.items():
     alike = finished[(finished[same] == [summary[key] for key in same]).all(axis=1)]
-    person = [100 * (test["iou"]["person"] or 0) for test in alike["test"]]
+    person = [np.nan if test["iou"]["person"] is None else 100 * test["iou"]["person"] for test in alike["test"]]
     mean, half = common.student_interval(person)
     interval = "" if np.isnan(half) else f" ± {half:.1f}"
     print(f"{name:20s} person IoU on test {mean:5.1f}{interval}, seeds: {len(alike)}")

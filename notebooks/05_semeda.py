@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     cell_metadata_filter: tags,nbgrader,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
@@ -483,15 +482,18 @@ common.show(fig)
 def train_edge_net(proxy, data, held_out, lr, batch_size=8, goal=0.99, every=50, max_steps=3000, seed=0):
     """Train a proxy network on the labels of a data set until its edge F1 on labels (N, H, W) is above `goal`.
 
+    Of these, pixels of a class that no training label has shown count as void.
+
     Returns one row per `every` steps: {"epoch", "step", "train_loss", "edge_f1"}. It stops at max_steps, whatever F1 is then.
     """
     optimizer, history, losses = torch.optim.Adam(proxy.parameters(), lr), [], []
     sampler, device = common.EpochSampler(len(data), seed), proxy.layers[0].weight.device
     loader = common.make_loader(data, min(batch_size, len(data)), sampler=sampler)
-    step = 0
+    step, shown = 0, torch.zeros(256, dtype=torch.bool)
     while True:
         for batch in loader:
             label, step = batch["label"].to(device), step + 1
+            shown |= torch.bincount(batch["label"].flatten(), minlength=256) > 0
             loss = edge_loss(proxy(one_hot(label, proxy.layers[0].in_channels)), label)
             optimizer.zero_grad()
             loss.backward()
@@ -499,7 +501,7 @@ def train_edge_net(proxy, data, held_out, lr, batch_size=8, goal=0.99, every=50,
             losses.append(loss.item())
             if step % every == 0 or step == max_steps:
                 row = {"epoch": sampler.epoch + 1, "step": step, "train_loss": np.mean(losses[-every:])}
-                history.append(row | {"edge_f1": edge_f1(proxy, held_out)})
+                history.append(row | {"edge_f1": edge_f1(proxy, torch.where(shown[held_out], held_out, 255))})
                 if history[-1]["edge_f1"] > goal or step == max_steps:
                     return history
         sampler.epoch += 1
@@ -529,6 +531,8 @@ def train_proxy(folder, splits, size, settings, seed):
         proxy = EdgeNet().to(common.make_accelerator("fp32").device)
         data = common.StreetScenes(splits["train"], size, augment=augment, seed=seed)
         held_out = labels_of(common.StreetScenes(splits["val"], size))
+        if not semantic_edges(held_out)[0].any():
+            raise common.StreetsError("No label in val has an edge between two classes: edges cannot be learnt from these data.")
         history = train_edge_net(proxy, data, held_out, settings["proxy_lr"], seed=seed)
         steps, f1 = history[-1]["step"], history[-1]["edge_f1"]
         if not f1 > 0.99:
@@ -679,6 +683,8 @@ def training_loss(model, batch, method, lambdas, proxy, reduction="pixels"):
     """Per-pixel cross-entropy of a network's answer to a batch, plus the method's structural loss in float32."""
     logits, label = model(batch["image"]).float(), batch["label"]
     loss = cross_entropy(logits, label)
+    if method not in ("ppce", "sobel", "semeda"):
+        raise common.StreetsError(f"training_loss does not know the method {method!r}: give it a branch of its own there.")
     if method == "ppce" or not any(lambdas):
         return loss
     with torch.autocast(logits.device.type, enabled=False):
@@ -1110,6 +1116,9 @@ def plan_runs(methods, lambdas, suffix=""):
     """{run's name: (method, lambdas)}, one for each setting of what a method reads."""
     plan, reads = {}, {"ppce": 0, "sobel": 1, "semeda": 3}  # so many of the weights
     for method in methods:
+        if method not in reads or method not in TABLE_1:
+            raise common.StreetsError(f"METHODS: of {method!r} it is not known how many lambdas it reads and which: name it "
+                                      "in `reads` of plan_runs and in TABLE_1, and give it a branch in training_loss.")
         for weights in read_lambdas(lambdas) or TABLE_1[method]:
             used = weights[: reads[method]]
             name = "_".join([method, *(f"{weight:g}" for weight in used)]) + suffix
@@ -1185,7 +1194,7 @@ scores.round(1)
 here = f"ours: {dataset}, {mode}, {settings['network']}, {judge}"
 ours = pd.Series({name: 100 * metrics["miou"] for name, metrics in judged.items()}, dtype=float)
 table1 = published[published["note"].str.startswith("Table 1")].pivot(index="method", columns="metric", values="value").astype(float)
-table1 = table1.loc[list(plan_runs(METHODS, "all"))].rename(columns={"miou": "Cityscapes", "miou_voc": "VOC"})
+table1 = table1.reindex(list(plan_runs(METHODS, "all"))).rename(columns={"miou": "Cityscapes", "miou_voc": "VOC"})
 table1[here] = ours.reindex(table1.index)
 table1.round(1)
 

@@ -23,7 +23,7 @@ from scipy import stats
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 import common
-from results.runs import definitions_digest, script_cells
+from results.runs import NOT_OURS, definitions_digest, script_cells
 
 ALPHA = 0.05
 MARGIN = 0.10  # a score this close to that of naming the most frequent class everywhere shows nothing learnt
@@ -94,8 +94,8 @@ def numbers(tree: dict) -> dict:
     """A tree of scores without what is no number; ValueError where one is not finite."""
     kept = {name: numbers(value) if isinstance(value, dict) else value for name, value in tree.items()
             if value is None or isinstance(value, dict | int | float)}  # fmt: skip
-    if not all(math.isfinite(value) for value in kept.values() if isinstance(value, int | float)):
-        raise ValueError("a score is not finite")
+    if not all(abs(value) < 1e9 for value in kept.values() if isinstance(value, int | float)):
+        raise ValueError("a score is not finite, or no score")
     return kept
 
 
@@ -124,6 +124,8 @@ def read_run(folder: Path) -> Run:
     state = EARLIER if not current else "" if note["code"] == "committed" else "uncommitted code"
     history = pd.read_csv(table) if table.exists() else None
     reasons = tuple(differences(run["notebook"], recipe, recorded, changes))
+    if any(isinstance(tree.get("miou"), dict) for tree in (*scores.values(), *majority.values())):
+        raise TypeError("mIoU is one number")
     return Run(run["notebook"], run["method"], recipe, run["seed"], run["command"], recorded, scores, final, numbers(majority),
                counted, history, state, reasons)  # fmt: skip
 
@@ -169,7 +171,7 @@ def read_runs(out_dir: str | Path = "", quick: bool = False) -> tuple[list[Run],
         try:
             run = read_run(folder)
             same = run.notebook, run.method, run.seed, run.group
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except NOT_OURS as error:
             skipped.append(f"{folder.relative_to(root)}: damaged or not ours ({type(error).__name__})")
             continue
         if same in runs:

@@ -16,6 +16,7 @@ import importlib.util
 import io
 import json
 import logging
+import math
 import multiprocessing
 import os
 import platform
@@ -31,7 +32,7 @@ import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from typing import NamedTuple
 
 import cv2
 import huggingface_hub.constants
+import IPython
 import pandas as pd
 import safetensors.torch
 import torch
@@ -50,6 +52,7 @@ from huggingface_hub.utils import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.utils.distributed import get_free_port
+from tqdm import tqdm
 
 from data_prep import StreetsError, dataset_name, read_image, user_path, writable_folder, write_atomic
 
@@ -378,6 +381,27 @@ def epochs_named(text: str | int | Sequence[int], epochs: int) -> list[int]:
     return [number for number in numbers if number <= epochs]
 
 
+def exercises_only() -> Callable[[list[str]], list[str]]:
+    """IPython input transformer for grading: up to the first exercise, keep of each cell only what defines something.
+
+    Imports, functions, classes and constants (ALL_CAPS) stay, since exercises use them; training and pictures go. The
+    cells of an exercise begin with a comment, `# Exercise`; from the first of them on, all cells run as they are.
+    """
+    kinds, begun = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef, False
+
+    def keep(lines: list[str]) -> list[str]:
+        nonlocal begun
+        begun = begun or any(line.startswith("# Exercise") for line in lines)
+        body = statements("".join(lines))
+        if begun or not body:
+            return lines
+        kept = [node for node in body if isinstance(node, kinds)
+                or any(name.isupper() for name in literal_assignments(ast.unparse(node)))]
+        return [ast.unparse(ast.Module(kept, [])) + "\n"]
+
+    return keep
+
+
 # names and folders
 
 
@@ -669,6 +693,43 @@ def ended_training(folder: Path):
     except ChildFailedError:
         raise StreetsError("A training process ended with the error printed above: mend it and run again. (Where it "
                            "speaks of fork, start the notebook's .py with `accelerate launch`.)") from None
+
+
+def is_watched() -> bool:
+    """Whether output is seen while it appears: in a terminal, or in a notebook that somebody has open.
+
+    Papermill and nbconvert run a notebook unseen, and tell its kernel that it cannot ask for input.
+    """
+    kernel = getattr(IPython.get_ipython(), "kernel", None)
+    if kernel is None:
+        return sys.stdout.isatty()
+    return kernel.get_parent().get("content", {}).get("allow_stdin", True)
+
+
+class LogLines:
+    """What tqdm writes to where nobody watches: a line for each update, in the notebook and in papermill's terminal."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> None:
+        if not (line := text.strip()):
+            return
+        print(line, flush=True)
+        if IPython.get_ipython() is not None:
+            with suppress(OSError, io.UnsupportedOperation):  # a kernel's stderr knows the one that it was started with
+                os.write(sys.stderr.fileno(), f"\r{line:<100}\n".encode())
+
+    def flush(self) -> None:
+        """Lines are flushed as they are written."""
+
+
+def progress_bar(total: int, done: int, name: str, disable: bool) -> tqdm:
+    """A bar over `total` images that moves every other second, or some fifteen lines for a run where nobody watches."""
+    options = {"file": sys.stdout, "mininterval": 2}
+    if not is_watched():
+        options = {"file": LogLines(), "miniters": max(1, total // 15), "mininterval": 0, "maxinterval": math.inf,
+                   "leave": False, "ncols": 100}
+    return tqdm(total=total, initial=done, desc=name, unit="img", disable=disable, **options)
 
 
 # weights, and the state to resume from
@@ -972,18 +1033,28 @@ def peak_memory_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
 
 
+# what each summary says, and what is raised by files that hold something else
+KINDS = dict.fromkeys(("notebook", "method", "mode", "dataset", "weights"), str) | {"seed": int, "epochs": int, "metrics": dict}
+NOT_OURS = (StreetsError, OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
+
+
 def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
-    """One row per finished run below a results folder.
+    """One row per finished run below a results folder; a line for each whose files are damaged or not a run's.
 
     Columns: the summary's fields, `folder`, `rows` (of the images that the network saw), the metrics, and what else was
     scored at the end as final_...
     """
     found = []
     for path in sorted(results_folder(out_dir).glob("*/*/*/summary.json")):
-        summary, settings = read_json(path), (read_json(path.parent / "config.json") or {}).get("settings", {})
-        facts = {"folder": path.parent, "rows": settings.get("height") or settings.get("size"), "test": None}
-        final = flat(summary["final"], "final_") if summary.get("final") else {}
-        found.append(facts | summary | flat(summary["metrics"]) | final)
+        try:
+            summary, settings = read_json(path), (read_json(path.parent / "config.json") or {}).get("settings", {})
+            facts = {"folder": path.parent, "rows": settings.get("height") or settings.get("size"), "test": None}
+            final = flat(summary["final"], "final_") if summary.get("final") else {}
+            if wrong := [name for name, kind in KINDS.items() if not isinstance(summary[name], kind)]:
+                raise TypeError(wrong)
+            found.append(facts | summary | flat(summary["metrics"]) | final)
+        except NOT_OURS:
+            say_once(f"left out: {path.parent} is damaged or not a run of ours")
     return pd.DataFrame(found)
 
 

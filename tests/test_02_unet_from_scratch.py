@@ -500,3 +500,19 @@ def test_the_notebook_runs_on_real_streets(real_data, tmp_path, form):
     summaries, _ = run_notebook(tmp_path, data_dir=str(tmp_path / "camvid"), stage="dice_occlusion", epochs=1, images=16)
     last = next(s for name, s in summaries.items() if name.startswith("dice"))
     assert last["dataset"] == form and last["metrics"]["accuracy"] > 0 and math.isfinite(last["final"]["test_split"]["miou"])
+
+
+@pytest.mark.parametrize(("stage", "said"), [
+    ({"parent": "scratch", "loss": "focal"}, "mine has the loss 'focal': use cross_entropy, weighted, dice, or extend stage_loss"),
+    ({"parent": "scratch", "loss": "weighted"}, "mine has the frequency None: weighted and dice take 1a, 1b"),
+    ({"parent": "scratch", "loss": "cross_entropy", "frequency": "1a"}, "mine has the frequency '1a'"),
+    ({"parent": "scratch", "loss": "dice", "frequency": "1c"}, "mine has the frequency '1c'"),
+    ({"parent": "mine", "loss": "cross_entropy"}, "mine has the parent 'mine': name a stage above it"),
+    ({"loss": "cross_entropy"}, "mine has the parent None"),
+    ({"parent": "", "loss": "cross_entropy", "hied": 0.6}, "mine does not know hied: use frequency, grey, hide, loss, parent"),
+    ({"parent": "", "loss": "cross_entropy", "hide": 0.6}, "mine has one of hide and grey"),
+])
+def test_a_stage_that_cannot_be_trained_as_it_is_written_is_one_sentence(nb, stage, said):
+    with pytest.raises(common.StreetsError, match=f"STAGES: {said}"):
+        nb.check_stages(nb.STAGES | {"mine": stage})
+    nb.check_stages(nb.STAGES | {"mine": {"parent": "weighted", "loss": "dice", "frequency": "1b"}})

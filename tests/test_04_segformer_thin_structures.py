@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from functools import partial
 from itertools import pairwise
 
@@ -499,13 +500,16 @@ def test_an_encoder_trained_on_imagenet_comes_second(nb, hub, weights, capsys):
     encoder = put_imagenet(hub)
     net, used = nb.build_network(weights)
     assert used == "imagenet" and same_weights(net.net.encoder, encoder)
-    assert ("no cityscapes weights" in capsys.readouterr().out) == (weights == "auto")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights: ")]
+    line = r"weights: The pretrained weights cityscapes cannot be fetched \(HF_HUB_OFFLINE is set\): .* The network starts from: imagenet\."
+    assert len(said) == (weights == "auto") and all(re.fullmatch(line, one) for one in said)
 
 
 def test_without_any_weights_auto_starts_from_scratch_and_says_so(nb, hub, capsys):
-    assert nb.build_network("auto")[1] == "none"
-    said = capsys.readouterr().out
-    assert "no cityscapes weights" in said and "no imagenet weights" in said
+    assert nb.build_network("auto")[1] == "none" == nb.build_network("auto")[1]  # for a picture and for each run: said once
+    (said,) = capsys.readouterr().out.splitlines()
+    reason = r"The pretrained weights {} cannot be fetched \(HF_HUB_OFFLINE is set\): [^.]*\."
+    assert re.fullmatch(f"weights: {reason.format('cityscapes')} {reason.format('imagenet')} The network starts from: none.", said)
     assert nb.build_network("none")[1] == "none" and capsys.readouterr().out == ""
 
 
@@ -1312,3 +1316,17 @@ def test_the_notebook_runs_on_real_photos(real_data, tmp_path, form):
     check_run(tmp_path / "results" / NAME / f"{form}-quick" / name, summary, ["test", "official_val", "official_test"])
     assert summary["dataset"] == form and summary["n_train"] == 8
     assert (summary["final"]["official_val"]["iou"]["traffic light"] is None) == (form == "camvid11")
+
+
+@pytest.mark.parametrize(("recipe", "said"), [
+    ({"terms": {"ce": 1.0, "focal": 1.0}, "class_weights": None, "paste": False}, "has the term focal: use ce, ssim, iou, lovasz, or extend"),
+    ({"terms": {}, "class_weights": None, "paste": False}, "has the term none"),
+    ({"terms": {"ce": 1.0}, "class_weights": None, "past": True}, "must say terms, class_weights and paste, but says terms, class_weights, past"),
+    ({"terms": {"ce": 1.0}, "class_weights": (1, 2), "paste": False}, "has 2 class_weights: there are 7 classes"),
+])
+def test_an_approach_that_cannot_be_trained_as_it_is_written_is_one_sentence(nb, recipe, said):
+    with pytest.raises(common.StreetsError, match=f"APPROACHES: mine {said}"):
+        nb.check_approaches(nb.APPROACHES | {"mine": recipe})
+    nb.check_approaches(nb.APPROACHES | {"mine": {"terms": {"lovasz": 1.0}, "class_weights": None, "paste": True}})
+    logits, label = torch.zeros(1, 7, 16, 16), torch.zeros(1, 16, 16, dtype=torch.long)
+    assert all(nb.hybrid_loss(logits, label, {term: 1.0}).isfinite() for term in nb.TERMS)

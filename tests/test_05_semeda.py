@@ -1203,3 +1203,13 @@ def test_an_unknown_method_stops_the_notebook_before_anything_is_trained(toy, tm
     assert caught.value.ename == "StreetsError"
     assert caught.value.evalue == "method does not know 'dice': use ppce, sobel, semeda, several with commas, or all."
     assert not list(tmp_path.rglob("config.json"))
+
+
+@pytest.mark.parametrize("lambdas", [(0, 0, 0), (1, 0, 0)])
+def test_a_method_of_ones_own_is_trained_or_refused_and_never_taken_for_another(nb, lambdas):
+    batch = {"image": torch.zeros(1, 19, 16, 16), "label": torch.zeros(1, 16, 16, dtype=torch.long)}
+    with pytest.raises(common.StreetsError, match="training_loss does not know the method 'mine': give it a branch"):
+        nb.training_loss(lambda image: image, batch, "mine", lambdas, None)
+    for text in ("all", "1,2,3"):
+        with pytest.raises(common.StreetsError, match="METHODS: of 'mine' it is not known how many lambdas it reads"):
+            nb.plan_runs(["ppce", "mine"], text)

@@ -822,3 +822,11 @@ def test_converting_the_same_frames_from_a_zip_gives_the_same_pixels(converted, 
     for name, frame in made.items():
         assert (read_image(frame.image) == read_image(whole[name].image)).all()
         assert (read_label(frame.label) == read_label(whole[name].label)).all()
+
+
+def test_the_command_line_needs_no_docstrings(capsys, monkeypatch):
+    for function in (data_prep.make_toy, data_prep.convert_camvid, data_prep.convert_pairs, data_prep.check_dataset):
+        monkeypatch.setattr(function, "__doc__", None)  # as under python -OO
+    with pytest.raises(SystemExit) as ended:
+        data_prep.main(["--help"])
+    assert not ended.value.code and "toy" in capsys.readouterr().out
