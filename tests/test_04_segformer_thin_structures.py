@@ -14,7 +14,7 @@ import papermill
 import pytest
 import tiny_run
 import torch
-from conftest import ROOT, notebook_definitions
+from conftest import ROOT, notebook_definitions, run_script
 from torch import nn
 from torch.nn import functional as F
 
@@ -1204,9 +1204,12 @@ def test_the_published_means_are_those_of_the_published_classes():
 # the whole notebook
 
 
-def run_notebook(out, **parameters):
-    """Summaries by folder name of a papermill run."""
+def run_notebook(out, kernel=False, **parameters):
+    """Summaries by folder name of a run, by papermill in a kernel or as a script."""
     parameters = TINY | {"out_dir": str(out / "results")} | parameters
+    if not kernel:
+        run_script(NAME, out, **parameters)
+        return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
     jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAME}.py"), out / "in.ipynb")
     papermill.execute_notebook(str(out / "in.ipynb"), str(out / "out.ipynb"), parameters=parameters, cwd=str(ROOT), progress_bar=False)
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
@@ -1236,7 +1239,7 @@ def check_run(folder, summary, splits):
 
 
 def test_all_approaches_run_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
-    summaries = run_notebook(tmp_path, data_dir=str(toy), seed=43)  # by which the first batch gets something pasted
+    summaries = run_notebook(tmp_path, kernel=True, data_dir=str(toy), seed=43)  # by which the first batch gets something pasted
     assert set(summaries) == {f"{name}-weightsnone-height32-epochs1-images10_seed43" for name in nb.APPROACHES}
     losses = set()
     for name, summary in summaries.items():

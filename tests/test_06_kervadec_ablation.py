@@ -18,7 +18,7 @@ import papermill
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_script
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -645,7 +645,7 @@ def as_script(folder, toy, out, **parameters):
     source = (ROOT / "notebooks" / f"{NAME}.py").read_text()
     values = TINY | {"data_dir": str(toy), "out_dir": str(out)} | parameters
     injected = "# %% tags=[\"injected-parameters\"]\n# Parameters\n" + "".join(f"{k} = {v!r}\n" for k, v in values.items())
-    head, mark, tail = source.partition("# %% [markdown]\n# The next three cells find the helpers")
+    head, mark, tail = source.partition("# %% [markdown]\n# The next cells find the helpers")
     assert mark
     (folder / "prepared.py").write_text(head + injected + "\n" + mark + tail)
     return folder / "prepared.py"
@@ -708,8 +708,9 @@ def test_the_notebook_runs_on_real_photos_from_either_folder(real_data, tmp_path
             for path in sorted((real_data / form / name).iterdir())[::8]:
                 (split / name / path.name).symlink_to(path)
     data_prep.convert_camvid(split, tmp_path / "camvid")
-    summaries = run_notebook(tmp_path, ROOT / folder, data_dir=str(tmp_path / "camvid"), images=16, epochs=3, height=64)
-    summary = summaries["D-height64-epochs3-weightsnone-images16_seed42"]
+    parameters = TINY | {"out_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "camvid"), "images": 16, "epochs": 3, "height": 64}
+    run_script(NAME, tmp_path, ROOT / folder, **parameters)
+    summary = json.loads(next((tmp_path / "results").rglob("D-height64-epochs3-weightsnone-images16_seed42/summary.json")).read_text())
     assert summary["dataset"] == form
     assert sum(iou is not None for iou in summary["metrics"]["iou"].values()) in (10, 11, 12)
     assert summary["metrics"]["accuracy"] > summary["majority_baseline"]["accuracy"]

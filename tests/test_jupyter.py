@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 
 import jupytext
@@ -11,7 +12,8 @@ from conftest import ROOT
 from jupyter_core.utils import ensure_async
 
 NAME = "notebooks/01_class_remapping"
-SERVER = ["--no-browser", "--allow-root", "--ServerApp.port=0", "--ServerApp.open_browser=False"]
+LINE = re.search(r"(?m)^\.venv/bin/jupyter lab(.*?)(?: +#.*)?$", (ROOT / "README.md").read_text())[1].split()
+SERVER = [*LINE, "--no-browser", "--allow-root", "--ServerApp.port=0", "--ServerApp.open_browser=False"]
 
 
 @pytest.fixture
@@ -30,6 +32,13 @@ def lab(tmp_path, monkeypatch):
     app.initialize([*SERVER, f"--ServerApp.root_dir={root}"], find_extensions=True, new_httpserver=False)
     yield root, app.contents_manager
     server.ServerApp.clear_instance()
+
+
+def test_the_pictures_that_the_notebooks_show_are_served(lab):
+    root, manager = lab
+    (root / ".github").mkdir()
+    shutil.copy(ROOT / ".github" / "01_labels.jpg", root / ".github")
+    assert manager.allow_hidden and asyncio.run(ensure_async(manager.get(".github/01_labels.jpg")))["format"] == "base64"
 
 
 def newer(path, seconds):

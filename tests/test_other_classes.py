@@ -1,14 +1,13 @@
 """Data sets that hold some of the nineteen classes only: every notebook runs on them to its end."""
 
 import json
-import runpy
 import warnings
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import run_script
 from torchvision.datasets import Cityscapes
 
 import data_prep
@@ -45,26 +44,15 @@ def streets(tmp_path_factory):
     return {"three": with_classes(root / "three", train=three, val=three, test=three), "uneven": with_classes(root / "uneven", **uneven)}
 
 
-def run(name, folder, **parameters):
-    """Run a notebook's script in this process, with parameters as `papermill --prepare-only` would put them in."""
-    source = (ROOT / "notebooks" / f"{name}.py").read_text()
-    injected = "# %% tags=[\"injected-parameters\"]\n# Parameters\n" + "".join(f"{k} = {v!r}\n" for k, v in parameters.items())
-    head, mark, tail = source.partition("# %% [markdown]\n# The next three cells find the helpers")
-    assert mark
-    (folder / f"{name}.py").write_text(head + injected + "\n" + mark + tail)
-    return runpy.run_path(str(folder / f"{name}.py"), run_name="__main__")
-
-
 def classes_scored(metrics):
     return {name for name, iou in metrics["iou"].items() if iou is not None}
 
 
 @pytest.mark.parametrize(("data", "name"), [*(("three", name) for name in SMALL), ("uneven", "02_unet_from_scratch")])
-def test_a_notebook_runs_to_its_end_on_streets_of_a_few_classes(streets, tmp_path, monkeypatch, data, name):
-    monkeypatch.setenv("STREETS_HOME", str(ROOT))
+def test_a_notebook_runs_to_its_end_on_streets_of_a_few_classes(streets, tmp_path, data, name):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # means of nothing and the like, which the reader would see
-        run(name, tmp_path, **SMALL[name] | {"data_dir": str(streets[data]), "out_dir": str(tmp_path / "results")})
+        run_script(name, tmp_path, **SMALL[name] | {"data_dir": str(streets[data]), "out_dir": str(tmp_path / "results")})
     summaries = [json.loads(path.read_text()) for path in (tmp_path / "results").rglob("summary.json")]
     scored = [classes_scored(summary["metrics"]) for summary in summaries if "iou" in summary["metrics"]]
     there = {"road", "building", "sky", *["person"] * (data == "uneven")} if name[:2] != "04" else set()
