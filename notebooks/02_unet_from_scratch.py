@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     cell_metadata_filter: tags,nbgrader,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
@@ -26,7 +25,7 @@
 #
 # Notebook 2 of 6 · before it: [01 class remapping](01_class_remapping.ipynb) · after it: [03 cross-validation](03_unet_resnet50_cv.ipynb) · [all six](../README.md)
 #
-# **Sources.** *The U-Net report*: subhasisp1, a student's course report on Cityscapes with public code (GitHub, April 2025),
+# **Sources.** *The U-Net report*: Subhasis Panda, a student's course report on Cityscapes with public code (April 2025),
 # after O. Ronneberger, P. Fischer, T. Brox, *U-Net* (MICCAI 2015). [results/sources.md](../results/sources.md) has the links.
 #
 # **You need** convolution, batch norm, softmax and cross-entropy. Notebook 01 explains the seven classes, the confusion
@@ -60,7 +59,7 @@ stage_epochs: int = 0  # epochs of each later stage; 0 takes the mode's
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42
-data_dir: str = ""  # a folder in Cityscapes layout; empty looks in the usual places, then draws toy streets
+data_dir: str = ""  # a folder in Cityscapes layout, or toy; empty looks in the usual places; quick draws toy streets
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -185,7 +184,7 @@ def halve(frames):
 # Where a data set has test labels, as the toy streets and CamVid have, we take its own splits:
 
 # %%
-root = common.find_data(data_dir)
+root = common.find_data(data_dir, mode)
 scheme = common.SCHEMES["streets7"]
 train_frames, val_frames = (common.list_frames(root, split) for split in ("train", "val"))
 if common.has_test_labels(root):
@@ -739,13 +738,31 @@ def cross_entropy(logits, label, weights=None):
 from functools import partial
 
 
+LOSSES = ("cross_entropy", "weighted", "dice")
+
+
 def stage_loss(model, batch, kind, weights):
-    """The loss of a stage: "cross_entropy", "weighted" or "dice"."""
+    """The loss of a stage, one of LOSSES."""
     logits, label = model(batch["image"]), batch["label"]
     if kind == "cross_entropy":
         return cross_entropy(logits, label)
     loss = dice_and_cross_entropy if kind == "dice" else cross_entropy
     return loss(logits, label, weights.to(logits.device))
+
+
+def check_stages(stages):
+    """StreetsError for a stage that could not be trained as it is written."""
+    keys = {"parent", "loss", "frequency", "hide", "grey"}
+    for name, recipe in stages.items():
+        weighted = recipe.get("loss") in ("weighted", "dice")
+        if (not {"parent", "loss"} <= set(recipe) <= keys or recipe["loss"] not in LOSSES
+                or recipe["parent"] not in ("", *stages) or recipe["parent"] == name
+                or weighted != (recipe.get("frequency") in FREQUENCIES)
+                or ("hide" in recipe) != ("grey" in recipe)):
+            raise common.StreetsError(f"STAGES: {name} cannot be trained as it is written: {recipe}.")
+
+
+check_stages(STAGES)
 
 
 def make_data(frames, size, seed):
@@ -851,7 +868,7 @@ people = people.set_index("method")["value"].astype(float)
 test = {name: summary["test"] for name, summary in summaries.items()}
 table = pd.DataFrame({
     "mean IoU": {name: 100 * scores["miou"] for name, scores in test.items()},
-    "person": {name: 100 * (scores["iou"]["person"] or 0) for name, scores in test.items()},
+    "person": {name: 100 * (scores["iou"]["person"] or np.nan) for name, scores in test.items()},
     "mean IoU, published": claims, "person, published": people}).reindex(list(test))
 majority = next(iter(summaries.values()))["majority_baseline"]
 print(f"the majority class scores {100 * majority['miou']:.1f}")
@@ -959,7 +976,7 @@ for name, augment in {"RGB": None, "BGR": swap_red_and_blue}.items():
 # Set `photo` to a JPEG or PNG of yours. Without one, a street serves that was not trained on:
 
 # %%
-own = common.read_image(Path(photo) if photo else splits["test"][0].image)
+own = common.own_photo(photo, splits["test"][0])
 size = (settings["size"], settings["size"])
 answer = common.predict(model, own, size, mean=(0, 0, 0), std=(1, 1, 1))
 common.show(common.show_pair(own, answer, scheme))

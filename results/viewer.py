@@ -217,7 +217,7 @@ def find_runs(folder: Path) -> list[Run]:
             runs.append(read_run(path.parent))
         except common.StreetsError as error:
             print(f"left out: {error}")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # pandas and json have many words for it
+        except common.runs.NOT_OURS:  # pandas and json have many words for it
             print(f"left out: {path.parent} has no readable summary.json and history.csv")
     runs = sorted((run for run in runs if run), key=lambda run: (run.method, run.seed))
     if not runs:

@@ -1,7 +1,10 @@
 """What the tests share: tiny toy streets, real photos where they are at hand, and the definitions inside the notebooks."""
 
 import ast
+import contextlib
+import io
 import os
+import runpy
 import sys
 import types
 from pathlib import Path
@@ -39,6 +42,28 @@ def notebook_definitions(name: str) -> types.ModuleType:
 def notebook():
     """notebook("06_kervadec_ablation").dice_loss: what that notebook defines."""
     return notebook_definitions
+
+
+def run_script(name: str, folder: Path, cwd: Path = ROOT, **parameters) -> str:
+    """Run a notebook's script in this process, with the parameters where `papermill --prepare-only` would put them.
+
+    Returns what it printed. What needs no kernel is tested so: a kernel's imports take longer than a tiny training.
+    """
+    source = (ROOT / "notebooks" / f"{name}.py").read_text(encoding="utf-8")
+    head, mark, tail = source.partition("# %% [markdown]\n# The next cells find the helpers")
+    assert mark
+    injected = "# %% tags=[\"injected-parameters\"]\n# Parameters\n" + "".join(f"{k} = {v!r}\n" for k, v in parameters.items())
+    script = Path(folder) / f"{name}.py"
+    script.write_text(head + injected + "\n" + mark + tail, encoding="utf-8")
+    before, printed = os.getcwd(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("STREETS_HOME", str(ROOT))
+        os.chdir(cwd)
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        finally:
+            os.chdir(before)
+    return printed.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import papermill
 import pytest
 import tiny_run
 import torch
-from conftest import ROOT, notebook_definitions
+from conftest import ROOT, notebook_definitions, run_script
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -367,9 +368,12 @@ def test_the_published_means_are_those_of_the_published_classes():
 # the whole notebook
 
 
-def run_notebook(out, **parameters):
-    """(summaries by folder name, all that the notebook printed) of a papermill run."""
+def run_notebook(out, kernel=False, **parameters):
+    """(summaries by folder name, all that the notebook printed) of a run, by papermill in a kernel or as a script."""
     parameters = TINY | {"out_dir": str(out / "results")} | parameters
+    if not kernel:
+        printed = run_script(NAME, out, **parameters)
+        return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}, printed
     papermill.execute_notebook(str(ROOT / "notebooks" / f"{NAME}.ipynb"), str(out / "out.ipynb"), parameters=parameters,
                                cwd=str(ROOT), progress_bar=False)
     cells = json.loads((out / "out.ipynb").read_text())["cells"]
@@ -378,7 +382,7 @@ def run_notebook(out, **parameters):
 
 
 def test_all_stages_run_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
-    summaries, _ = run_notebook(tmp_path, data_dir=str(toy))
+    summaries, _ = run_notebook(tmp_path, kernel=True, data_dir=str(toy))
     assert set(summaries) == {f"{SCRATCH}_seed42"} | {f"{stage}{TAG}_seed42" for stage in nb.STAGES if stage != "scratch"}
     for name, summary in summaries.items():
         assert {"accuracy", "miou", "eval_loss", "batch_miou", "iou"} <= set(summary["metrics"])
@@ -418,7 +422,7 @@ def test_official_cityscapes_is_never_scored_on_its_dummy_test_labels(toy, tmp_p
     summaries, _ = run_notebook(tmp_path, data_dir=str(root), stage="scratch")
     summary = summaries[f"{SCRATCH}_seed42"]
     config = next((tmp_path / "results").rglob("config.json"))
-    assert summary["dataset"] == "cityscapes" and summary["final"] == {} and json.loads(config.read_text())["images"]["test_split"] == 0
+    assert summary["dataset"] == "official" and summary["final"] == {} and json.loads(config.read_text())["images"]["test_split"] == 0
 
 
 def test_the_reports_learning_rate_and_the_other_readings_run(toy, tmp_path):
@@ -436,9 +440,8 @@ def test_the_reports_learning_rate_and_the_other_readings_run(toy, tmp_path):
     ({"stage": "dice"}, "stage does not know 'dice': use scratch"), ({"size": 30}, "size must be a multiple of 8 with depth 3."),
     ({"fill": "white"}, "fill does not know 'white': use noise or black.")])
 def test_a_wrong_parameter_stops_with_one_sentence(toy, tmp_path, parameters, sentence):
-    with pytest.raises(papermill.PapermillExecutionError) as caught:
+    with pytest.raises(common.StreetsError, match=f"^{re.escape(sentence)}"):
         run_notebook(tmp_path, data_dir=str(toy), **parameters)
-    assert caught.value.ename == "StreetsError" and caught.value.evalue.startswith(sentence)
 
 
 def train_tiny(root, out, stage, **changes):
@@ -500,3 +503,19 @@ def test_the_notebook_runs_on_real_streets(real_data, tmp_path, form):
     summaries, _ = run_notebook(tmp_path, data_dir=str(tmp_path / "camvid"), stage="dice_occlusion", epochs=1, images=16)
     last = next(s for name, s in summaries.items() if name.startswith("dice"))
     assert last["dataset"] == form and last["metrics"]["accuracy"] > 0 and math.isfinite(last["final"]["test_split"]["miou"])
+
+
+@pytest.mark.parametrize(("stage", "said"), [
+    ({"parent": "scratch", "loss": "focal"}, "mine has the loss 'focal': use cross_entropy, weighted, dice, or extend stage_loss"),
+    ({"parent": "scratch", "loss": "weighted"}, "mine has the frequency None: weighted and dice take 1a, 1b"),
+    ({"parent": "scratch", "loss": "cross_entropy", "frequency": "1a"}, "mine has the frequency '1a'"),
+    ({"parent": "scratch", "loss": "dice", "frequency": "1c"}, "mine has the frequency '1c'"),
+    ({"parent": "mine", "loss": "cross_entropy"}, "mine has the parent 'mine': name a stage above it"),
+    ({"loss": "cross_entropy"}, "mine has the parent None"),
+    ({"parent": "", "loss": "cross_entropy", "hied": 0.6}, "mine does not know hied: use frequency, grey, hide, loss, parent"),
+    ({"parent": "", "loss": "cross_entropy", "hide": 0.6}, "mine has one of hide and grey"),
+])
+def test_a_stage_that_cannot_be_trained_as_it_is_written_is_one_sentence(nb, stage, said):
+    with pytest.raises(common.StreetsError, match=f"STAGES: {said}"):
+        nb.check_stages(nb.STAGES | {"mine": stage})
+    nb.check_stages(nb.STAGES | {"mine": {"parent": "weighted", "loss": "dice", "frequency": "1b"}})

@@ -9,7 +9,7 @@ import papermill
 import pytest
 import torch
 import torchvision
-from conftest import ROOT
+from conftest import ROOT, run_script
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -156,7 +156,7 @@ def test_image_folds_leak_every_city(nb):
 
 
 def test_too_few_cities_or_images_for_three_folds_are_refused_in_one_sentence(nb):
-    with pytest.raises(common.StreetsError, match=r"2 cities \(a, b\) cannot fill 3 folds: use folds = \"image\"\."):
+    with pytest.raises(common.StreetsError, match=r"2 cities \(a, b\) cannot fill 3 folds: use folds = \"image\" or -p folds image\."):
         nb.folds_by_city(frames_of({"a": 5, "b": 4}))
     with pytest.raises(common.StreetsError, match="2 images cannot fill 3 folds"):
         nb.folds_by_image(range(2), 42)
@@ -410,8 +410,12 @@ def test_without_weights_auto_starts_from_scratch_and_says_so_and_imagenet_stops
 # the whole notebook
 
 
-def run_notebook(out, cwd=ROOT, **parameters):
+def run_notebook(out, cwd=ROOT, kernel=False, **parameters):
+    """Summaries by folder name of a run, by papermill in a kernel or as a script."""
     parameters = TINY | {"out_dir": str(out / "results")} | parameters
+    if not kernel:
+        (out / "printed").write_text(run_script(NAME, out, cwd, **parameters))
+        return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
     path = ROOT / "notebooks" / f"{NAME}.ipynb"
     papermill.execute_notebook(str(path), str(out / "out.ipynb"), parameters=parameters, cwd=str(cwd), progress_bar=False)
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
@@ -432,7 +436,7 @@ def test_one_fold_leaves_its_eight_scores_and_a_second_run_in_course_mode_loads_
     assert history["epoch"].tolist() == [2, 3], "a row per validation: every second epoch, and the last"
     again = wanted | {"fold_seed": 7, "eval_every": 2}  # city folds read no seed, and the mode's own value is no change
     assert run_notebook(tmp_path, ROOT / "notebooks", data_dir=str(toy), **again) == summaries
-    assert f"{name}: trained on" in (tmp_path / "out.ipynb").read_text()
+    assert f"{name}: trained on" in (tmp_path / "printed").read_text()
     assert "66.96" in report.report(str(tmp_path / "results"))[0], "the report finds the published fold 2"
     config = common.read_json(next((tmp_path / "results").rglob("config.json")))
     published = common.headline(common.read_published(NAME), "miou").set_index("method")["value"]
@@ -442,7 +446,7 @@ def test_one_fold_leaves_its_eight_scores_and_a_second_run_in_course_mode_loads_
 
 
 def test_all_three_folds_run_in_quick_mode_and_share_out_every_image(toy, tmp_path):
-    summaries = run_notebook(tmp_path, data_dir=str(toy))
+    summaries = run_notebook(tmp_path, kernel=True, data_dir=str(toy))
     assert set(summaries) == {f"fold{k}-height32-epochs1-weightsnone-images8_seed42" for k in (1, 2, 3)}
     assert sorted(summary["n_val"] for summary in summaries.values()) == [2, 3, 3]
     assert all(summary["n_train"] + summary["n_val"] == 8 for summary in summaries.values()), "each fold has its own images"
@@ -452,7 +456,7 @@ def test_all_three_folds_run_in_quick_mode_and_share_out_every_image(toy, tmp_pa
 def test_one_fold_alone_claims_no_spread_and_runs_without_the_bottleneck(toy, tmp_path):
     summaries = run_notebook(tmp_path, data_dir=str(toy), fold="1", network="no_bottleneck")
     assert list(summaries) == ["fold1-networkno_bottleneck-height32-epochs1-weightsnone-images8_seed42"]
-    assert "one fold has no mean and no spread" in (tmp_path / "out.ipynb").read_text()
+    assert "one fold has no mean and no spread" in (tmp_path / "printed").read_text()
 
 
 @pytest.mark.parametrize("form", ["camvid11", "camvid32"])

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from functools import partial
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ import papermill
 import pytest
 import tiny_run
 import torch
-from conftest import ROOT, notebook_definitions
+from conftest import ROOT, notebook_definitions, run_script
 from torch import nn
 from torch.nn import functional as F
 
@@ -499,13 +500,16 @@ def test_an_encoder_trained_on_imagenet_comes_second(nb, hub, weights, capsys):
     encoder = put_imagenet(hub)
     net, used = nb.build_network(weights)
     assert used == "imagenet" and same_weights(net.net.encoder, encoder)
-    assert ("no cityscapes weights" in capsys.readouterr().out) == (weights == "auto")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights: ")]
+    line = r"weights: The pretrained weights cityscapes cannot be fetched \(HF_HUB_OFFLINE is set\): .* The network starts from: imagenet\."
+    assert len(said) == (weights == "auto") and all(re.fullmatch(line, one) for one in said)
 
 
 def test_without_any_weights_auto_starts_from_scratch_and_says_so(nb, hub, capsys):
-    assert nb.build_network("auto")[1] == "none"
-    said = capsys.readouterr().out
-    assert "no cityscapes weights" in said and "no imagenet weights" in said
+    assert nb.build_network("auto")[1] == "none" == nb.build_network("auto")[1]  # for a picture and for each run: said once
+    (said,) = capsys.readouterr().out.splitlines()
+    reason = r"The pretrained weights {} cannot be fetched \(HF_HUB_OFFLINE is set\): [^.]*\."
+    assert re.fullmatch(f"weights: {reason.format('cityscapes')} {reason.format('imagenet')} The network starts from: none.", said)
     assert nb.build_network("none")[1] == "none" and capsys.readouterr().out == ""
 
 
@@ -1176,8 +1180,8 @@ def test_values_of_the_mode_can_be_set_although_the_parameters_cell_does_not_sho
 @pytest.mark.parametrize(("parameters", "sentence"), [
     ({"approach": "lovasz"}, "approach does not know 'lovasz': use baseline"), ({"paste": "boxes"}, "paste does not know 'boxes'"),
     ({"paste_classes": "fence,road"}, "paste_classes does not know 'road': use fence"), ({"weights": "coco"}, "weights does not know 'coco'"),
-    ({"paste_share": 1.5}, "paste_share is a probability"), ({"normalize": "all"}, "normalize does not know 'all'"),
-    ({"void": "keep"}, "void does not know 'keep'"), ({"lr": -1}, "lr must not be negative"), ({"aproach": "bas"}, "There is no parameter 'aproach'"),
+    ({"paste_share": 1.5}, "paste_share must be 0.0 to 1.0, not 1.5"), ({"normalize": "all"}, "normalize does not know 'all'"),
+    ({"void": "keep"}, "void does not know 'keep'"), ({"lr": -1}, "lr must be 1e-09 to 10.0, not -1.0"), ({"aproach": "bas"}, "There is no parameter 'aproach'"),
     ({"photo": "missing.jpg"}, "photo: there is no file missing.jpg"),
     ({"compile_loss": "maybe"}, "compile_loss does not know 'maybe'"), ({"precision": "fp8"}, "precision does not know 'fp8'")])
 def test_a_wrong_parameter_stops_with_one_sentence(parameters, sentence):
@@ -1200,9 +1204,12 @@ def test_the_published_means_are_those_of_the_published_classes():
 # the whole notebook
 
 
-def run_notebook(out, **parameters):
-    """Summaries by folder name of a papermill run."""
+def run_notebook(out, kernel=False, **parameters):
+    """Summaries by folder name of a run, by papermill in a kernel or as a script."""
     parameters = TINY | {"out_dir": str(out / "results")} | parameters
+    if not kernel:
+        run_script(NAME, out, **parameters)
+        return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
     jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAME}.py"), out / "in.ipynb")
     papermill.execute_notebook(str(out / "in.ipynb"), str(out / "out.ipynb"), parameters=parameters, cwd=str(ROOT), progress_bar=False)
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
@@ -1232,7 +1239,7 @@ def check_run(folder, summary, splits):
 
 
 def test_all_approaches_run_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
-    summaries = run_notebook(tmp_path, data_dir=str(toy), seed=43)  # by which the first batch gets something pasted
+    summaries = run_notebook(tmp_path, kernel=True, data_dir=str(toy), seed=43)  # by which the first batch gets something pasted
     assert set(summaries) == {f"{name}-weightsnone-height32-epochs1-images10_seed43" for name in nb.APPROACHES}
     losses = set()
     for name, summary in summaries.items():
@@ -1312,3 +1319,17 @@ def test_the_notebook_runs_on_real_photos(real_data, tmp_path, form):
     check_run(tmp_path / "results" / NAME / f"{form}-quick" / name, summary, ["test", "official_val", "official_test"])
     assert summary["dataset"] == form and summary["n_train"] == 8
     assert (summary["final"]["official_val"]["iou"]["traffic light"] is None) == (form == "camvid11")
+
+
+@pytest.mark.parametrize(("recipe", "said"), [
+    ({"terms": {"ce": 1.0, "focal": 1.0}, "class_weights": None, "paste": False}, "has the term focal: use ce, ssim, iou, lovasz, or extend"),
+    ({"terms": {}, "class_weights": None, "paste": False}, "has the term none"),
+    ({"terms": {"ce": 1.0}, "class_weights": None, "past": True}, "must say terms, class_weights and paste, but says terms, class_weights, past"),
+    ({"terms": {"ce": 1.0}, "class_weights": (1, 2), "paste": False}, "has 2 class_weights: there are 7 classes"),
+])
+def test_an_approach_that_cannot_be_trained_as_it_is_written_is_one_sentence(nb, recipe, said):
+    with pytest.raises(common.StreetsError, match=f"APPROACHES: mine {said}"):
+        nb.check_approaches(nb.APPROACHES | {"mine": recipe})
+    nb.check_approaches(nb.APPROACHES | {"mine": {"terms": {"lovasz": 1.0}, "class_weights": None, "paste": True}})
+    logits, label = torch.zeros(1, 7, 16, 16), torch.zeros(1, 16, 16, dtype=torch.long)
+    assert all(nb.hybrid_loss(logits, label, {term: 1.0}).isfinite() for term in nb.TERMS)

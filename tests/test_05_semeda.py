@@ -14,7 +14,7 @@ import pytest
 import tiny_run
 import torch
 import torchvision
-from conftest import ROOT, notebook_definitions
+from conftest import ROOT, notebook_definitions, run_script
 from street_labels import real_label
 from torch import nn
 from torch.nn import functional as F
@@ -1134,10 +1134,13 @@ def test_xception_sees_colours_scaled_as_its_weights_expect(toy, tmp_path, monke
 # the whole notebook
 
 
-def run_notebook(out, **parameters):
-    """Summaries by folder name of a papermill run."""
-    jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAME}.py"), out / "in.ipynb")
+def run_notebook(out, kernel=False, **parameters):
+    """Summaries by folder name of a run, by papermill in a kernel or as a script."""
     parameters = TINY | {"out_dir": str(out / "results")} | parameters
+    if not kernel:
+        run_script(NAME, out, **parameters)
+        return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
+    jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAME}.py"), out / "in.ipynb")
     papermill.execute_notebook(str(out / "in.ipynb"), str(out / "out.ipynb"), parameters=parameters, cwd=str(ROOT), progress_bar=False)
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
 
@@ -1150,7 +1153,7 @@ PROXY = "proxy_64-crop64-images6_seed42"
 def all_methods(toy, tmp_path_factory):
     """(folder, summaries) of one run of all methods."""
     out = tmp_path_factory.mktemp("all")
-    return out, run_notebook(out, data_dir=str(toy))
+    return out, run_notebook(out, kernel=True, data_dir=str(toy))
 
 
 def test_all_methods_run_under_papermill_and_leave_complete_results(all_methods):
@@ -1198,8 +1201,16 @@ def test_a_later_run_finds_the_proxy_network_and_takes_a_whole_number_for_lambda
 
 
 def test_an_unknown_method_stops_the_notebook_before_anything_is_trained(toy, tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError) as caught:
+    with pytest.raises(common.StreetsError, match="^method does not know 'dice': use ppce, sobel, semeda, several with commas, or all.$"):
         run_notebook(tmp_path, data_dir=str(toy), method="dice")
-    assert caught.value.ename == "StreetsError"
-    assert caught.value.evalue == "method does not know 'dice': use ppce, sobel, semeda, several with commas, or all."
     assert not list(tmp_path.rglob("config.json"))
+
+
+@pytest.mark.parametrize("lambdas", [(0, 0, 0), (1, 0, 0)])
+def test_a_method_of_ones_own_is_trained_or_refused_and_never_taken_for_another(nb, lambdas):
+    batch = {"image": torch.zeros(1, 19, 16, 16), "label": torch.zeros(1, 16, 16, dtype=torch.long)}
+    with pytest.raises(common.StreetsError, match="training_loss does not know the method 'mine': give it a branch"):
+        nb.training_loss(lambda image: image, batch, "mine", lambdas, None)
+    for text in ("all", "1,2,3"):
+        with pytest.raises(common.StreetsError, match="METHODS: of 'mine' it is not known how many lambdas it reads"):
+            nb.plan_runs(["ppce", "mine"], text)

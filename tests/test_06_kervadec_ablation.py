@@ -1,5 +1,6 @@
 """Notebook 06: its losses against oracles, its network, and the whole notebook in every way people run it."""
 
+import inspect
 import json
 import math
 import os
@@ -15,9 +16,11 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+import segmentation_models_pytorch as smp
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_script
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torchvision.datasets import Cityscapes
 
@@ -57,6 +60,13 @@ def random_case(classes=5, void=True, absent=True, seed=0, dtype=torch.float64):
     return logits, label
 
 
+def focal_loss(log_probs, label):
+    """A loss of one's own, as a student may write it: cross-entropy that cares less for what is right already."""
+    true = log_probs.gather(1, label.clamp(max=log_probs.shape[1] - 1).unsqueeze(1)).squeeze(1)
+    valid = label != 255
+    return -((1 - true.exp()) ** 2 * true * valid).sum() / valid.sum().clamp(min=1)
+
+
 def naive_dice(probs, label, smooth=1.0):
     """The formula, one class at a time."""
     valid = (label != 255).to(probs.dtype)
@@ -83,8 +93,6 @@ def test_dice_equals_the_formula_in_value_and_gradient(nb, seed):
 
 
 def test_dice_equals_smp_where_every_class_occurs(nb):
-    import segmentation_models_pytorch as smp
-
     logits, label = random_case(void=True, absent=False, dtype=torch.float32)
     assert len(label.unique()) == 6
     oracle = smp.losses.DiceLoss("multiclass", smooth=0.5, ignore_index=255)  # smp doubles what it calls smooth
@@ -142,6 +150,47 @@ def test_composite_is_the_weighted_sum_of_its_terms(nb, composite):
     expected = (F.cross_entropy(logits, label, ignore_index=255) + 0.7 * nb.dice_loss(probs, label)
                 + 0.3 * nb.boundary_loss(probs, batch["phi"], label))
     torch.testing.assert_close(composite(logits, batch, nb.loss_terms("C", "paper", 0.7, 0.3)), expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_loss_of_ones_own_is_added_with_its_value_and_gradient(nb, composite, weighted):
+    logits, batch = street_batch((2, 5, 40, 30))
+    class_weights = torch.linspace(0.5, 2, 5) if weighted else None
+    terms, own = {"ce": 1.0, "boundary": 0.2, "focal": 0.5}, {"focal": focal_loss}
+    value, gradient = value_and_gradient(composite, logits, batch, terms, class_weights, own)
+    without = value_and_gradient(composite, logits, batch, {"ce": 1.0, "boundary": 0.2}, class_weights)
+    alone = value_and_gradient(lambda x: 0.5 * focal_loss(x.log_softmax(1), batch["label"]), logits)
+    torch.testing.assert_close(value, without[0] + alone[0])
+    torch.testing.assert_close(gradient, without[1] + alone[1])
+    assert alone[0] > 0.1 and alone[1].abs().max() > 1e-6
+
+
+def test_a_term_without_a_function_is_refused_and_never_left_out(nb, composite):
+    logits, batch = street_batch((1, 5, 6, 7))
+    with pytest.raises(common.StreetsError, match="The loss does not know focal: it has ce, dice, boundary."):
+        composite(logits, batch, {"ce": 1.0, "focal": 1.0})
+
+
+@pytest.mark.parametrize(("terms", "said"), [
+    (("ce", "bondary"), "E has the term 'bondary', which is none of ce, dice, boundary: define bondary_loss"),
+    (("ce", "number"), "E has the term 'number'"),  # number_loss is there, and no function
+    (("ce"), r"E must name each of its terms once, such as .*, not 'ce'"), ((), "E must name"), (("ce", "ce"), "E must name"),
+])
+def test_a_variant_that_cannot_be_trained_as_it_is_written_is_one_sentence(nb, terms, said):
+    with pytest.raises(common.StreetsError, match=said):
+        nb.own_losses(nb.VARIANTS | {"E": terms}, {"focal_loss": focal_loss, "number_loss": 3})
+    found = nb.own_losses(nb.VARIANTS | {"E": ("ce", "focal")}, {"focal_loss": focal_loss})
+    assert found == {"focal": focal_loss} and nb.own_losses(nb.VARIANTS, {}) == {}
+
+
+def test_a_loss_of_ones_own_may_read_any_parameter(nb):
+    assert nb.unread(("ce", "focal")) == [] and nb.unread(("ce",)) == ["lambda_d", "lambda_b", "norm"]
+
+
+def test_every_variant_has_a_colour_of_its_own(nb, monkeypatch):
+    monkeypatch.setitem(nb.VARIANTS, "E", ("ce", "focal"))
+    monkeypatch.setitem(nb.VARIANTS, "F", ("focal",))
+    assert len({nb.color_of(name) for name in [*"ABCDEF", "D raw"]}) == 7
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -244,17 +293,18 @@ def compiled(nb):
 
 
 @pytest.mark.parametrize(("variant", "recipe", "phi"), [
-    ("C", "paper", "int8"), ("B", "author_config", None), ("D", "paper", "float"),
+    ("C", "paper", "int8"), ("B", "author_config", None), ("D", "paper", "float"), ("own", "paper", "int8"),
 ])
 def test_the_compiled_loss_gives_what_the_formulas_give(nb, compiled, variant, recipe, phi):
     class_weights = torch.linspace(0, 2, 19) if recipe == "author_config" else None
-    terms = nb.loss_terms(variant, recipe, 1.0, 0.2)
+    own = {"focal": focal_loss} if variant == "own" else None
+    terms = {"ce": 1.0, "boundary": 0.2, "focal": 1.0} if own else nb.loss_terms(variant, recipe, 1.0, 0.2)
     for shape in ((2, 19, 32, 48), (1, 19, 40, 64)):
         logits, batch = street_batch(shape, phi=phi)
         batch = batch if phi else {"label": batch["label"]}
-        assert_same_loss(nb, compiled, logits, batch, terms, class_weights)
+        assert_same_loss(nb, compiled, logits, batch, terms, class_weights, own)
     batch["label"] = torch.full_like(batch["label"], 255)
-    assert_same_loss(nb, compiled, logits, batch, terms, class_weights)
+    assert_same_loss(nb, compiled, logits, batch, terms, class_weights, own)
 
 
 def test_where_nothing_compiles_one_line_says_so_and_the_strips_serve(nb, monkeypatch, capsys):
@@ -523,9 +573,20 @@ def run_notebook(out, cwd=ROOT, path=None, **parameters):
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
 
 
-def test_all_variants_run_in_turn_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
-    summaries = run_notebook(tmp_path, variant="all", data_dir=str(toy))
-    assert set(summaries) == {letter + TAG for letter in "ABCD"}
+def with_a_loss_of_ones_own(path):
+    """The notebook with a fifth variant, for which a student writes one function and one entry."""
+    notebook = jupytext.read(ROOT / "notebooks" / f"{NAME}.py")
+    variants = next(cell for cell in notebook.cells if cell.source.startswith("import common\n"))
+    variants.source = variants.source.replace('"D": ("ce", "boundary")}', '"D": ("ce", "boundary"), "E": ("ce", "focal")}')
+    losses = next(cell for cell in notebook.cells if cell.source.startswith("def boundary_loss("))
+    losses.source += "\n\n" + inspect.getsource(focal_loss)
+    jupytext.write(notebook, path)
+
+
+def test_all_variants_and_one_of_ones_own_run_in_turn_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
+    with_a_loss_of_ones_own(tmp_path / "in.ipynb")
+    summaries = run_notebook(tmp_path, path=tmp_path / "in.ipynb", variant="all", data_dir=str(toy))
+    assert set(summaries) == {letter + TAG for letter in "ABCDE"}
     losses = set()
     for name, summary in summaries.items():
         assert summary["dataset"] == "toy" and summary["mode"] == "quick" and summary["weights"] == "none"
@@ -539,14 +600,16 @@ def test_all_variants_run_in_turn_under_papermill_and_leave_complete_results(nb,
         assert {key: summary["metrics"][key] for key in CONTOURS} == pytest.approx(found, abs=1e-6)
         assert summary["n_train"] == 8 and summary["n_val"] == 2 and summary["test"]["miou"] > 0
         losses.add(pd.read_csv(folder / "history.csv")["train_loss"][0])
-    assert len(losses) == 4, "four variants, four losses"
+    assert len(losses) == 5, "five variants, five losses"
+    weights = [load_file(tmp_path / "results" / NAME / "toy-quick" / (letter + TAG) / "last.safetensors") for letter in "AE"]
+    assert any(not torch.equal(*(one[name] for one in weights)) for name in weights[0]), "the term acts on the training"
     executed = json.loads((tmp_path / "out.ipynb").read_text())
     pictures = [o for c in executed["cells"] for o in c.get("outputs", []) if {"image/png", "image/jpeg"} & set(o.get("data", {}))]
     assert len(pictures) >= 6
     exported = sorted((tmp_path / "results").rglob("predictions/*.png"))
     assert exported and {p.name for p in exported} <= {f.image.name.replace("leftImg8bit", "predictions") for f in common.list_frames(toy, "val")}
     page = (tmp_path / "results" / NAME / "toy-quick" / "viewer.html").read_text()
-    assert '"drawn": ["A, seed 42", "B, seed 42", "C, seed 42", "D, seed 42"]' in page
+    assert '"drawn": ["A, seed 42", "B, seed 42", "C, seed 42", "D, seed 42", "E, seed 42"]' in page
 
 
 def test_exported_predictions_score_the_same_under_the_official_script(nb, toy, tmp_path, monkeypatch):
@@ -582,7 +645,7 @@ def as_script(folder, toy, out, **parameters):
     source = (ROOT / "notebooks" / f"{NAME}.py").read_text()
     values = TINY | {"data_dir": str(toy), "out_dir": str(out)} | parameters
     injected = "# %% tags=[\"injected-parameters\"]\n# Parameters\n" + "".join(f"{k} = {v!r}\n" for k, v in values.items())
-    head, mark, tail = source.partition("# %% [markdown]\n# The next three cells find the helpers")
+    head, mark, tail = source.partition("# %% [markdown]\n# The next cells find the helpers")
     assert mark
     (folder / "prepared.py").write_text(head + injected + "\n" + mark + tail)
     return folder / "prepared.py"
@@ -591,11 +654,11 @@ def as_script(folder, toy, out, **parameters):
 def test_the_notebook_runs_as_a_plain_script_from_any_folder(toy, tmp_path):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    script = as_script(folder, toy, tmp_path / "results")
+    script = as_script(folder, toy, tmp_path / "results", network="resnet18")
     env = os.environ | {"STREETS_HOME": str(ROOT), "MPLBACKEND": "agg"}
     done = subprocess.run([sys.executable, script], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert list((tmp_path / "results").rglob(f"D{TAG}/summary.json")) and list((tmp_path / "results").rglob("viewer.html"))
+    assert list((tmp_path / "results").rglob(f"D-networkresnet18{TAG}/summary.json")) and list((tmp_path / "results").rglob("viewer.html"))
 
 
 def test_a_script_with_a_misspelt_parameter_stops_too(toy, tmp_path):
@@ -645,8 +708,9 @@ def test_the_notebook_runs_on_real_photos_from_either_folder(real_data, tmp_path
             for path in sorted((real_data / form / name).iterdir())[::8]:
                 (split / name / path.name).symlink_to(path)
     data_prep.convert_camvid(split, tmp_path / "camvid")
-    summaries = run_notebook(tmp_path, ROOT / folder, data_dir=str(tmp_path / "camvid"), images=16, epochs=3, height=64)
-    summary = summaries["D-height64-epochs3-weightsnone-images16_seed42"]
+    parameters = TINY | {"out_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "camvid"), "images": 16, "epochs": 3, "height": 64}
+    run_script(NAME, tmp_path, ROOT / folder, **parameters)
+    summary = json.loads(next((tmp_path / "results").rglob("D-height64-epochs3-weightsnone-images16_seed42/summary.json")).read_text())
     assert summary["dataset"] == form
     assert sum(iou is not None for iou in summary["metrics"]["iou"].values()) in (10, 11, 12)
     assert summary["metrics"]["accuracy"] > summary["majority_baseline"]["accuracy"]
@@ -655,7 +719,6 @@ def test_the_notebook_runs_on_real_photos_from_either_folder(real_data, tmp_path
 def test_pretrained_weights_come_from_the_hubs_cache_without_a_network(nb, tmp_path, monkeypatch):
     import timm
     from huggingface_hub import constants
-    from safetensors.torch import save_file
 
     source = timm.create_model("convnextv2_atto.fcmae_ft_in1k", pretrained=False)
     revision = tmp_path / "models--timm--convnextv2_atto.fcmae_ft_in1k" / "snapshots" / ("0" * 40)
@@ -679,6 +742,65 @@ def test_without_weights_auto_starts_from_scratch_and_says_so_and_imagenet_stops
     assert used == "none" and "random initialisation" in capsys.readouterr().out
     with pytest.raises(common.StreetsError, match="cannot be fetched"):
         nb.build_network(nb_settings("quick", "atto"), "imagenet")
+
+
+@pytest.mark.parametrize(("name", "tag"), [("resnet34", "imagenet"), ("mit_b0", "imagenet"), ("resnext101_32x16d", "instagram"),
+                                           ("tu-resnet18", "a1_in1k"), ("tu-resnet18.fb_swsl_ig1b_ft_in1k", "fb_swsl_ig1b_ft_in1k")])
+def test_any_encoder_of_smp_or_timm_is_a_network(nb, name, tag):
+    assert nb.network_settings(name, "auto") == {"encoder": name, "decoder_width": 256, "pretrained": tag}
+    assert all(nb.network_settings(one, "imagenet") is nb.NETWORKS[one] for one in nb.NETWORKS)
+
+
+@pytest.mark.parametrize("name", ["resnet43", "tu-nope", "tu-resnet18.nope", "tu-", "Lite0", "../x"])
+def test_a_network_that_nobody_knows_is_one_sentence_that_says_what_is_allowed(nb, name):
+    with pytest.raises(common.StreetsError, match=f"network does not know '{re.escape(name)}': use lite0, atto, nano, base, an encoder .*resnet34"):
+        nb.network_settings(name, "none")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mit_b0", "tu-resnet18"])
+def test_upernet_reads_encoders_of_every_kind_and_says_which_it_cannot(nb, name):
+    net, (main, aux) = nb.try_network(name, 32, torch.zeros(2, 3, 64, 96))
+    assert main.shape == aux.shape == (2, 19, 64, 96) and net.eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 19, 64, 96)
+    with pytest.raises(common.StreetsError, match="network: UPerNet cannot be built on tu-vit_tiny_patch16_224 .*: use another network"):
+        nb.try_network("tu-vit_tiny_patch16_224", 32, torch.zeros(2, 3, 64, 96))
+
+
+def test_a_network_without_pretrained_weights_starts_from_none_and_imagenet_is_refused(nb, monkeypatch):
+    monkeypatch.setattr(runs, "hub_reachable", lambda: pytest.fail("nobody is asked"))
+    monkeypatch.setattr(nb.timm, "is_model_pretrained", lambda name: False)
+    assert nb.build_network(nb.network_settings("tu-resnet18", "auto") | {"network": "tu-resnet18"}, "auto")[1] == "none"
+    with pytest.raises(common.StreetsError, match="There are no pretrained weights of tu-resnet18"):
+        nb.network_settings("tu-resnet18", "imagenet")
+
+
+def hub_with(tmp_path, monkeypatch, **files):
+    """A cache of the hub with resnet18's repository, which holds these files: {name: function that writes to a path}."""
+    from huggingface_hub import constants
+
+    at = smp.encoders.encoders["resnet18"]["pretrained_settings"]["imagenet"]
+    folder = tmp_path / f"models--{at['repo_id'].replace('/', '--')}" / "snapshots" / at["revision"]
+    folder.mkdir(parents=True)
+    for name, write in files.items():
+        write(folder / name.replace("_", "."))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(runs, "hub_reachable", lambda: False)
+
+
+def test_an_encoder_of_smp_gets_its_weights_and_their_scaling_from_the_hub_or_neither(nb, tmp_path, monkeypatch):
+    state = smp.encoders.get_encoder("resnet18").state_dict()
+    scaling = {"input_space": "RGB", "input_range": [0, 255], "mean": [51.0, 102.0, 153.0], "std": [25.5, 51.0, 255.0]}
+    files = {"config_json": lambda path: path.write_text(json.dumps(scaling)), "model_safetensors": lambda path: save_file(state, path)}
+    settings = nb.network_settings("resnet18", "auto") | {"network": "resnet18"}
+    with monkeypatch.context() as patch:
+        hub_with(tmp_path / "both", patch, **files)
+        assert nb.scaling_of("resnet18", "imagenet") == {"mean": pytest.approx((0.2, 0.4, 0.6)), "std": pytest.approx((0.1, 0.2, 1.0))}
+        net, used = nb.build_network(settings, "imagenet")
+    assert used == "imagenet" and torch.equal(net.encoder.conv1.weight, state["conv1.weight"])
+    hub_with(tmp_path / "weights", monkeypatch, model_safetensors=files["model_safetensors"])
+    assert nb.build_network(settings, "auto")[1] == "none", "weights without their scaling would see wrong colours"
+    with pytest.raises(common.StreetsError, match="The pretrained weights imagenet cannot be fetched"):
+        nb.build_network(settings, "imagenet")
 
 
 @pytest.mark.parametrize("mode", ["quick", "laptop"])

@@ -136,9 +136,7 @@ def student(lab, chromium, request, tmp_path):
     folder = root / request.node.name
     ignored = shutil.ignore_patterns(".*", "__pycache__", "data", "0?_*", "tests")
     shutil.copytree(ROOT, folder, ignore=ignored)
-    notebook = edited(SMALL)
-    for ending in ("ipynb", "py"):  # in this order, as the script must not look older
-        jupytext.write(notebook, folder / "notebooks" / f"{NAME}.{ending}", fmt="py:percent" if ending == "py" else ending)
+    jupytext.write(edited(SMALL), folder / "notebooks" / f"{NAME}.ipynb")
     pictures = Path(os.environ.get("STREETS_SCREENSHOTS") or tmp_path)
     pictures.mkdir(parents=True, exist_ok=True)
     page = chromium.new_page(viewport={"width": 1300, "height": 1000})

@@ -1,5 +1,7 @@
 """Finding and reading data: which folder is taken, what an item holds, and that its randomness is its own."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -147,6 +149,41 @@ def test_a_relative_folder_is_seen_from_the_working_directory(toy, monkeypatch):
     assert common.find_data("toy") == toy
 
 
+@pytest.mark.parametrize("mode", ["laptop", "course", "paper"])
+def test_a_mode_for_real_streets_takes_toy_streets_only_where_they_are_asked_for(toy, tmp_path, monkeypatch, mode):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CITYSCAPES_DATASET", raising=False)
+    monkeypatch.setattr(data_prep, "HERE", tmp_path)
+    monkeypatch.setattr(data_prep, "toy_streets", lambda: toy)
+    with pytest.raises(StreetsError, match=f"^mode {mode} is for real streets, and none were found: get some with .* -p data_dir data/camvid, or .* -p data_dir toy"):
+        common.find_data("", mode)
+    assert common.find_data("", "quick") == common.find_data("toy", mode) == common.find_data(str(toy), mode) == toy
+    monkeypatch.setenv("CITYSCAPES_DATASET", str(toy))
+    assert common.find_data("", mode) == toy
+
+
+def test_every_notebook_says_its_mode_where_it_looks_for_data():
+    notebooks = list((common.HERE / "notebooks").glob("*.py"))
+    assert len(notebooks) == 6 and all("common.find_data(data_dir, mode)" in path.read_text() for path in notebooks)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (2000, 8), (8, 2000), (31, 40), (32, 300)])
+def test_photos_that_no_network_takes_are_told_where_the_data_are_found(toy, tmp_path, split, size):
+    root = shutil.copytree(toy, tmp_path / "streets")
+    for frame in common.list_frames(root, split):
+        data_prep.write_png(frame.image, np.zeros((*size, 3), np.uint8))
+        data_prep.write_png(frame.label, np.full(size, 7, np.uint8))
+    with pytest.raises(StreetsError, match=f"{split}/.*leftImg8bit.png has {size[1]}x{size[0]} pixels: use photos with at least 32 pixels a side"):
+        common.find_data(str(root))
+
+
+@pytest.mark.parametrize(("shape", "height", "size"), [((512, 64), 32, (32, 32)), ((64, 512), 64, (64, 512)), ((64, 128), 128, (128, 256))])
+def test_a_network_sees_at_least_32_columns(tmp_path, shape, height, size):
+    data_prep.write_png(tmp_path / "label.png", np.zeros(shape, np.uint8))
+    assert common.network_size(data_prep.Frame("a", "a", None, tmp_path / "label.png"), height) == size
+
+
 def test_a_folder_without_streets_is_refused(tmp_path):
     with pytest.raises(StreetsError, match="has no leftImg8bit folder"):
         common.find_data(str(tmp_path))
@@ -159,7 +196,7 @@ def test_evenly_spreads_over_the_whole_list():
 
 def test_official_cityscapes_has_no_test_labels_to_score(toy, tmp_path):
     assert common.has_test_labels(toy) and not common.has_test_labels(tmp_path)
-    assert common.dataset_name(toy) == "toy" and common.dataset_name(tmp_path) == "cityscapes"
+    assert common.dataset_name(toy) == "toy"
 
 
 def test_a_height_that_an_encoder_cannot_halve_five_times_is_refused(toy):

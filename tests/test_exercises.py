@@ -119,8 +119,20 @@ def test_a_check_shows_got_and_expected_and_takes_nothing_else():
     common.check("scores", [0.5, float("nan")], [0.5000001, float("nan")])
 
 
+def test_python_oo_imports_what_the_notebooks_need():
+    lines = ["import common", "import segmentation_models_pytorch as smp", "print(smp.UPerNet.__name__)"]
+    done = subprocess.run([sys.executable, "-OO", "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "UPerNet\n", done.stderr
+
+
+def test_no_verdict_rests_on_assert():
+    sources = {path.name: path.read_text() for path in (*ROOT.glob("*.py"), *(ROOT / "results").glob("*.py"))}
+    sources |= {exercise: cell(name, f"{exercise}: check") + "\n" + ANSWERS[name][exercise]["hidden tests"] for name, exercise in EXERCISES}
+    assert not [where for where, source in sources.items() for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assert)]
+
+
 def test_while_grading_a_lessons_cell_keeps_its_definitions_and_all_runs_from_the_first_exercise_on():
-    keep = common.exercises_only()
+    keep = common.runs.exercises_only()
     lesson = ["import os\n", "SIZES = (1, 2)\n", "THIRD = SIZES[1] + x\n", "net = train()\n", "def f():\n", "    return SIZES\n"]
     assert "".join(keep(lesson)) == "import os\nSIZES = (1, 2)\n\ndef f():\n    return SIZES\n"
     for kept in (["this is no Python\n"], ["# Exercise 1.1: look\n", "x = 3\n"], ["offset = 3\n"]):

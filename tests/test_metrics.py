@@ -92,6 +92,35 @@ def test_values_and_shapes_that_cannot_be_counted_are_refused(pred, target, word
         common.confusion_matrix(np.array(pred), np.array(target), 3)
 
 
+FLOATS = np.array([[0.0, 1.9], [0.2, 1.0]])
+
+
+@pytest.mark.parametrize("values", [FLOATS, FLOATS.astype(np.float16), torch.from_numpy(FLOATS), FLOATS + 0j, FLOATS.astype(object), FLOATS.astype(str)],
+                         ids=lambda values: str(values.dtype))
+@pytest.mark.parametrize("score", [common.confusion_matrix, common.boundary_f1, common.trimap_iou,
+                                   lambda pred, target, n: common.trimap_band(pred, n),
+                                   lambda pred, target, n: common.confusion_matrix(target, pred, n),
+                                   lambda pred, target, n: common.boundary_f1(pred, target, n, estimator="as_published"),
+                                   lambda pred, target, n: common.trimap_iou(target, pred, n, estimator="as_published")])
+def test_scores_and_other_numbers_that_are_no_class_indices_are_refused(values, score):
+    with pytest.raises(ValueError, match="class indices are integers, not .*: take the argmax of scores, or convert"):
+        score(values, np.zeros((2, 2), np.uint8), 2)
+
+
+@pytest.mark.parametrize(("pred", "target", "words"), [(7, 0, "prediction holds 0..7"), (0, 7, "label holds 0..7"), (-1, 0, "prediction holds -1..0")])
+def test_contours_of_values_that_are_no_class_are_refused_as_counting_them_is(pred, target, words):
+    maps = [np.pad(np.full((2, 2), value), 2) for value in (pred, target)]
+    for metric in (common.confusion_matrix, common.boundary_f1):
+        with pytest.raises(ValueError, match=words):
+            metric(*maps, 3)
+    metric(np.full((4, 4), 200), np.full((4, 4), 255), 3)  # where nothing counts, anything may stand
+
+
+def test_a_mask_of_scores_has_no_objects():
+    with pytest.raises(ValueError, match="a mask holds bools, not float64"):
+        common.object_widths(FLOATS)
+
+
 def test_scores_equal_torchmetrics():
     rng = np.random.default_rng(2)
     pred, target = random_pair(rng, n=6, shape=(40, 50))

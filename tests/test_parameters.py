@@ -4,11 +4,14 @@ import json
 import math
 from functools import partial
 
+import numpy as np
 import papermill
 import pytest
+import torch
 from conftest import ROOT
 
 import common
+import data_prep
 from common import StreetsError
 from results import runs
 
@@ -81,8 +84,8 @@ def test_values_take_the_type_of_their_default(injected, name, value):
     ("seed = 1.5", "seed must be a whole number such as 42, not 1.5."),
     ("seed = float('inf')", "seed must be a whole number such as 42, not inf."),  # what papermill makes of -p seed inf
     ('lr = "fast"', "lr must be a number such as 0.0, not 'fast'."),
-    ("seed = -1", "seed must not be negative, but is -1."),
-    ("flip = -0.5", "flip must not be negative, but is -0.5."),
+    ("seed = -1", "seed must be 0 to 4294967295, not -1."),
+    ("flip = -0.5", "flip must be 0.0 to 1.0, not -0.5."),
     ("images = 2.5", "images must be a whole number such as 40, not 2.5."),
     ('precision = "fp8"', "precision does not know 'fp8': use auto or bf16 or fp16 or fp32."),
     ('data_dir = "/nowhere"', "data_dir: there is no folder /nowhere (seen from"),
@@ -104,6 +107,172 @@ def test_a_script_is_checked_like_a_notebook(tmp_path, script):
     given = {key: value for key, value in scope('varient = "A"').items() if key != "In"} | {"__file__": str(path)}
     with pytest.raises(StreetsError, match="There is no parameter 'varient' here"):
         check(given)
+
+
+# ranges, of parameters and of modes
+
+
+NUMBERS = 'mode: str = "quick"\nlr: float = 0.0\nheight: int = 0\nlambda_b: float = 0.2\nseed: int = 42\nkeep_at: str = ""\n' \
+          'num_processes: int = 1\nmax_hours: float = 0.0\nmine: float = 1.0\n'
+NUMBER_MODES = {"quick": {"lr": 0.1, "height": 128, "blur": 0.5, "flip": 0.5, "jitter": 0.25, "epochs": 5, "batch_size": 2, "evaluate_at": "5"}}
+
+
+def check_numbers(injected="", **of_mode):
+    return common.check_parameters(scope(injected, NUMBERS), {"quick": NUMBER_MODES["quick"] | of_mode})
+
+
+@pytest.mark.parametrize(("given", "sentence"), [
+    ("seed = 1732792800123456789", "seed must be 0 to 4294967295, not 1732792800123456789."),
+    (f"seed = {'9' * 4000}", "seed must be 0 to 4294967295, not 9999"),
+    ("lr = float('inf')", "lr must be 1e-09 to 10.0, not inf."), ("lr = float('nan')", "lr must be 1e-09 to 10.0, not nan."),
+    ("lr = -1", "lr must be 1e-09 to 10.0, not -1.0."), ("lr = 100", "lr must be 1e-09 to 10.0, not 100.0."),
+    ("lambda_b = float('inf')", "lambda_b must be 0.0 to 1000.0, not inf."), ("blur = 1e5", "blur must be 0.0 to 20.0, not 100000.0."),
+    ("height = 100000000", "height must be 32 to 8192, not 100000000."), ("flip = 5", "flip must be 0.0 to 1.0, not 5.0."),
+    ("jitter = 1e6", "jitter must be 0.0 to 1.0, not 1000000.0."), ("batch_size = 0", "batch_size must be 1 to 1024, not 0."),
+    ("num_processes = 0", "num_processes must be 1 to 64, not 0."), ("max_hours = float('nan')", "max_hours must be 0.0 to 10000.0, not nan."),
+    ("mine = float('nan')", "mine must be 0 or a positive number, not nan."), ("mine = -2", "mine must be 0 or a positive number, not -2.0."),
+    ("mine = float('inf')", "mine must be 0 or a positive number, not inf."),
+    (f"evaluate_at = '{'9' * 5000}'", "'9999"), ("evaluate_at = '0'", "'0' does not name epochs: use one number such as 10"),
+    (f"keep_at = '5,{'1' * 7}'", "'5,1111111' does not name epochs"), (f"mode = '{'x' * 5000}'", "mode does not know 'xxxx"),
+])
+def test_a_number_out_of_range_is_one_sentence_with_the_range(given, sentence):
+    with pytest.raises(StreetsError) as caught:
+        check_numbers(given)
+    assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(("of_mode", "sentence"), [
+    ({"epochs": 0}, "epochs must be 1 to 100000, not 0."), ({"lr": 0.0}, "lr must be 1e-09 to 10.0, not 0.0."),
+    ({"epochs": 2.5}, "epochs must be a whole number such as 1, not 2.5."), ({"epochs": "many"}, "epochs must be a whole number such as 1, not 'many'."),
+    ({"flip": math.nan}, "flip must be 0.0 to 1.0, not nan."), ({"precision": "fp8"}, "precision does not know 'fp8': use auto or bf16"),
+    ({"evaluate_at": "often"}, "'often' does not name epochs"),
+])
+def test_a_value_of_a_mode_that_a_reader_edits_is_held_to_the_same_ranges(of_mode, sentence):
+    with pytest.raises(StreetsError) as caught:
+        check_numbers(**of_mode)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_a_number_that_python_does_not_print_is_refused_all_the_same():
+    with pytest.raises(StreetsError, match="seed must be 0 to 4294967295, not a number of thousands of digits"):
+        runs.in_range("seed", 10**5000)
+
+
+def test_the_limits_themselves_are_allowed_and_the_values_keep_their_type():
+    settings = check_numbers("flip = 1\nseed = 4294967295\nlambda_b = 1000\nheight = 8192", epochs=1, blur=20)
+    assert settings["flip"] == 1.0 and settings["height"] == 8192 and settings["epochs"] == 1
+    assert [type(settings[name]) for name in ("flip", "blur", "height")] == [float, float, int]
+
+
+def notebook_literals(name):
+    """(parameters, modes) of a notebook."""
+    cells = runs.notebook_cells({"__file__": ROOT / "notebooks" / f"{name}.py"})
+    return runs.parameter_cells({"__file__": ROOT / "notebooks" / f"{name}.py"})[0], \
+        next(found["MODES"] for found in map(runs.literal_assignments, cells) if "MODES" in found)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "notebooks").glob("*.py")))
+def test_every_number_of_every_notebook_has_a_range_and_lies_in_it(name):
+    parameters, modes = notebook_literals(name)
+    settings = [pair for values in modes.values() for pair in values.items()]
+    own = [(key, value) for key, value in parameters.items() if value or key not in dict(settings)]
+    numbers = [(key, value) for key, value in settings + own if not isinstance(value, str)]
+    assert len(numbers) > 4 and {key for key, _ in numbers} <= set(runs.RANGES)
+    assert all(runs.in_range(key, value) == value for key, value in numbers)
+    assert {key for key in parameters if key.endswith(("_dir", "photo"))} == runs.PATHS.keys() & parameters.keys()
+
+
+def test_a_value_without_its_type_counts_too():
+    given = scope(declared=DECLARED.replace("epochs: int = 0", "epochs = 7"))
+    assert settings_of(given)["epochs"] == 7
+
+
+@pytest.mark.parametrize("text", ["4e400", "9" * 5000, "1001", "4,2,1e9"])
+def test_the_weights_of_notebook_05_have_a_range_too(notebook, text):
+    with pytest.raises(StreetsError, match="lambda must be 0.0 to 1000.0, not"):
+        notebook("05_semeda").read_lambdas(text)
+
+
+# paths
+
+
+@pytest.mark.parametrize("name", ["data_dir", "out_dir", "photo"])
+@pytest.mark.parametrize(("path", "reason"), [("x" * 5000, "too long"), ("x" * 300, "too long"), ("~nosuchuser/x", "home"), ("a\0b", "null"),
+                                              ("a\ud800", "codec")])
+def test_a_path_that_can_be_none_is_one_sentence(name, path, reason):
+    given = scope(f"{name} = {path!r}", DECLARED + 'out_dir: str = ""\n')
+    with pytest.raises(StreetsError, match=f"^{name} cannot be .*{reason}.*: give another path") as caught:
+        check(given)
+    assert len(str(caught.value)) < 300
+
+
+def test_what_is_there_but_of_another_kind_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name, path in {"data_dir": "file", "out_dir": "file", "photo": "."}.items():
+        with pytest.raises(StreetsError, match=f"{name}: there is no (folder|file) "):
+            check(scope(f"{name} = {str(tmp_path / path)!r}", DECLARED + 'out_dir: str = ""\n'))
+
+
+def test_the_home_folder_is_read_as_such(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data_prep.write_png(tmp_path / "mine.png", np.zeros((40, 60, 3), np.uint8))
+    assert check(scope('photo = "~/mine.png"'))["photo"] == str(tmp_path / "mine.png")
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (2000, 8), (8, 2000), (40, 400)])
+def test_a_photo_of_ones_own_is_read_and_measured_before_training(tmp_path, height, width):
+    data_prep.write_png(tmp_path / "mine.png", np.zeros((height, width, 3), np.uint8))
+    with pytest.raises(StreetsError, match=f"mine.png has {width}x{height} pixels: use photos with at least 32"):
+        check(scope(f"photo = {str(tmp_path / 'mine.png')!r}"))
+    (tmp_path / "mine.png").write_bytes(b"no photo")
+    with pytest.raises(StreetsError, match="mine.png is damaged or cut short, or neither PNG nor JPEG"):
+        check(scope(f"photo = {str(tmp_path / 'mine.png')!r}"))
+
+
+def test_toy_names_the_embedded_streets_where_no_folder_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert check(scope('data_dir = "toy"'))["data_dir"] == "toy"
+    (tmp_path / "toy").mkdir()
+    assert runs.check_path("data_dir", "toy") == "toy" and not runs.is_toy("toy")
+
+
+# launches
+
+
+WHOLE = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize("given", [{name: WHOLE[name]} for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] + [{"LOCAL_WORLD_SIZE": "2"}]
+                         + [{key: value for key, value in WHOLE.items() if key != left_out} for left_out in WHOLE]
+                         + [WHOLE | {"RANK": "one"}, WHOLE | {"RANK": "2"}, WHOLE | {"LOCAL_WORLD_SIZE": "x"}])
+def test_half_an_environment_of_torchrun_is_refused_with_the_way_to_launch(monkeypatch, given):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StreetsError, match="^The environment says .* unset them, or, .* `accelerate launch` or torchrun, as README says"):
+        check(scope())
+
+
+@pytest.mark.parametrize("given", [{}, WHOLE, {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}])
+def test_a_whole_launch_and_none_are_fine(monkeypatch, given):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert check(scope())["mode"] == "quick"
+
+
+def test_several_processes_without_fork_are_refused_before_anything_is_cleared(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(StreetsError, match="num_processes = 2 or -p num_processes 2 needs fork, .* make a script .* `accelerate launch` or torchrun"):
+        runs.train_or_load(tmp_path / "run", {}, lambda folder: pytest.fail("trained"), num_processes=2)
+    assert not (tmp_path / "run").exists()
+    readme = (ROOT / "README.md").read_text()
+    assert "**Use several GPUs.**" in readme and "accelerate launch" in readme and "torchrun" in readme
+
+
+def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(StreetsError, match="needs as many GPUs, and here are 1: use num_processes = 1 or -p num_processes 1"):
+        runs.train_or_load(tmp_path / "run", {}, lambda folder: pytest.fail("trained"), num_processes=2)
 
 
 # what the mode says and what was changed of it
@@ -166,8 +335,9 @@ def test_a_magic_on_any_cell_hides_nothing(magic, cell):
 
 def test_a_parameter_that_is_no_literal_is_taken_as_it_is():
     declared = DECLARED.replace('photo: str = ""', 'photo: str = str(here)')
-    given = {"here": ROOT / "README.md", "photo": str(ROOT / "README.md"), "In": ["", declared]}
-    assert check(given)["photo"] == str(ROOT / "README.md")
+    photo = ROOT / ".github" / "streets.jpg"
+    given = {"here": photo, "photo": str(photo), "In": ["", declared]}
+    assert check(given)["photo"] == str(photo)
 
 
 # what takes several
@@ -214,12 +384,12 @@ def test_a_name_says_what_departs_from_the_mode_in_the_order_of_the_notebook():
 
 
 def test_long_names_stay_short_and_distinct():
-    long = "\n".join(f"{name} = {value!r}" for name, value in {"lambdas": "2.5", "lr": 0.1234567890123, "epochs": 123456789, "flip": 0.1234567890123,
-                     "images": 123456789, "weight_decay": 1.234567890123e-05}.items())
+    long = "\n".join(f"{name} = {value!r}" for name, value in {"lambdas": "2.5", "lr": 0.1234567890123, "epochs": 98765, "flip": 0.1234567890123,
+                     "images": 123456, "weight_decay": 1.234567890123e-05}.items())
     first = name_of(scope(long))
     others = {name_of(scope(long.replace("1.234567890123e-05", value))) for value in ("1.234567890124e-05", "1.2345678901231e-05", "0.5")}
     assert len(f"{first}_seed123456789") < 100 and len({first, *others}) == 4
-    assert all(name.startswith("D-lambdas2.5-lr0.1234567890123-epochs123456789") for name in (first, *others))
+    assert all(name.startswith("D-lambdas2.5-lr0.1234567890123-epochs98765") for name in (first, *others))
     assert name_of(scope("lr = 0.1234567890123")) == "D-lr0.1234567890123" != name_of(scope("lr = 0.1234567890124"))
 
 

@@ -333,7 +333,7 @@ def streets(toy):
     return common.StreetScenes(common.list_frames(toy, "train"), (64, 128))
 
 
-@pytest.mark.parametrize(("batches", "workers"), [(2.5, 0), (3.5, 1), (8, 2), (100, 4)])
+@pytest.mark.parametrize(("batches", "workers"), [(0.5, 0), (3.5, 0), (4.5, 1), (8, 2), (9.5, 3), (100, 4)])
 def test_where_shared_memory_is_small_fewer_workers_load_and_a_line_says_so(streets, monkeypatch, capsys, batches, workers):
     batch = 2 * sum(value.nbytes for value in streets[0].values() if torch.is_tensor(value))
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)

@@ -9,7 +9,7 @@ from conftest import ROOT
 import common
 
 TRAINING = """
-bar = common.progress_bar(1000, 0, "D_seed42", False)
+bar = common.runs.progress_bar(1000, 0, "D_seed42", False)
 with bar:
     for epoch in range(10):
         for step in range(25):
@@ -29,13 +29,13 @@ def test_a_log_gets_a_line_now_and_then_and_the_last_one_says_how_it_ended(capsy
 
 def test_a_terminal_gets_a_bar_that_moves(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    assert common.is_watched()
+    assert common.runs.is_watched()
     exec(TRAINING, {"common": common})
     assert "\r" in capsys.readouterr().out
 
 
 def test_a_process_that_writes_nothing_says_nothing(capsys):
-    with common.progress_bar(10, 0, "D_seed42", True) as bar:
+    with common.runs.progress_bar(10, 0, "D_seed42", True) as bar:
         bar.update(10)
     assert capsys.readouterr() == ("", "")
 

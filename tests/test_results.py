@@ -315,6 +315,13 @@ def test_code_that_was_not_committed_or_has_changed_since_is_said(tmp_path):
     assert "Note 1: uncommitted code." in page and "Note 2: made by an earlier state of the code." in page
 
 
+def test_a_method_of_ones_own_has_a_row_without_a_published_score(tmp_path):
+    put_pair(tmp_path)
+    put_run(tmp_path, "E", 1, 0.7)
+    assert row_of(page_of(tmp_path), "E |")[:7] == ["E", "cityscapes, paper", WEIGHTS, "1", "160", "70.00", ""]
+    assert row_of(page_of(tmp_path), "E |")[7] == "" and verdict_of(page_of(tmp_path)) == "Reproduced."
+
+
 # what is not ours
 
 
@@ -324,6 +331,7 @@ def test_code_that_was_not_committed_or_has_changed_since_is_said(tmp_path):
     ("config.json", '{"settings": 3}'), ("config.json", '{"images": [1]}'), ("history.csv", ""),
     ("metrics", None), ("metrics", {"miou": float("inf")}), ("metrics", [0.5]), ("seed", "one"), ("epochs", 1.5), ("method", None),
     ("final", [1]), ("drives", [1]), ("test", "good"), ("majority_baseline", "none"),
+    ("metrics", {"miou": 10**400}), ("metrics", {"miou": 1e308}), ("metrics", {"miou": {}}), ("majority_baseline", {"miou": {}}),
 ])
 def test_what_is_damaged_or_not_ours_is_skipped_with_one_line(tmp_path, file, content):
     put_pair(tmp_path)
@@ -335,6 +343,28 @@ def test_what_is_damaged_or_not_ours_is_skipped_with_one_line(tmp_path, file, co
         (folder / "summary.json").write_text(json.dumps(summary).replace("Infinity", "1e999"))
     page = page_of(tmp_path)
     assert page.count("damaged or not ours") == 1 and "paper/C_seed1: damaged" in page and verdict_of(page) == "Reproduced."
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("summary.json", '{"notebook": '), ("summary.json", "[1, 2]"), ("summary.json", "3"), ("summary.json", "{}"), ("summary.json", "[" * 100_000),
+    ("summary.json", b"\xff\xfe\x00"), ("config.json", "{"), ("config.json", "[1]"), ("config.json", '{"settings": 3}'),
+    ("metrics", None), ("metrics", [0.5]), ("seed", "one"), ("method", None), ("final", [1]),
+])
+def test_a_notebook_leaves_out_what_is_damaged_or_not_ours_with_one_line(tmp_path, capsys, file, content):
+    kept, folder = put_run(tmp_path, "D"), put_run(tmp_path, "C")
+    if "." in file:
+        (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    else:
+        summary = json.loads((folder / "summary.json").read_text()) | {file: content}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    common.say_once.cache_clear()
+    assert common.find_runs(tmp_path)["folder"].tolist() == [kept]
+    assert capsys.readouterr().out == f"left out: {folder} is damaged or not a run of ours\n"
+
+
+def test_a_notebook_finds_all_runs_of_this_repository(capsys):
+    common.say_once.cache_clear()
+    assert len(common.find_runs()) == len(list((common.HERE / "results").glob("*/*/*/summary.json"))) and not capsys.readouterr().out
 
 
 HOSTILE = "D <script>alert(1)</script>|x `code` [a](http://b.c) www.b.c **bold** $x$\n# head\u202e &lt; a@b.c"
@@ -426,9 +456,11 @@ def test_the_record_of_a_source_names_what_its_notebooks_runs_record(name):
 
 def test_scores_on_camvids_test_images_stand_beside_the_published_ones(tmp_path):
     iou = dict.fromkeys(report.CAMVID_CLASSES, 0.5) | {"sky": 0.9, "train": None}
-    put_run(tmp_path, dataset="camvid11", mode="course", weights="none", test={"miou": 0.54, "iou": iou})
-    put_run(tmp_path, "U", dataset="camvid11", mode="course", test={"miou": 0.7, "iou": {"person": 0.5}})
+    put_run(tmp_path, dataset="camvid11", mode="course", weights="none", n_test=233, test={"miou": 0.54, "iou": iou})
+    put_run(tmp_path, "U", dataset="camvid11", mode="course", n_test=233, test={"miou": 0.7, "iou": {"person": 0.5}})
+    put_run(tmp_path, "B", dataset="camvid11", mode="course", n_test=50, test={"miou": 0.9, "iou": iou})  # a part of them
     page = page_of(tmp_path)
+    assert "| 06 B | " not in page.partition("## CamVid, test split")[2]
     assert "| ENet |" in page and "| 52.85 | 90.0 | 70.3 |" in page and "| 06 D | none | 1 | 54.00 | 90.0 |" in page
     assert "06 U |" not in page, "a run with other classes does not compare"
     assert "The best of ours, 54.00, is above ENet's 52.85." in page

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import tiny_run
 import torch
 
@@ -166,6 +168,141 @@ def test_a_damaged_checkpoint_is_named(toy, tmp_path):
         tiny_run.run(toy, tmp_path, epochs=2)
 
 
+def flip_bit(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def stopped(toy, tmp_path_factory):
+    """Results folder of a run that max_hours stopped after its first epoch."""
+    out = tmp_path_factory.mktemp("stopped")
+    assert tiny_run.run(toy, out, epochs=2, max_hours=1e-9)[1] is None
+    return out
+
+
+def copied(stopped, out):
+    """A copy of that run: (its folder, its saved state)."""
+    shutil.copytree(stopped, out)
+    folder = runs.run_folder(str(out), "tiny", "toy", "course", "tiny", 3)
+    return folder, folder / "checkpoint" / "epoch_0001"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "progress.json"])
+def test_one_flipped_bit_in_a_saved_state_is_told_and_not_resumed(toy, tmp_path, stopped, name):
+    folder, state = copied(stopped, tmp_path / "out")
+    bits = 8 * (state / name).stat().st_size
+    for bit in (bits // 9, bits // 2, bits - 40):
+        flip_bit(state / name, bit)
+        with pytest.raises(StreetsError, match=f"{state}.* is damaged.*: delete .* and run again"):
+            runs.check_sums(state, runs.read_json(state / "progress.json"))
+        flip_bit(state / name, bit)
+    flip_bit(state / name, bits // 3)
+    with pytest.raises(StreetsError, match=f"{state}.* is damaged.*: delete .* and run again"):
+        tiny_run.run(toy, tmp_path / "out", epochs=2)
+    assert not (folder / "summary.json").exists()
+
+
+def test_every_bit_of_the_record_of_a_state_counts(stopped, tmp_path):
+    _, state = copied(stopped, tmp_path / "out")
+    path, told = state / "progress.json", 0
+    whole, expected = path.read_bytes(), runs.check_sums(state, runs.read_json(path))
+    for bit in range(8 * len(whole)):
+        flip_bit(path, bit)
+        try:
+            assert runs.check_sums(state, runs.read_json(path)) == expected, "the last digits of a number that is the same"
+        except StreetsError:
+            told += 1
+        path.write_bytes(whole)
+    assert told > 7.9 * len(whole)
+
+
+def test_a_state_that_lacks_a_file_is_told(toy, tmp_path, stopped):
+    _, state = copied(stopped, tmp_path / "out")
+    (state / "random_states_0.pkl").unlink()
+    with pytest.raises(StreetsError, match=r"damaged \(random_states_0.pkl\)"):
+        tiny_run.run(toy, tmp_path / "out", epochs=2)
+
+
+def test_a_state_and_weights_of_an_earlier_release_have_no_checksums_and_go_on_to_the_same_numbers(toy, tmp_path, stopped):
+    whole, _ = tiny_run.run(toy, tmp_path / "whole", epochs=2)
+    folder, state = copied(stopped, tmp_path / "out")
+    progress = runs.read_json(state / "progress.json")
+    assert {"model.safetensors", "optimizer.bin", "random_states_0.pkl"} <= progress.pop("files").keys() and len(progress.pop("sha256")) == 64
+    runs.write_json(state / "progress.json", progress)
+    net = common.load_weights(folder / "best.safetensors", tiny_run.tiny_network())
+    (folder / "best.safetensors").write_bytes(safetensors.torch.save(net.state_dict()))
+    common.load_weights(folder / "best.safetensors", tiny_run.tiny_network())
+    tiny_run.run(toy, tmp_path / "out", epochs=2)
+    assert results(folder) == results(whole)
+
+
+def test_every_bit_of_kept_weights_counts(tmp_path):
+    net, path = tiny_run.tiny_network(), tmp_path / "w.safetensors"
+    common.save_weights(path, net)
+    whole, told, tried = path.read_bytes(), 0, range(0, 8 * path.stat().st_size, 7)
+    for bit in tried:
+        flip_bit(path, bit)
+        other = tiny_run.tiny_network()
+        try:
+            common.load_weights(path, other)
+            assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), other.state_dict().values())), bit
+        except StreetsError as error:
+            assert "train that run again with rerun = \"yes\" or -p rerun yes" in str(error) and "\n" not in str(error)
+            told += 1
+        path.write_bytes(whole)
+    assert told > 0.99 * len(tried)
+
+
+def test_damaged_best_weights_are_told_at_the_end_of_a_resumed_run(toy, tmp_path, stopped):
+    folder, _ = copied(stopped, tmp_path / "out")
+    flip_bit(folder / "best.safetensors", 8 * (folder / "best.safetensors").stat().st_size - 3)
+    with pytest.raises(StreetsError, match="best.safetensors .*checksum.*train that run again"):
+        tiny_run.run(toy, tmp_path / "out", epochs=2, select="best", best_by="constant",
+                     evaluate=lambda *given: (common.evaluate(*given)[0] | {"constant": 0.0}, common.evaluate(*given)[1]))
+    assert not (folder / "summary.json").exists()
+
+
+# what an augmentation returns
+
+
+@pytest.mark.parametrize(("augment", "sentence"), [
+    (lambda image, label: (image / 255, label), "augment must return an image (H, W, 3) uint8 and a label (H, W) of integers, not float64 (64, 128, 3)"),
+    (lambda image, label: (image, label.astype(np.float32)), "augment must return an image (H, W, 3) uint8 and a label"),
+    (lambda image, label: (image[..., 0], label), "augment must return an image (H, W, 3) uint8 and a label"),
+    (lambda image, label: (image, label[None]), "augment must return an image (H, W, 3) uint8 and a label"),
+    (lambda image, label: (image, np.where(label == 255, 254, label)), "augment must return a label of classes 0 to 18, or 255, but it holds 254"),
+    (lambda image, label: (image, label.astype(int) - 1), "augment must return a label of classes 0 to 18, or 255, but it holds"),
+    (lambda image, label: image, "augment must return an image and a label as arrays, not ndarray."),
+    (lambda image, label: (image.tolist(), label), "augment must return an image and a label as arrays, not tuple."),
+    (lambda image, label: None, "augment must return an image and a label as arrays, not NoneType."),
+])
+def test_what_an_augmentation_may_not_return_is_told_in_one_sentence(toy, augment, sentence):
+    data = common.StreetScenes(common.list_frames(toy, "train"), (64, 128), augment=lambda image, label, rng: augment(image, label))
+    with pytest.raises(StreetsError) as caught:
+        data[0]
+    assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("augment", "sizes"), [(lambda image, label, rng: (image, label[:32]), "64x128 and 32x128"),
+                                                (lambda image, label, rng: (image[:, :64].copy(), label), "64x64 and 64x128")])
+def test_an_augmentation_that_leaves_two_sizes_is_told_before_the_first_step(toy, tmp_path, augment, sizes):
+    with pytest.raises(StreetsError, match=f"^augment must return image and label of one size, not {sizes}.$"):
+        tiny_run.run(toy, tmp_path, epochs=1, augment=augment)
+    assert not list(tmp_path.rglob("history.csv"))
+
+
+def test_images_of_different_sizes_in_one_batch_are_told(toy, tmp_path):
+    def cut(image, label, rng):
+        rows = int(rng.integers(32, 64))
+        return image[:rows], label[:rows]
+
+    for workers in (0, 1):
+        with pytest.raises(StreetsError, match="^augment must return all images in one size"):
+            tiny_run.run(toy, tmp_path / str(workers), epochs=1, augment=cut, num_workers=workers)
+
+
 def test_a_loss_that_is_not_a_number_stops_and_leaves_no_result(toy, tmp_path):
     def poisoned(model, batch):
         return tiny_run.cross_entropy(model, batch) * float("nan")
@@ -207,8 +344,18 @@ def test_a_worker_process_that_dies_is_told_in_one_sentence(toy, tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         return image, label
 
-    with pytest.raises(StreetsError, match="data-loading process died"):
+    with pytest.raises(StreetsError, match="data-loading process died, .*: end other programs, or lower batch_size, such as"):
         tiny_run.run(toy, tmp_path, augment=die, num_workers=1)
+
+
+def test_a_mistake_in_a_worker_is_not_taken_for_its_death(toy, tmp_path):
+    def wrong(image, label, rng):
+        if torch.utils.data.get_worker_info():
+            raise RuntimeError("my own mistake")
+        return image, label
+
+    with pytest.raises(RuntimeError, match="my own mistake"):
+        tiny_run.run(toy, tmp_path, epochs=1, augment=wrong, num_workers=1)
 
 
 def test_an_error_in_a_worker_process_arrives_as_its_own_sentence(toy, tmp_path):
@@ -219,9 +366,24 @@ def test_an_error_in_a_worker_process_arrives_as_its_own_sentence(toy, tmp_path)
         tiny_run.run(toy, tmp_path, augment=complain, num_workers=1)
 
 
-def test_running_out_of_gpu_memory_names_batch_and_size():
-    with pytest.raises(StreetsError, match="Out of GPU memory with batch_size 2 at 8x8"), common.plain_errors("batch_size 2 at 8x8"):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+@pytest.mark.parametrize(("error", "words"), [
+    (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "Out of GPU memory"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate"), "Out of memory"),
+    (MemoryError("Unable to allocate 20. GiB for an array"), "Out of memory")])
+def test_running_out_of_memory_names_batch_and_size_and_what_there_is_to_lower(error, words):
+    with pytest.raises(StreetsError, match=f"^{words} with batch_size 2 at 8x8: lower batch_size, such as batch_size = 1 or -p batch_size 1, or"), \
+            common.plain_errors("batch_size 2 at 8x8"):
+        raise error
+    with pytest.raises(StreetsError, match="lower batch_size or crop, such as"), common.plain_errors("", ["batch_size", "crop"]):
+        raise error
+
+
+def test_what_a_run_does_not_have_is_not_named_as_a_remedy(toy, tmp_path):
+    def exhausted(model, batch):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(StreetsError, match="lower batch_size or size, such as"):
+        tiny_run.run(toy, tmp_path, settings={"size": 8, "batch_size": 3, "lr": 1}, loss_fn=exhausted)
 
 
 def test_batch_norm_on_a_single_value_is_explained():
@@ -230,8 +392,10 @@ def test_batch_norm_on_a_single_value_is_explained():
 
 
 def test_fewer_images_than_a_batch_are_refused(toy, tmp_path):
-    with pytest.raises(StreetsError, match="8 training images do not fill one batch of 9"):
+    with pytest.raises(StreetsError, match="8 training images do not fill one batch of 9: .* batch_size = 8 or -p batch_size 8"):
         tiny_run.run(toy, tmp_path, batch_size=9)
+    with pytest.raises(StreetsError, match="8 training images do not fill one batch of 10"):
+        common.steps_per_epoch(range(8), 5, processes=2)
 
 
 def test_select_best_describes_the_best_epoch(toy, tmp_path):

@@ -194,7 +194,7 @@ def test_no_folder_and_no_runs_end_in_one_sentence(tmp_path, monkeypatch, made, 
 
 
 DAMAGE = {"history.csv": ("", "epoch,miou\n", "epoch,miou\n1,half\n", "epoch,miou\n,0.5\n", "epoch,loss\n1,2\n", 'a,"b', "\0\0", None),
-          "summary.json": ('{"metrics": ', "[]", '{"metrics": 3}', "{}", '{"metrics": {"miou": null}}'), "config.json": ('{"recorded": ', "[1]")}
+          "summary.json": ('{"metrics": ', "[]", '{"metrics": 3}', "{}", '{"metrics": {"miou": null}}', "[" * 100_000, '{"metrics": {"miou": 1%s}}' % ("0" * 400)), "config.json": ('{"recorded": ', "[1]")}
 
 
 @pytest.mark.parametrize(("file", "text"), [(file, text) for file, texts in DAMAGE.items() for text in texts])

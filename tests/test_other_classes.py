@@ -1,0 +1,79 @@
+"""Data sets that hold some of the nineteen classes only: every notebook runs on them to its end."""
+
+import json
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import run_script
+from torchvision.datasets import Cityscapes
+
+import data_prep
+
+ID = {c.name: c.id for c in Cityscapes.classes}
+SMALL = {  # as little as a notebook can be run with
+    "01_class_remapping": {"images": 4},
+    "02_unet_from_scratch": {"epochs": 1, "stage_epochs": 1, "images": 8, "size": 32, "width": 4},
+    "03_unet_resnet50_cv": {"epochs": 1, "images": 6, "height": 32, "weights": "none", "fold": "1"},
+    "04_segformer_thin_structures": {"epochs": 1, "images": 10, "height": 32, "weights": "none", "approach": "baseline,bas_lovasz"},
+    "05_semeda": {"height": 64, "crop": 64, "epochs": 1, "images": 6, "batch_size": 3, "weights": "none", "method": "ppce"},
+    "06_kervadec_ablation": {"epochs": 1, "images": 4, "height": 32, "weights": "none", "variant": "AD"},
+}
+
+
+def with_classes(root, **splits):
+    """Toy streets in which each split holds the classes named: {train id: name of the class that takes its place}."""
+    data_prep.make_toy(root, size=(64, 128), train=10, val=4, test=2, seed=1)
+    for split, names in splits.items():
+        table = np.zeros(256, np.uint8)  # label id 0 is void
+        for c in Cityscapes.classes:
+            if 0 <= c.train_id < 255:
+                table[c.id] = ID[c.name if c.name in names else names[c.train_id % len(names)]]
+        for path in sorted(root.glob(f"gtFine/{split}/*/*_gtFine_labelIds.png")):
+            cv2.imwrite(str(path), table[cv2.imread(str(path), cv2.IMREAD_UNCHANGED)])
+    return root
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    """{name: root}: three classes everywhere; and one in which no two splits hold the same classes."""
+    three, root = ("road", "building", "sky"), tmp_path_factory.mktemp("streets")
+    uneven = {"train": (*three, "car", "fence"), "val": (*three, "person", "pole"), "test": (*three, "bus")}
+    return {"three": with_classes(root / "three", train=three, val=three, test=three), "uneven": with_classes(root / "uneven", **uneven)}
+
+
+def classes_scored(metrics):
+    return {name for name, iou in metrics["iou"].items() if iou is not None}
+
+
+@pytest.mark.parametrize(("data", "name"), [*(("three", name) for name in SMALL), ("uneven", "02_unet_from_scratch")])
+def test_a_notebook_runs_to_its_end_on_streets_of_a_few_classes(streets, tmp_path, data, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # means of nothing and the like, which the reader would see
+        run_script(name, tmp_path, **SMALL[name] | {"data_dir": str(streets[data]), "out_dir": str(tmp_path / "results")})
+    summaries = [json.loads(path.read_text()) for path in (tmp_path / "results").rglob("summary.json")]
+    scored = [classes_scored(summary["metrics"]) for summary in summaries if "iou" in summary["metrics"]]
+    there = {"road", "building", "sky", *["person"] * (data == "uneven")} if name[:2] != "04" else set()
+    assert all(one - {"background"} == there for one in scored) and bool(scored) == (name != "01_class_remapping")
+
+
+def test_a_class_that_no_training_label_shows_does_not_count_against_the_proxy(notebook, monkeypatch):
+    nb, judged = notebook("05_semeda"), []
+    monkeypatch.setattr(nb, "edge_f1", lambda proxy, labels: judged.append(labels) or 1.0)
+    shown, held_out = torch.randint(0, 3, (8, 16, 16)), torch.randint(0, 6, (2, 16, 16))
+    data = [{"label": label} for label in torch.where(shown == 0, 255, shown)]  # classes 1 and 2, and void
+    monkeypatch.setattr(nb.common, "make_loader", lambda data, size, sampler: [{"label": torch.stack([d["label"] for d in data])}])
+    nb.train_edge_net(nb.EdgeNet(), data, held_out, 1e-3, every=1)
+    assert torch.equal(judged[0], torch.where((held_out == 1) | (held_out == 2), held_out, 255))
+
+
+def test_labels_without_an_edge_cannot_teach_edges_and_one_sentence_says_so(notebook, tmp_path):
+    import common
+
+    root = with_classes(tmp_path / "road", train=("road",), val=("road",), test=("road",))
+    splits = {split: common.list_frames(root, split) for split in ("train", "val")}
+    settings = {"crop": 64, "scale_from": 0.5, "scale_to": 1.5, "proxy_lr": 1e-3}
+    with pytest.raises(common.StreetsError, match="No label in val has an edge between two classes"):
+        notebook("05_semeda").train_proxy(tmp_path, splits, (64, 128), settings, seed=0)
