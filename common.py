@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 warnings.filterwarnings("ignore", "IProgress not found")  # said on import by others; our bars are plain text
-# torch's threads shall not spin while they wait: beside another program that makes a training many times slower
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# torch's threads spin while they wait, for so long that beside another program a training becomes many times slower; a
+# thousand turns are enough where nothing else runs (tests/bench_shared_machine.py)
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import cv2
 import IPython.display
