@@ -33,8 +33,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | QUICK_TIME | QUICK_SEE |
-# | `laptop` | CamVid: 367 real streets | any CPU | LAPTOP_TIME | LAPTOP_SEE |
+# | `quick` | toy streets, made on the spot | any CPU | 2.1 min in all (2 cores of an AMD EPYC, November 2026) | with seed 42, mIoU on test .68 after `scratch` and .71 after `dice_occlusion` (majority class .04), people .00 and .13: it works, and is no evidence |
 # | `course` | CamVid, or Cityscapes | one 16 GB GPU | not yet measured | five stages that one can compare |
 # | `paper` | Cityscapes, squeezed to 256x256 | one 16 GB GPU | not yet measured (the source: 2 h 16 min for the first stage on a P100) | the published table |
 
@@ -45,7 +44,7 @@
 # `papermill notebooks/02_unet_from_scratch.ipynb out.ipynb -p stage dice_occlusion`.
 
 # %% tags=["parameters"]
-mode: str = "quick"  # quick (CPU, minutes), laptop (real streets, CPU), course (one free GPU), paper (the published recipe)
+mode: str = "quick"  # quick (CPU, minutes), course (one free GPU), paper (the published recipe)
 stage: str = "all"  # scratch, continued, weighted, weighted_occlusion, dice_occlusion, several with commas, or all
 lr: float = 0.0  # learning rate of the first stage; 0 takes the mode's (the report says 1e-3, its code 1e-4)
 frequency: str = "published"  # class weights from the published, rounded shares, or measured on the training labels
@@ -121,9 +120,6 @@ MODES = {
     "quick": {"width": 16, "depth": 3, "size": 128, "images": 40, "epochs": 40,
               "batch_size": 4, "lr": 2e-3, "stage_epochs": 10, "stage_lr": 5e-4,
               "dice_batch_size": 2, "precision": "auto"},
-    "laptop": {"width": 16, "depth": 3, "size": 160, "images": 0, "epochs": 30,
-               "batch_size": 8, "lr": 2e-3, "stage_epochs": 10, "stage_lr": 5e-4,
-               "dice_batch_size": 4, "precision": "auto"},
     "course": {"width": 64, "depth": 3, "size": 256, "images": 0, "epochs": 40,
                "batch_size": 8, "lr": 1e-3, "stage_epochs": 12, "stage_lr": 1e-4,
                "dice_batch_size": 4, "precision": "auto"},
@@ -225,8 +221,8 @@ class Streets(Dataset):
 
 # %%
 small = Streets(common.evenly(splits["train"], 40), 128)
-photo, label = small[0]
-print(len(small), "streets; photo", tuple(photo.shape), photo.dtype, "| label", tuple(label.shape))
+image, label = small[0]
+print(len(small), "streets; photo", tuple(image.shape), image.dtype, "| label", tuple(label.shape))
 
 # %% [markdown]
 # We will watch one street all through the notebook: the one with the most pixels of people.
@@ -505,9 +501,10 @@ def show_confusion(confusion, classes):
 common.show(show_confusion(confusion, scheme.classes))
 
 # %% [markdown]
-# READ_CONFUSION
+# Not one pixel of people is called person: 54 % of them are taken for vehicles, 19 % for buildings, 16 % for vegetation.
+# People have one pixel in a hundred, so the network loses little by never naming them.
 #
-# And where? These are the three validation streets with the lowest mean IoU. Red pixels are wrong:
+# And where does it go wrong? These are the three validation streets with the lowest mean IoU. Red pixels are wrong:
 
 # %%
 val = Streets(splits["val"], 128)
@@ -519,7 +516,7 @@ common.show(common.show_predictions(photos, [val[k][1].numpy() for k in worst],
                                     [answers[k].numpy() for k in worst], scheme))
 
 # %% [markdown]
-# READ_WORST
+# Along contours, where things crowd together, and on everybody who walks there.
 #
 # The source has three ideas against that.
 #
@@ -842,7 +839,8 @@ axis.legend(frameon=False)
 common.show(fig)
 
 # %% [markdown]
-# READ_CURVE In the source the validation loss is lowest at epoch 20 (.34) and then rises to .59 at epoch 100, while the
+# On forty toy streets both losses still fall after forty epochs, and the validation loss (.30) is not far above the other
+# (.25): nothing is learnt by heart yet. In the source the validation loss is lowest at epoch 20 (.34) and then rises to .59 at epoch 100, while the
 # training loss falls to .04: the network becomes sure of wrong answers. So somebody has to choose an epoch. Three rules, and
 # what each would have kept:
 
@@ -853,7 +851,7 @@ columns = ["epoch", "eval_loss", "miou", "iou_person"]
 pd.DataFrame({rule: history.loc[row, columns] for rule, row in rules.items()}).T.round(3)
 
 # %% [markdown]
-# READ_RULES The source keeps `scratch` by its loss and the other stages by their mean IoU, so a part of what they gain is the
+# Here the first two rules agree, and the last epoch is a little worse. On other data they may not. The source keeps `scratch` by its loss and the other stages by their mean IoU, so a part of what they gain is the
 # rule. Here one rule serves all.
 #
 # ### The five stages
@@ -875,7 +873,8 @@ print(f"the majority class scores {100 * majority['miou']:.1f}")
 table.round(1)
 
 # %% [markdown]
-# READ_TABLE
+# Training longer brings people from 0.1 to 5.0, class weights to 14.1; occlusion and Dice add nothing to that here. All
+# this is on eight toy streets and one seed: it shows how the comparison works, and proves nothing.
 #
 # ### The mean that the source selected by
 #
@@ -955,7 +954,8 @@ common.show(fig)
 # Classes with a weight above 1 end negative; person reaches -.98. Their mean stays positive, as the scaled weights add up to 7:
 # at a Dice of .999 or more it is .001. So the loss is positive, though its parts are not.
 #
-# **3. A gain without a control.** Stage 2 is compared with stage 0, which trained 30 epochs less. READ_CONTROL
+# **3. A gain without a control.** Stage 2 is compared with stage 0, which trained 30 epochs less. On
+# the toy streets `continued` alone has 1.7 of the 2.7 points of mean IoU that `dice_occlusion` gains over `scratch`.
 #
 # **4. A score of batches.** Epochs were chosen by the mean of batches above [code].
 #
