@@ -115,7 +115,7 @@ def test_the_plain_loop_and_fit_have_the_same_losses_on_the_same_streets_in_the_
     for order.epoch in (1, 2, 3):
         streets = nb.Streets([frames[k] for _, k in order], 32)
         losses.append(nb.train_epoch(plain, torch.utils.data.DataLoader(streets, batch_size=2), adam))
-    runs.write_json(tmp_path / "config.json", {"parameters": {"seed": seed}, "method": "", "dataset": "toy", "images": {"train": 8, "val": 3},
+    runs.write_json(tmp_path / "config.json", {"parameters": {"seed": seed, "mode": "quick"}, "method": "", "dataset": "toy", "images": {"train": 8, "val": 3},
                                                "recorded": {"versions": {}, "command": "", "definitions": "", "started": ""}})
     data, val = (nb.make_data(common.list_frames(toy, split), 32, seed) for split in ("train", "val"))
     common.fit(tmp_path, grown, partial(nb.stage_loss, kind="cross_entropy", weights=None), data, val, epochs=3, batch_size=2,
