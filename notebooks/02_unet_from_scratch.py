@@ -14,7 +14,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # What can a U-Net learn from nothing?
 #
 # You build a U-Net, write the loop that trains it, and watch it learn a street from random weights. It finds roads and cars
@@ -267,6 +266,7 @@ def draw_unet(width, depth, size):
     return fig
 
 
+# %%
 common.show(draw_unet(64, 3, 256))
 
 # %% [markdown]
@@ -390,6 +390,7 @@ def receptive_rows(model, side, repeats=6):
     return rows[0].item(), rows[-1].item()
 
 
+# %%
 for poolings in (2, 3, 4):
     low, high = receptive_rows(UNet(width=8, depth=poolings), 256)
     print(f"{poolings} poolings: rows {low} to {high}, {high - low + 1} of 256")
@@ -498,6 +499,7 @@ def show_confusion(confusion, classes):
     return fig
 
 
+# %%
 common.show(show_confusion(confusion, scheme.classes))
 
 # %% [markdown]
@@ -659,6 +661,7 @@ def weighted_dice_loss(probs, label, weights):
     return (1 - scaled * dice_per_class(probs, label).clamp(max=0.999)).mean()
 
 
+# %%
 def dice_and_cross_entropy(logits, label, weights):
     """The last stage's loss: 0.3 weighted cross-entropy + 0.7 weighted Dice."""
     probs = logits.float().softmax(dim=1)
@@ -703,6 +706,7 @@ def batch_miou(confusion, batch_size):
     return float(np.mean([np.nan_to_num(common.iou_per_class(b)).mean() for b in batches]))
 
 
+# %%
 def evaluate(model, data, accelerator=None, batch_size=8, contours=False):
     """common.evaluate with the cross-entropy and the mean of the batches' IoUs."""
     metrics, per_image = common.evaluate(model, data, accelerator, batch_size=batch_size,
@@ -710,6 +714,7 @@ def evaluate(model, data, accelerator=None, batch_size=8, contours=False):
     return metrics | {"batch_miou": batch_miou(per_image["confusion"], batch_size)}, per_image
 
 
+# %%
 def cross_entropy(logits, label, weights=None):
     """Mean of -w log p of the true class, divided by the sum of w; logits (B, C, H, W)."""
     return F.cross_entropy(logits.float(), label, weight=weights)
@@ -737,7 +742,7 @@ from functools import partial
 
 LOSSES = ("cross_entropy", "weighted", "dice")
 
-
+# %%
 def stage_loss(model, batch, kind, weights):
     """The loss of a stage, one of LOSSES."""
     logits, label = model(batch["image"]), batch["label"]
@@ -747,6 +752,10 @@ def stage_loss(model, batch, kind, weights):
     return loss(logits, label, weights.to(logits.device))
 
 
+# %% [markdown]
+# You can add a stage of your own to `STAGES`. What could not be trained as it is written is refused:
+
+# %%
 def check_stages(stages):
     """StreetsError for a stage that could not be trained as it is written."""
     keys = {"parent", "loss", "frequency", "hide", "grey"}
@@ -759,20 +768,28 @@ def check_stages(stages):
             raise common.StreetsError(f"STAGES: {name} cannot be trained as it is written: {recipe}.")
 
 
+# %%
 check_stages(STAGES)
 
+# %% [markdown]
+# The data of a stage, and how often each class occurs in it:
 
+# %%
 def make_data(frames, size, seed):
     """common.StreetScenes of seven classes at size x size, photos from 0 to 1."""
     return common.StreetScenes(frames, (size, size), "streets7", seed=seed,
                                mean=(0, 0, 0), std=(1, 1, 1))
 
 
+# %%
 def measured_shares(data):
     """Share of pixels per class in the labels of a data set, (C,)."""
     counts = sum(np.bincount(data.read(k)[1].ravel(), minlength=7) for k in range(len(data)))
     return counts / counts.sum()
 
+
+# %% [markdown]
+# And one stage whole: its network from the parent's weights, its data, its loss, its optimizer.
 
 # %%
 def train_stage(folder, recipe, settings, splits, frequency, fill, select, seed,
@@ -968,12 +985,13 @@ model = UNet(width=settings["width"], depth=settings["depth"])
 common.load_weights(runs[best].folder / "best.safetensors", model).eval()
 val_data = make_data(splits["val"], settings["size"], seed)
 
-
+# %%
 def swap_red_and_blue(image, label, rng):
     """An augmentation that turns RGB into BGR."""
     return image[..., ::-1].copy(), label
 
 
+# %%
 for name, augment in {"RGB": None, "BGR": swap_red_and_blue}.items():
     val_data.augment = augment
     print(f"{name}: mean IoU {evaluate(model, val_data)[0]['miou']:.3f}")
