@@ -16,8 +16,8 @@
 # %% [markdown]
 # # What do 35 label ids become before a network may see them?
 #
-# A label is a picture of numbers. Here you translate these numbers into classes, compute the two scores of this course
-# on a picture of sixteen pixels, and find out why a pole does not survive when its picture shrinks.
+# A label is a picture of numbers. Here you translate these numbers into classes, compute accuracy, IoU and mean IoU on a
+# picture of sixteen pixels, and find out why so little is left of a pole when its label shrinks.
 #
 # ![A street, its label as it lies on disk, and its label after the look-up](../.github/01_labels.jpg)
 #
@@ -33,12 +33,12 @@
 # student projects that chose classes of their own: *the U-Net report* (subject of notebook 02) and *the thin-structure
 # project* (subject of notebook 04). [results/sources.md](../results/sources.md) names their authors and has the links.
 #
-# **You need** NumPy indexing, and to have heard that a network for 19 classes has 19 outputs per pixel, the *logits*. It
-# takes about 40 minutes to read. Nothing is trained here.
+# **You need** NumPy indexing and a little PyTorch: a network for 19 classes has 19 outputs per pixel, the *logits*, and the
+# cross-entropy compares them with the true class. It takes about 40 minutes to read. Nothing is trained here.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | about 20 s on 2 cores (November 2026) | all of it, from up to 60 images |
+# | `quick` | toy streets, made on the spot | any CPU | about 10 s on 2 cores (November 2026) | all of it, from up to 60 images |
 # | `course` | CamVid, 367 images of 360x480 | any CPU | about 30 s on 2 cores (November 2026) | the same for a whole split |
 # | `paper` | Cityscapes, 2975 images of 1024x2048 | any CPU | not yet measured | a comparison with published counts |
 
@@ -106,8 +106,8 @@ if missing and subprocess.run(install).returncode:
 importlib.invalidate_caches()
 
 # %% [markdown]
-# A *mode* says how many images we look at. `images` of them are counted pixel by pixel (0 is all of them), and
-# `resized` of them are shrunk at the end.
+# A *mode* says how many images we look at. `images` of them are counted pixel by pixel (0 is all of them, and if there are
+# fewer, all are taken), and `resized` of them are shrunk at the end.
 
 # %%
 MODES = {
@@ -126,8 +126,8 @@ print(common.device_line())
 # %% [markdown]
 # ## A street and its label
 #
-# `find_data` takes the folder that you named in `data_dir`, else what it finds in the usual places. On a fresh machine it
-# draws toy streets.
+# `find_data` takes the folder that you named in `data_dir`. If you named none, it looks for Cityscapes in the usual places;
+# where there is none, `quick` draws toy streets. (CamVid has to be named: `data_dir = "data/camvid"`.)
 
 # %%
 root = common.find_data(data_dir, mode)
@@ -166,8 +166,9 @@ for axis in axes:
 common.show(fig)
 
 # %% [markdown]
-# Every region has one grey value, its *label id*. To learn what an id means we ask the official class table, which
-# comes with `torchvision`:
+# Every region has one grey value, its *label id*. *Cityscapes* is a data set of street photos from some fifty cities, with a
+# class for every pixel, and its table of classes is the standard of this field. It comes with `torchvision`; the toy streets
+# use its ids, and CamVid is translated into them:
 
 # %%
 from torchvision.datasets import Cityscapes
@@ -178,6 +179,8 @@ for i in np.unique(ids)[:8]:
 print("...", len(np.unique(ids)), "ids in this label")
 
 # %% [markdown]
+# (The *ego vehicle* is the car that carries the camera; its bonnet is the dark part at the bottom.)
+#
 # ## Two numbers for each class
 #
 # Let us look at one entry of the table:
@@ -187,7 +190,7 @@ official[26]
 
 # %% [markdown]
 # A car has the **label id** 26 and the **train id** 13. Label ids are for the people who draw labels: everything that
-# they can name has one. Train ids are for networks, and count the classes that are scored, from 0 without a gap. Output
+# they can name has one. Train ids are for networks: the classes that are scored have 0 to 18, without a gap, and output
 # number 13 of a network is its score for *car*.
 
 # %%
@@ -197,7 +200,7 @@ print(len(scored), "train ids:", [c.train_id for c in scored])
 print("with the same number twice:", sum(c.id == c.train_id for c in scored))
 
 # %% [markdown]
-# Not one of the 19 classes has the same number twice. What happens if you forget to translate? Suppose you train on label
+# For none of the 19 classes are the two numbers the same. What happens if you forget to translate? Suppose you train on label
 # ids. With 19 outputs PyTorch stops you:
 
 # %%
@@ -219,9 +222,9 @@ loss = F.cross_entropy(torch.zeros(1, 34, *ids.shape), target)
 print(f"34 outputs: loss {loss:.3f}, and log 34 is {np.log(34):.3f}")
 
 # %% [markdown]
-# Nothing complains. All logits are equal, so the loss is log 34, as it should be. But everything else in the world expects
-# train ids: evaluations, colour tables, other people's weights. Here is a *perfect* prediction in label ids, read as if
-# its numbers were train ids. (`common.SCHEMES` holds the finished tables; in a moment you build them yourself.)
+# Nothing complains. All logits are equal, so the loss is log 34, as it should be. But our scores, our colour tables and most
+# ready-made weights expect train ids. Here is a *perfect* prediction in label ids, read as if its numbers were train ids.
+# (`common.SCHEMES` holds the finished tables; in a moment you build them yourself. 255 marks pixels that are not scored.)
 
 # %%
 cityscapes19 = common.SCHEMES["cityscapes19"]
@@ -256,7 +259,7 @@ common.show(fig)
 
 # %% [markdown]
 # On the right the road is called *traffic sign*, because 7 is the label id of the one and the train id of the other.
-# Everything from 19 on is black.
+# Every number from 19 on is black. On the left black is what is not scored; we come to that soon.
 #
 # ## A look-up table
 #
@@ -268,8 +271,9 @@ table = np.full(256, 254, np.uint8)  # 254: no such label id
 print(table.shape, table[7], table[100])
 
 # %% [markdown]
-# Then we enter the 35 official ids. Two of them need care. Train id 255 stands for everything that is not scored; we call
-# it *void*. And the licence plate has the id −1, which a byte cannot hold. Written into a byte, −1 becomes 255:
+# Then we enter the 35 official ids. Two things need care. The train id 255 is shared by many ids: it stands for what is not
+# scored, and we call it *void*. And the licence plate has twice −1, which a byte cannot hold. Written into a byte, −1 becomes
+# 255. (The official label pictures leave the plate out and show the car behind it.)
 
 # %%
 print(official[-1].name, "->", np.array(-1).astype(np.uint8), "=", -1 % 256)
@@ -320,8 +324,8 @@ except common.StreetsError as error:
 # ### Classes of your own
 #
 # Nobody forces you to take the 19 official classes. The U-Net report takes six groups, the thin-structure project six
-# classes, and both call everything else class 0, *background*. (The thin-structure project's code names its classes; that
-# they mean these label ids and no others is our reading.)
+# classes, and both call everything else class 0, *background*. (The thin-structure project gives names only. We assume that
+# each means the official class of that name.)
 
 # %%
 U_NET_REPORT = {
@@ -336,7 +340,8 @@ THIN_STRUCTURES = {1: ["fence"], 2: ["car"], 3: ["vegetation"],
                    4: ["pole"], 5: ["traffic sign"], 6: ["traffic light"]}
 
 # %% [markdown]
-# One function makes a table of either:
+# One function makes a table of either. We call the U-Net report's classes `streets7` and the thin-structure project's
+# `thin7`, as each has seven with background. Such a set of classes, with its table and its colours, is a *scheme*:
 
 # %%
 def table_from_names(groups, rest=0):
@@ -387,8 +392,8 @@ common.show(fig)
 #
 # ## Void is not a class
 #
-# 255 marks pixels that nobody wants an answer for: the bonnet of the camera's car, things too mixed to name, classes too
-# rare to score. A loss must leave them out, or it stops at the first of them:
+# 255 marks pixels that nobody wants an answer for: the bonnet of the camera's car, things that fit no class, classes too
+# rare to score. A loss must leave them out. There is no output number 255, so PyTorch stops:
 
 # %%
 logits = torch.zeros(1, 19, *label.shape)
@@ -399,7 +404,7 @@ except IndexError as error:
     print("IndexError:", error)
 
 # %% [markdown]
-# `ignore_index` leaves them out:
+# `ignore_index` leaves them out. All logits are 0, so the loss of the rest has to be log 19, which is 2.944:
 
 # %%
 print(f"void is {np.mean(label == 255):.1%} of this label")
@@ -465,7 +470,7 @@ for c, name in enumerate(NAMES):
 # %% [markdown]
 # Count them in the picture: the pole has three pixels, and one was found. The road found all of its eight pixels, and
 # still gets less than 1, because it also claims three that are not road. The mean of the three is the **mean IoU**, the
-# *mIoU* of the other notebooks:
+# *mIoU* of the other notebooks. (A class that does not occur in the truth is left out of the mean.)
 
 # %%
 print(f"mean IoU: {(8 / 11 + 3 / 4 + 1 / 3) / 3:.3f}")
@@ -515,7 +520,8 @@ print("the same matrix:", (fast == matrix).all())
 
 # %% [markdown]
 # `common.confusion_matrix` does just that, and refuses numbers that are no class. The course reads its scores from it. To
-# score a data set we add up the matrices of its images, and compute the IoU at the end.
+# score a data set we add up the matrices of its images, and compute the IoU once, at the end: a mean over images would give a
+# picture with ten pixels of pole as much say as one with ten thousand.
 
 # %%
 theirs = common.confusion_matrix(answer, truth, 3)
@@ -525,8 +531,8 @@ print(f"accuracy {common.accuracy(theirs):.3f}, mean IoU {common.miou(theirs):.3
 # %% [markdown]
 # ### What the two cures for void cost
 #
-# Now we can measure the harm. We need a network that is never wrong, and, as it must answer something on void as well, let
-# it continue there what is nearest:
+# Now we can measure the harm to the score. We need a network that is never wrong. It must answer something on void as well,
+# so we give each void pixel the class of the nearest pixel that has one:
 
 # %%
 from scipy import ndimage
@@ -551,8 +557,8 @@ for name, wanted in truths.items():
 
 # %% [markdown]
 # This network is right wherever there is something to be right about. Only the first line says so. With void as road, it
-# pays for every void pixel that it gave to another class. With void as a class of its own it can only lose: nobody taught
-# it to answer "nothing".
+# pays for every void pixel that it gave to another class. With void as a class of its own it pays for every void pixel,
+# because it never answers "void".
 #
 # ## How many pixels does each class have?
 #
@@ -612,7 +618,8 @@ print(f"and the largest is {largest[0] / share[order[0]]:.0f} times {names[0]}")
 # ### The laziest network
 #
 # It looks at no picture and answers the most frequent class everywhere. If that class has the share $f$ of the pixels,
-# the accuracy is $f$. Its IoU is $f$ for that class, 0 for the other $C - 1$, and so the mean IoU is $f / C$:
+# the accuracy is $f$. Its IoU is $f$ for that class and 0 for the others. With $C$ classes that have pixels here, the mean
+# IoU is $f / C$:
 
 # %%
 rows = {}
@@ -624,8 +631,8 @@ for name, scheme in common.SCHEMES.items():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# The accuracy looks like the start of something; the mean IoU does not. Every table of results in this course shows this
-# *majority class* beside the scores.
+# An accuracy of .78 for `thin7` looks like a network that has learnt something. A mean IoU of .11 does not. The network that
+# always gives this answer is called the *majority class*; you will find it beside the scores in every notebook.
 #
 # ### A network that is nearly perfect
 #
@@ -641,8 +648,8 @@ print("never answered:", ", ".join(np.array(cityscapes19.classes)[rare]))
 print(f"accuracy {common.accuracy(matrix):.3f}, mean IoU {common.miou(matrix):.3f}")
 
 # %% [markdown]
-# Accuracy counts pixels and hardly notices. The mean IoU counts classes, and every class that is missing takes its
-# full part away. That is why this course reports it.
+# Accuracy counts pixels and hardly notices. The mean IoU counts classes: each of the 19 is worth 1/19, and a class that is
+# never answered loses all of it. That is why this course reports the mean IoU.
 #
 # ## What a smaller picture costs
 #
@@ -660,8 +667,8 @@ print("nearest pixel:  ", np.unique(nearest))
 print("bilinear:       ", np.unique(bilinear))
 
 # %% [markdown]
-# Bilinear resizing makes numbers up to 254, which are no class at all: they are averages with void. How many pixels are
-# invented? A pixel of the small label stands for 2x2 pixels of the large one, and should have the class of one of the
+# Bilinear resizing makes numbers that are no class at all, such as 64 or 128: they are averages with void. Averages of two
+# classes are worse, because they look like a class. How many pixels are invented? A pixel of the small label stands for 2x2 pixels of the large one, and should have the class of one of the
 # four:
 
 # %%
@@ -678,7 +685,7 @@ print(f"nearest pixel: {invented(nearest, label).sum()} invented")
 print(f"bilinear: {ghosts.sum()} invented,", f"{ghosts[contour].mean():.0%} at contours")
 
 # %% [markdown]
-# To see them we look for the window that holds the most:
+# So three in ten pixels at a contour are invented. To see them we look for the window that holds the most:
 
 # %%
 def densest_window(mask, height, width):
@@ -695,7 +702,7 @@ window = np.s_[row : row + h, column : column + w]
 before = np.s_[2 * row : 2 * (row + h), 2 * column : 2 * (column + w)]
 
 # %% [markdown]
-# White marks numbers that are no class:
+# White would mark numbers that are no class at all. This window holds the other kind, classes that are not there:
 
 # %%
 no_class = (bilinear >= 19) & (bilinear < 255)
@@ -711,13 +718,14 @@ for axis, (title, panel) in zip(axes, panels.items()):
 common.show(fig)
 
 # %% [markdown]
-# Every contour on the right has a seam of classes that are not there, and a network would learn to draw it. So photos are
-# resized smoothly, and **labels by the nearest pixel**.
+# On the right many contours have a seam of other classes, and a network that is trained on this label is told that the seam
+# is right. So photos are resized smoothly, and **labels by the nearest pixel**.
 #
 # ### What the nearest pixel does to a pole
 #
-# It invents nothing, but it looks at one pixel in four only, or at an eighth of the size at one in 64. We shrink a label
-# and enlarge it again. What is left is the best that a network can do which was trained on the small labels:
+# It invents nothing, but at half the size it looks at one pixel in four only, and at an eighth at one in 64. We shrink a
+# label and enlarge it again, both by the nearest pixel, and score it as if it were a prediction. This is what a network gets
+# that has learnt the small labels perfectly, if its answer is enlarged in the same way:
 
 # %%
 def shrink_and_enlarge(label, factor):
@@ -738,7 +746,7 @@ for f in common.evenly(frames, settings["resized"]):
         matrices[factor] += common.confusion_matrix(left, whole, 19)
 
 # %% [markdown]
-# From thin to large:
+# Each line is one class; to the right the labels get smaller:
 
 # %%
 iou = pd.DataFrame({f"1/{k}": common.iou_per_class(m) for k, m in matrices.items()},
@@ -758,8 +766,8 @@ common.show(fig)
 iou.loc[shown].round(2)
 
 # %% [markdown]
-# Large things lose a little at their rim; thin things *are* rim. At an eighth of the size, a pole that is three pixels wide
-# falls between the pixels that are looked at. Some disappear altogether:
+# Large things lose a little at their rim; thin things *are* rim. At an eighth of the size only every eighth column is looked
+# at: a pole three pixels wide is met three times in eight. We count the connected pieces of poles that keep at least a pixel:
 
 # %%
 def objects_left(mask, factor):
@@ -778,10 +786,12 @@ for factor in FACTORS:
     print(f"at 1/{factor}: {left} of {there} pieces of poles are left")
 
 # %% [markdown]
-# Nothing can learn what is not in the label. And if the score, too, is taken on the small labels, nobody misses it: compare
-# scores only at the same size.
+# Nothing can learn what is not in the label. If you also compute the score on the small labels, you do not see the loss,
+# because the poles are missing there, too. So compare scores only at the same size.
 #
 # ## Where the sources are wrong
+#
+# A tag says where a statement stands: [report] in the printed text, [code] in its author's code.
 #
 # **A network is trained on the background that its report says is ignored.** The report of the thin-structure project calls
 # class 0 ignored [report]; its losses ignore 255 and treat 0 like any other class [code]. How much of the gradient comes
@@ -799,12 +809,13 @@ for name, ignored in {"255, as in the code": 255, "0, as in the report": 0}.item
     print(f"ignored {name}: {part:.0%} of the gradient is from class 0")
 
 # %% [markdown]
-# The code is right: a network has to be told what is *not* a pole. Only the sentence is wrong, and the mean over the six
-# other classes does not show how well class 0 is done. This course gives both means.
+# The logits are random here, so class 0 pulls about as much as it has pixels. The code is right: a network has to be told what
+# is *not* a pole. Only the sentence is wrong. A mean IoU over the six classes without background does not show how well
+# background is done, so this course gives both means, over seven classes and over six.
 #
 # **A statistic prints 0 % and nobody notices.** The code that prepares the U-Net report's labels counts the pixels of each
-# class, and stores the counts under the classes' *names*. It then asks for the share of road, building and vehicle under the
-# numbers "1", "2" and "3" [code, commit 8a77d81]. With its own counts:
+# class, and stores the counts under the classes' *names*. It then adds up the shares of road, building and vehicle, its "urban
+# coverage", but asks for them under the numbers "1", "2" and "3" [code, commit 8a77d81]. With its own counts:
 
 # %%
 COUNTED = {"background": 1306362141, "road": 2036416525, "building": 1260636120,
@@ -816,8 +827,8 @@ right = sum(percent[key] for key in ("road", "building", "vehicle"))
 print("it should be:  ", round(right, 1), "%")
 
 # %% [markdown]
-# `dict.get` with a default turns a mistake into a number; `percent[key]` would have stopped. The counts themselves are
-# right (the same output prints the seven shares correctly), and they fill the training images to the last pixel:
+# `dict.get` with a default turns a mistake into a number; `percent["1"]` would have stopped with a `KeyError`. The counts are
+# right (just above, the same notebook prints the seven shares correctly), and fill the training images to the last pixel:
 
 # %%
 print(sum(COUNTED.values()) / (1024 * 2048), "images of 1024x2048; Cityscapes has 2975")
@@ -832,10 +843,10 @@ if common.dataset_name(root) == "cityscapes" and len(frames) == 2975:
 #
 # - A label id is a name for people, a train id the number of an output channel. No class has the same for both.
 # - A translation is a table with 256 entries, applied to a whole label at once.
-# - Void is neither a class nor road. It is left out of the loss and out of the score.
+# - Void is no class: it is left out of the loss and out of the score.
 # - Accuracy counts pixels, the mean IoU counts classes. Both are read from the confusion matrix; put the majority class
 #   beside them.
-# - Photos are resized smoothly, labels by the nearest pixel, and thin things do not survive much of either.
+# - Photos are resized smoothly, labels by the nearest pixel. Even so, thin things are lost first.
 #
 # ## Exercises
 #
@@ -846,8 +857,8 @@ if common.dataset_name(root) == "cityscapes" and len(frames) == 2975:
 # ### Exercise 1.1: a table for pedestrians
 #
 # A guide for blind pedestrians needs three classes: *road* (0), *sidewalk* (1) and *everything else that is scored* (2).
-# Void shall stay void (255), and numbers that are no id shall stay 254. Return the table, (256,) of type `uint8`. Where
-# does the licence plate go?
+# What is not scored becomes void (255), and the licence plate is not scored. Numbers that are no id become 254. Return the
+# table, (256,) of type `uint8`. Which entry is the licence plate's, and what must stand there?
 
 # %%
 # Exercise 1.1
@@ -866,8 +877,8 @@ with common.exercise("Exercise 1.1"):
 # %% [markdown]
 # ### Exercise 1.2: find and mend the way back
 #
-# To send predictions to an evaluation server, you translate train ids back to label ids. Here somebody does it in place,
-# one class after the other. What will become of the road (0)? Say it before you run the second cell.
+# To send predictions to the Cityscapes server, you translate train ids back to label ids. Here somebody does it in place,
+# one class after the other. Cover the output of the second cell and say what becomes of the road (0), and why.
 
 # %%
 # Exercise 1.2: as given
@@ -886,8 +897,8 @@ back = to_label_ids_as_given(np.arange(3))
 print("road, sidewalk, building become", [official[int(i)].name for i in back])
 
 # %% [markdown]
-# Write it so that it is right and leaves its argument as it was: train ids 0 to 18 and 255 in, of any shape and integer
-# type; the label id of each class out, `uint8`, in the same shape; 0 for 255.
+# Write it correctly. The argument holds train ids 0 to 18 and 255, in any shape and integer type, and must not change. Return
+# the label id of each class, and 0 for 255, as a `uint8` array of the same shape.
 
 # %%
 # Exercise 1.2
@@ -906,9 +917,9 @@ with common.exercise("Exercise 1.2"):
 # %% [markdown]
 # ### Exercise 1.3: what blindness to rare classes costs
 #
-# The nearly perfect network of the lesson makes no mistake, but answers the most frequent class on all classes whose share
-# is below `limit`. Return its accuracy and its mean IoU, from the pixels per class (C,) alone and without a confusion
-# matrix. First work out on paper what each is in terms of the shares. A class without pixels does not count.
+# Take the network of "A network that is nearly perfect": it answers the most frequent class wherever the true class has a
+# share below `limit`, and is right everywhere else. Return its accuracy and its mean IoU, from the pixels per class (C,) alone.
+# First write both on paper, in terms of the shares. A class without pixels does not enter the mean.
 
 # %%
 # Exercise 1.3
@@ -930,7 +941,8 @@ with common.exercise("Exercise 1.3"):
 # The nearest pixel forgets the other pixels of its block. Let them vote instead. Shrink a label (H, W) so that every block
 # of `factor` x `factor` pixels becomes one pixel, of the class with the most votes. A pixel of class $c$ has `weights[c]`
 # votes, so that you can give a pole more. Void has no vote; a block without any vote is void; of equal votes the smaller
-# class number wins. If H or W is no multiple of `factor`, the last blocks are smaller. Return `uint8`.
+# class number wins. If H or W is no multiple of `factor`, the last blocks are smaller, so the result has ceil(H / factor) rows
+# and ceil(W / factor) columns. Return `uint8`. Labels hold classes, or 255; `weights` has a number for each class.
 
 # %%
 # Exercise 1.4
@@ -953,9 +965,9 @@ with common.exercise("Exercise 1.4"):
 #
 # These are not checked.
 #
-# - Put your `shrink_by_vote` in place of the nearest pixel in `shrink_and_enlarge`, and give a class the weight
-#   $1/\sqrt{f}$ of its share $f$. Which classes gain IoU at 1/8, and which pay for it?
-# - Run the notebook with `data_dir = "data/camvid"`. Which class changes its place by share?
+# - In `shrink_and_enlarge`, put your `shrink_by_vote` in place of the first `cv2.resize`. Give a class of share $f$ the weight
+#   $1/\sqrt{f}$, and 0 if it does not occur. Which classes gain IoU at 1/8, and which pay for it?
+# - Run the notebook with `data_dir = "data/camvid"` and compare the order of the classes by share. Which moves most?
 # - A translation that searches the label once per class (`new[ids == 7] = 0`, and so on) gives the same result. Time it
 #   against `table[ids]` on 1024x2048 pixels.
 #

@@ -28,7 +28,7 @@
 # after O. Ronneberger, P. Fischer, T. Brox, *U-Net* (MICCAI 2015). [results/sources.md](../results/sources.md) has the links.
 #
 # **You need** convolution, batch norm, softmax and cross-entropy. Notebook 01 explains the seven classes, the confusion
-# matrix and the mean IoU. It takes about 60 minutes to read.
+# matrix and the mean IoU. This notebook takes about 60 minutes to read.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
@@ -128,8 +128,8 @@ MODES = {
 }
 
 # %% [markdown]
-# The source trains in stages. Each starts from the weights of another, its parent. What the words mean you will learn on
-# the way.
+# The source trains in stages. The first starts from random weights, each later one from the weights of another, its *parent*.
+# `continued` is our addition. You will learn the other words on the way.
 
 # %%
 STAGES = {
@@ -224,7 +224,7 @@ image, label = small[0]
 print(len(small), "streets; photo", tuple(image.shape), image.dtype, "| label", tuple(label.shape))
 
 # %% [markdown]
-# We will watch one street all through the notebook: the one with the most pixels of people.
+# We will come back to one street again and again: the one with the most pixels of people.
 
 # %%
 PERSON = 4  # the class that this notebook is about
@@ -234,7 +234,7 @@ picture = (255 * street).byte().movedim(0, -1).numpy()  # (H, W, 3), for matplot
 common.show(common.show_pair(picture, truth.numpy(), scheme))
 
 # %% [markdown]
-# A street that is twice as wide as high became a square, so everybody is thin.
+# The toy streets are twice as wide as high. Here they are squares, so everybody is thin.
 #
 # ## The network
 #
@@ -270,11 +270,11 @@ def draw_unet(width, depth, size):
 common.show(draw_unet(64, 3, 256))
 
 # %% [markdown]
-# Each box is a map: its channels and its side. The orange arrows are the *skip connections*. Let us build it from its parts.
+# Each box is a *feature map*, in short a map: its channels and its side. The orange arrows are the *skip connections*. Let us build it from its parts.
 #
 # ### One block, used everywhere
 #
-# Everything in this U-Net is made of one block: a 3x3 convolution, batch norm and ReLU, twice. The convolutions are padded, so
+# Nearly everything in this U-Net is made of one block: a 3x3 convolution, batch norm and ReLU, twice. The convolutions are padded, so
 # the side stays as it is:
 
 # %%
@@ -396,8 +396,8 @@ for poolings in (2, 3, 4):
     print(f"{poolings} poolings: rows {low} to {high}, {high - low + 1} of 256")
 
 # %% [markdown]
-# With three poolings a pixel of a 256x256 picture sees about a third of its side. It has to tell a person from a post
-# without seeing the whole street. The U-Net of Ronneberger et al. has four poolings; the source's has three.
+# With three poolings a pixel sees 92 rows, about a third of a picture of 256x256, as the source has them. It has to tell a
+# person from a post without seeing the whole street. The U-Net of Ronneberger et al. has four poolings; the source's has three.
 #
 # ## Train it, in plain sight
 #
@@ -440,7 +440,7 @@ def predict(model, image):
 
 
 # %% [markdown]
-# That is all. We train a small U-Net for twenty epochs, and look at our street after the first, the fifth and the last:
+# That is all. We train a small U-Net for twenty epochs, with *Adam*, a gradient descent that adapts the step of every weight, and look at our street after the first, the fifth and the last:
 
 # %%
 EPOCHS = 20
@@ -464,7 +464,8 @@ common.class_legend(fig, scheme, range(7))
 common.show(fig)
 
 # %% [markdown]
-# First come the large regions and where they usually lie; then contours; then things. The people are still missing.
+# After one epoch everything is road, the commonest class. After five we see the large regions, after twenty contours and
+# vehicles. The people are there only as blobs of the wrong class.
 #
 # This street was one of those that the network trained on. What does it score on streets that it has never seen? We add up one
 # confusion matrix over the validation split, as in notebook 01:
@@ -478,7 +479,7 @@ print(f"mean IoU {common.miou(confusion):.3f}, accuracy {common.accuracy(confusi
 print("IoU of person", common.iou_per_class(confusion)[PERSON].round(3))
 
 # %% [markdown]
-# The accuracy looks fine, and the IoU of people is next to nothing. What does it take people for? Each row of this matrix is a
+# The accuracy looks fine, but the IoU of people is 0. What does it take people for? Each row of this matrix is a
 # true class, and says in per cent where its pixels went:
 
 # %%
@@ -518,7 +519,7 @@ common.show(common.show_predictions(photos, [val[k][1].numpy() for k in worst],
                                     [answers[k].numpy() for k in worst], scheme))
 
 # %% [markdown]
-# Along contours, where things crowd together, and on everybody who walks there.
+# It is wrong along contours, where things crowd together, and on almost everybody who walks there.
 #
 # The source has three ideas against that.
 #
@@ -529,7 +530,8 @@ common.show(common.show_predictions(photos, [val[k][1].numpy() for k in worst],
 #
 # $$L_{CE} = -\frac{\sum_x w_{y(x)} \log p_{y(x)}(x)}{\sum_x w_{y(x)}}$$
 #
-# The source takes $w_c = 1/\sqrt{f_c}$, where $f_c$ is the share of pixels of class $c$. The shares stand in its code, rounded:
+# The source takes $w_c = 1/\sqrt{f_c}$, where $f_c$ is the share of pixels of class $c$. It calls its stage with class weights
+# 1a, and the one with occlusion as well 1b. Each has its own shares, rounded, in the code:
 
 # %%
 FREQUENCIES = {  # the source's shares for its stages 1a and 1b
@@ -544,6 +546,12 @@ def inverse_sqrt_weights(shares):
     return torch.tensor(shares, dtype=torch.float32).clamp(min=1e-4).rsqrt()
 
 
+# %%
+def cross_entropy(logits, label, weights=None):
+    """Mean of -w log p of the true class, divided by the sum of w; logits (B, C, H, W)."""
+    return F.cross_entropy(logits.float(), label, weight=weights)
+
+
 # %% [markdown]
 # Its own counts of pixels (`PIXELS`) give the exact ones:
 
@@ -556,8 +564,8 @@ weights |= {f"w, stage {k}": inverse_sqrt_weights(f) for k, f in FREQUENCIES.ite
 pd.DataFrame({"exact share": exact, **weights}, index=scheme.classes).round(3)
 
 # %% [markdown]
-# People have 1.2 % of the pixels. Rounded to 1 % they weigh 10, with the 2 % of the later stages only 7: these stages differ
-# in more than their names say. With `frequency = "measured"` you take the exact shares of your own training labels.
+# People have 1.2 % of the pixels. Rounded to 1 % their pixels weigh 10, with the 2 % of stage 1b only 7. So 1b changes two things
+# at once, occlusion and weights. With `frequency = "measured"` you take the exact shares of your own training labels.
 #
 # ## Idea 2: hide parts of people
 #
@@ -634,7 +642,8 @@ common.show(fig)
 # %% [markdown]
 # ## Idea 3: a Dice loss
 #
-# The *Dice score* of a class is another measure of overlap; here it is with probabilities in place of yes and no:
+# The *Dice score* of a class is another measure of overlap, 2 IoU / (1 + IoU). Here it is with probabilities in place of yes
+# and no:
 #
 # $$D_c = \frac{2\sum_x p_c y_c + \epsilon}{\sum_x p_c + \sum_x y_c + \epsilon}$$
 #
@@ -649,8 +658,8 @@ def dice_per_class(probs, label, epsilon=1e-6):
 
 
 # %% [markdown]
-# A class of few pixels has the same say in the mean of these as a class of many. The source weighs them all the same, and
-# scales the weights to a mean of 1:
+# In the plain mean of these a class of few pixels has the same say as a class of many. The source still multiplies each class
+# by its weight from idea 1, and scales the weights so that their mean is 1:
 #
 # $$L_{Dice} = \frac{1}{C} \sum_c \left(1 - \hat w_c \min(D_c, 0.999)\right) \qquad \hat w_c = \frac{C\, w_c}{\sum_k w_k}$$
 
@@ -684,19 +693,20 @@ for alarm in (0, 0.001, 0.01, 0.1):
     print(f"{alarm:5.1%} false alarms: Dice {losses[0]:.4f}, cross-entropy {losses[1]:.4f}")
 
 # %% [markdown]
-# Dice hardly minds: a class without pixels has a Dice near 0 whatever is predicted, so its part of the loss is 1 and stays
-# there. That is one reason why the source keeps the cross-entropy beside it.
+# Dice hardly minds. A softmax is never exactly 0, so a class without pixels has a Dice near 0, and its part of the loss stays
+# near 1. (The small rise comes from the background, which loses pixels.) That is a good reason to keep the cross-entropy
+# beside it.
 
 # %% [markdown]
 # ## The same loop, grown up
 #
 # `common.fit` is that loop, with what long trainings need besides: it saves its state and resumes after a stop, runs on
 # several GPUs, evaluates after each epoch, and keeps a record. The data set `common.StreetScenes` is ours, with a place for
-# augmentation. All notebooks train with these two. (A test of this course trains both ways from the same weights, on the
+# augmentation. Notebooks 02 to 06 train with these two. (A test of this course trains both ways from the same weights, on the
 # same streets in the same order, and gets the same losses.)
 #
 # After each epoch we want the validation loss, the IoU of every class, and one more score, for later: the mean over batches of
-# the batch's mean IoU, by which the source chose its epochs.
+# the batch's mean IoU, by which the source chose the epochs of its later stages.
 
 # %%
 def batch_miou(confusion, batch_size):
@@ -714,11 +724,6 @@ def evaluate(model, data, accelerator=None, batch_size=8, contours=False):
     return metrics | {"batch_miou": batch_miou(per_image["confusion"], batch_size)}, per_image
 
 
-# %%
-def cross_entropy(logits, label, weights=None):
-    """Mean of -w log p of the true class, divided by the sum of w; logits (B, C, H, W)."""
-    return F.cross_entropy(logits.float(), label, weight=weights)
-
 # %% [markdown]
 # ## Five stages
 #
@@ -730,8 +735,10 @@ def cross_entropy(logits, label, weights=None):
 # | `weighted_occlusion` | `weighted` | weighted cross-entropy | 60 % | stage 1b |
 # | `dice_occlusion` | `scratch` | 0.3 weighted cross-entropy + 0.7 weighted Dice | 80 % | stage 2 |
 #
-# The source compares its later stages with stage 0, and these have trained 30 epochs more. A better score can come from the
-# new loss, or from those epochs. So we add `continued`: it trains just as long, with the old loss.
+# The source compares its later stages with stage 0. Stages 1a and 2 have trained 30 epochs more than it, stage 1b 60. A better
+# score can come from the new loss, or from those epochs. So we add `continued`: 30 epochs more, with the old loss. It is a
+# fair control for `weighted`, and a rough one for the others: `weighted_occlusion` has had twice as many extra epochs, and
+# `dice_occlusion` takes twice as many steps, as its batches are half as large.
 #
 # The epoch that is kept is the one with the highest mean IoU on val, in every stage (`select`). Two functions put a stage
 # together:
@@ -856,8 +863,9 @@ axis.legend(frameon=False)
 common.show(fig)
 
 # %% [markdown]
-# On forty toy streets both losses still fall after forty epochs, and the validation loss (.30) is not far above the other
-# (.25): nothing is learnt by heart yet. In the source the validation loss is lowest at epoch 20 (.34) and then rises to .59 at epoch 100, while the
+# On forty toy streets the training loss still falls at epoch 40. The validation loss jumps up and down, and hardly falls any
+# more: .30 at epoch 39, .32 at epoch 40. The gap is small, so we see little learning by heart so far. (In the first epochs the
+# averages that batch norm keeps are not good yet, and the validation loss lies above the picture.) In the source the validation loss is lowest at epoch 20 (.34) and then rises to .59 at epoch 100, while the
 # training loss falls to .04: the network becomes sure of wrong answers. So somebody has to choose an epoch. Three rules, and
 # what each would have kept:
 
@@ -868,12 +876,14 @@ columns = ["epoch", "eval_loss", "miou", "iou_person"]
 pd.DataFrame({rule: history.loc[row, columns] for rule, row in rules.items()}).T.round(3)
 
 # %% [markdown]
-# Here the first two rules agree, and the last epoch is a little worse. On other data they may not. The source keeps `scratch` by its loss and the other stages by their mean IoU, so a part of what they gain is the
-# rule. Here one rule serves all.
+# Here the first two rules agree, and the last epoch is a little worse. On other data they may not agree. The source keeps the
+# epoch of lowest loss in stage 0, and that of the highest mean of batches in the later stages. So a part of what these gain may
+# be the rule. Here one rule serves all.
 #
 # ### The five stages
 #
-# On test, in per cent; the published scores are those of Cityscapes:
+# On test, in per cent; the published scores are those of Cityscapes, and the *majority class* (notebook 01) calls every pixel by
+# the commonest class:
 
 # %%
 published = common.read_published(NOTEBOOK)
@@ -885,7 +895,7 @@ table = pd.DataFrame({
     "mean IoU": {name: 100 * scores["miou"] for name, scores in test.items()},
     "person": {name: 100 * (scores["iou"]["person"] or np.nan) for name, scores in test.items()},
     "mean IoU, published": claims, "person, published": people}).reindex(list(test))
-majority = next(iter(summaries.values()))["majority_baseline"]
+majority = next(iter(summaries.values()))["test_majority_baseline"]
 print(f"the majority class scores {100 * majority['miou']:.1f}")
 table.round(1)
 
@@ -905,8 +915,8 @@ three[:2, PERSON] = 0
 print(f"of the data set {common.miou(three.sum(axis=0)):.3f}, mean of batches of two: {batch_miou(three, 2):.3f}")
 
 # %% [markdown]
-# Less than 1, although nothing is wrong. The score depends on the size of the batches and on the order of the files, and a
-# class that is rare is punished for being rare. To score a data set, add up its confusion matrices.
+# Less than 1, although nothing is wrong. The score depends on the size of the batches and on the order of the files. The rarer a
+# class, the more batches lack it, and each of them counts as 0. To score a data set, add up its confusion matrices.
 #
 # ## What CamVid says
 #
@@ -928,17 +938,18 @@ if rows:
     display(pd.DataFrame(rows).T.reindex(STAGES).round(1))
 
 # %% [markdown]
-# Here, too, the order of the stages shows why the control is needed. Training longer with the old loss gives 2.3 points of
-# mean IoU (59.2 to 61.5), and no people: they fall from 14.0 to 10.4. Class weights bring them to 22.3. Occlusion and Dice add
-# two points at most on top of that. But this is one run of each stage, and the next seed may shuffle differences of two points:
-# notebook 03 is about that.
+# On CamVid longer training with the old loss gains 2.3 points of mean IoU (59.2 to 61.5), half of what `dice_occlusion` gains
+# (4.6). For people it does not help: they fall from 14.0 to 10.4, while on the toy streets they rose. With class weights they
+# reach 22.3; occlusion and Dice add at most two points more. This is one run of each stage. Another seed may change a difference
+# of two points: notebook 03 is about that.
 
 # %% [markdown]
 # ## Where the source is wrong
 #
-# Five points from which one learns; [results/sources.md](../results/sources.md) has the others.
+# Five points from which one learns; [results/sources.md](../results/sources.md) has the others. [report] marks what the
+# report says, [code] what its public code does.
 #
-# **1. Two stages, one caption.** Figure 3 of the report is called "weighted CE + occlusion" and shows the numbers of stage 1a, which
+# **1. Two stages, one caption.** Figure 3 of the report is called "Weighted CE and Occlusion" and shows the numbers of stage 1a, which
 # hides nobody. From it the report concludes that occlusion lowers the IoU of people [report]. The run with occlusion is in the
 # public notebook [code]:
 
@@ -947,11 +958,11 @@ for name in ("scratch", "weighted", "weighted_occlusion"):
     print(f"{name:20s} IoU of person {people[name]:.2f}")
 
 # %% [markdown]
-# With occlusion people *gain* .29 points on the first stage and 1.01 on the stage before. But that stage also trained for 30
-# more epochs, with another weight for people, and each is one run: not even this measures occlusion.
+# With occlusion people *gain* .29 points on the first stage and 1.01 on stage 1a. But stage 1b trained 30 epochs more than 1a
+# and 60 more than stage 0, with another weight for people, and each is one run: not even this measures occlusion.
 #
-# **2. "Both terms are guaranteed positive"** [report]. One part of the Dice loss is $1 - \hat w_c D_c$. What is it for a class whose weight
-# is above 1?
+# **2. "Both terms guaranteed positive"** [code, a comment]. This is true, though not obvious. One class's part of the Dice loss
+# is $1 - \hat w_c \min(D_c, 0.999)$. What happens to it if the weight is above 1?
 
 # %%
 w = inverse_sqrt_weights(FREQUENCIES["1b"])
@@ -968,21 +979,23 @@ fig.legend(loc="outside right upper", frameon=False)
 common.show(fig)
 
 # %% [markdown]
-# Classes with a weight above 1 end negative; person reaches -.98. Their mean stays positive, as the scaled weights add up to 7:
-# at a Dice of .999 or more it is .001. So the loss is positive, though its parts are not.
+# Classes with a weight above 1 end below zero; person reaches -.98. The mean of all seven parts stays positive, because the
+# scaled weights add up to 7: with a Dice of .999 or more everywhere it is .001. So the claim holds for the whole term, but not
+# for the part of one class.
 #
 # **3. A gain without a control.** Stage 2 is compared with stage 0, which trained 30 epochs less. On
 # the toy streets `continued` alone has 1.7 of the 2.7 points of mean IoU that `dice_occlusion` gains over `scratch`.
 #
-# **4. A score of batches.** Epochs were chosen by the mean of batches above [code].
+# **4. A score of batches.** In the later stages epochs were chosen by the mean of batches above [code].
 #
-# **5. Red and blue change places.** The public script swaps them, the public notebook does not [code]. Either works, but
-# weights trained with the one see wrong colours in the other. What would that cost our network?
+# **5. Red and blue change places.** The public script swaps them, the public notebook does not [code]. Either order would do if
+# one keeps to it, but weights trained with one see wrong colours in the other. What would that cost the network of the last
+# stage, on val?
 
 # %%
-best = list(runs)[-1]
+last = list(runs)[-1]
 model = UNet(width=settings["width"], depth=settings["depth"])
-common.load_weights(runs[best].folder / "best.safetensors", model).eval()
+common.load_weights(runs[last].folder / "best.safetensors", model).eval()
 val_data = make_data(splits["val"], settings["size"], seed)
 
 # %%
@@ -997,6 +1010,8 @@ for name, augment in {"RGB": None, "BGR": swap_red_and_blue}.items():
     print(f"{name}: mean IoU {evaluate(model, val_data)[0]['miou']:.3f}")
 
 # %% [markdown]
+# The mean IoU falls from .740 to .578. No error is raised, so you notice such a mistake only in the scores.
+#
 # ## Your own photo
 #
 # Set `photo` to a JPEG or PNG of yours. Without one, a street serves that was not trained on:
@@ -1012,7 +1027,7 @@ common.show(common.show_pair(own, answer, scheme))
 #
 # - A U-Net is one block, used on the way down and on the way up; the skip connections carry the places that pooling forgets.
 # - Every training is the same loop: forget the gradients, compute the loss, send it back, take a step.
-# - A class weight is a choice of what to get wrong. Dice gives small classes a say, and forgets absent ones.
+# - A class weight decides which mistakes cost more; other classes pay for it. Dice gives small classes a say, and forgets absent ones.
 # - A gain needs a control: training longer is a method, too.
 # - To score a data set, add up confusion matrices. A mean of batches' scores is not the score.
 #
@@ -1025,8 +1040,9 @@ common.show(common.show_pair(own, answer, scheme))
 # ### Exercise 2.1: the skip connection
 #
 # Write the step that a U-Net takes on its way up: enlarge `x` with `up`, put it *before* the map `skip` from the way down,
-# along the channels, and let `merge` bring them together. If the map has an odd side, the enlarged one is a row or a column
-# short: pad it with zeros below and on the right until it fits. (`F.pad` takes left, right, top, bottom.)
+# along the channels, and let `merge` bring them together. If `skip` has an odd side, the enlarged map is a row or a column
+# smaller: pad it with zeros, below and on the right, until it fits. (`F.pad` takes left, right, top, bottom. The check below
+# has even sides only.)
 
 # %%
 # Exercise 2.1
@@ -1050,8 +1066,8 @@ with common.exercise("Exercise 2.1"):
 # ### Exercise 2.2: write the loop, and overfit one picture
 #
 # Before you train on thousands of pictures, see whether your loop can learn one by heart. If it cannot, something is wrong
-# with the loop. Write it whole: `steps` steps on the same batch with the given optimizer. Return the list of losses, as
-# numbers.
+# with the loop. Write it whole: `steps` steps on the same batch with the given optimizer and `F.cross_entropy`, the model in
+# training mode. Return the loss of every step, taken before that step, as a list of Python numbers.
 
 # %%
 # Exercise 2.2
@@ -1076,7 +1092,8 @@ with common.exercise("Exercise 2.2"):
 # ### Exercise 2.3: your own cross-entropy
 #
 # Write the weighted cross-entropy of *Idea 1* with nothing but `log_softmax` and indexing: no `cross_entropy`, no `nll_loss`.
-# Pixels of class 255 do not count, neither above nor below the fraction line. (`gather` picks one channel per pixel.)
+# Pixels of class 255 do not count, neither above nor below the fraction line. (`gather` picks one channel per pixel. There is
+# no channel 255: put any class in its place first, and give those pixels the weight 0.)
 
 # %%
 # Exercise 2.3
@@ -1119,7 +1136,8 @@ print("perfect, two batches of one:", dataset_miou_as_given(halves, 3))
 
 # %% [markdown]
 # Write the score that does not depend on the batches: the mean of the IoUs of the whole set, over the classes that occur in its
-# labels. Batches may differ in size. Two things are wrong, and one of them no perfect prediction will show.
+# labels. Batches may differ in size. Two things are wrong. The example shows one; the other shows only
+# with a prediction that is not perfect.
 
 # %%
 # Exercise 2.4
@@ -1139,8 +1157,8 @@ with common.exercise("Exercise 2.4"):
 # %% [markdown]
 # ### Exercise 2.5: a small project: which people are found?
 #
-# The IoU counts pixels, so that one near person outweighs ten far ones. Count people instead. A person is a connected group of
-# pixels of class `PERSON` in the label, corners included; its height is the number of rows of its bounding box; it is *found*
+# The IoU counts pixels, so that one near person outweighs ten far ones. Count people instead. A person is a connected set of
+# pixels of class `PERSON` in the label, where pixels that touch at a corner belong together; its height is the number of rows of its bounding box; it is *found*
 # where at least half of its own pixels are predicted as `PERSON`. Return the share of people found in each group of heights: with
 # `edges` (8, 16) for heights below 8, from 8 to below 16, and from 16 on; `nan` for a group without people.
 
@@ -1165,7 +1183,7 @@ with common.exercise("Exercise 2.5"):
 #
 # These need training and are not checked.
 #
-# - Take the skip connections out (put zeros in their place). Which classes suffer?
+# - Take the skip connections out: in `UNet.forward`, `torch.zeros_like(skips.pop())`. Which classes suffer?
 # - Set `depth = 4`. Is the gain, if there is one, larger than what a second seed changes?
 # - Set `select = "as_published"`. Which epochs are kept now?
 #

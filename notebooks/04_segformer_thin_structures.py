@@ -888,7 +888,7 @@ common.show(fig)
 # ### Scores by the size of objects
 #
 # A class's IoU is made by its largest objects. To see the thin ones, the true pixels are split by the width of the object
-# they belong to (notebook 01: the largest disc that fits in), as a share of the image's height: thin below 1/32, medium
+# they belong to (the diameter of the largest disc that fits in), as a share of the image's height: thin below 1/32, medium
 # below 1/8, large. A false alarm belongs to the width of the predicted object that it is a part of.
 
 # %%
