@@ -31,7 +31,7 @@ def put_runs(base, values, epochs=(5, 10), classes=("road", "pole"), images=("aa
         rows = [{"epoch": e, "miou": miou * e / epochs[-1], "boundary_f1_strict": 0.5, "trimap_iou": 0.4}
                 | {f"iou_{name}": v for name, v in iou.items()} for e in epochs]  # fmt: skip
         summary = {"notebook": NAME, "method": letter, "mode": "course", "dataset": "camvid32", "seed": seed,
-                   "metrics": {"miou": miou, "boundary_f1_strict": 0.5, "trimap_iou": 0.4, "iou": iou}}  # fmt: skip
+                   "weights": "none", "epochs": epochs[-1], "metrics": {"miou": miou, "boundary_f1_strict": 0.5, "trimap_iou": 0.4, "iou": iou}}  # fmt: skip
         common.write_json(folder / "summary.json", summary)
         pd.DataFrame(rows).to_csv(folder / "history.csv", index=False)
         confusion = rng.integers(0, 50, (len(images), 19, 19)) + np.eye(19, dtype=int) * int(1000 * miou)

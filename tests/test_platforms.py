@@ -384,14 +384,13 @@ def test_a_notebook_alone_in_an_empty_folder_fetches_the_helpers_and_runs_to_its
     for variable in ("STREETS_HOME", "PYTHONPATH"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("STREETS_REPO", f"file://{repository}")
-    done = papermill.execute_notebook(alone / f"{NAMES[0]}.ipynb", tmp_path / "out.ipynb", {"images": 4, "out_dir": "mine"}, cwd=alone,
+    done = papermill.execute_notebook(alone / f"{NAMES[0]}.ipynb", tmp_path / "out.ipynb", {"images": 4}, cwd=alone,
                                       progress_bar=False)
     outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert [output for output in outputs if "image/png" in output.get("data", {}) or "image/jpeg" in output.get("data", {})]
     assert any("data: toy in data/toy" in output.get("text", "") for output in outputs)
-    assert {path.name for path in alone.iterdir()} == {f"{NAMES[0]}.ipynb", "street-segmentation", "mine"}
-    assert [path.name for path in (alone / "mine").iterdir()] == ["classes_train.csv"]
+    assert {path.name for path in alone.iterdir()} == {f"{NAMES[0]}.ipynb", "street-segmentation"}
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 3), (2, 1), (8, 1)])
