@@ -1587,13 +1587,13 @@ def draw_street(size: tuple[int, int], city: str, rng: np.random.Generator) -> t
     return photograph(street), street.pixels[..., 3].copy()
 
 
-def make_toy(out: str | Path, size: tuple[int, int] = (256, 512), train: int = 40, val: int = 12, test: int = 8,
+def make_toy(out: str | Path, size: tuple[int, int] = (256, 512), train: int = 40, val: int = 24, test: int = 12,
              seed: int = 0, force: bool = False) -> Path:  # fmt: skip
     """Draw a data set of invented streets, all 19 classes and void; the same seed gives the same pixels.
 
-    example:  python data_prep.py toy --out data/toy --size 256x512 --train 40 --val 12 --seed 1
-    writes:   images of height x width pixels from three cities to train on, two to validate and one to test; 60 of
-              256x512 take some five seconds.
+    example:  python data_prep.py toy --out data/toy --size 256x512 --train 40 --val 24 --seed 1
+    writes:   images of height x width pixels from three cities to train on, two to validate and one to test; 76 of
+              256x512 take some six seconds.
     """
     out, counts = user_path("--out", out), {"train": train, "val": val, "test": test}
     if min(size) < 64 or max(size) > 4096:
@@ -1935,7 +1935,7 @@ def _parser() -> argparse.ArgumentParser:
     toy, camvid = command("toy", make_toy), command("camvid", convert_camvid)
     pairs, check = command("pairs", convert_pairs), command("check", check_dataset)
     toy.add_argument("--size", type=_size, default=(256, 512), metavar="HxW", help="height x width (256x512)")
-    for split, count in (("train", 40), ("val", 12), ("test", 8)):
+    for split, count in (("train", 40), ("val", 24), ("test", 12)):
         toy.add_argument(f"--{split}", type=int, default=count, metavar="N", help=f"{split} images ({count})")
     toy.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same pixels (0)")
     archives = "folder, .zip or .tar.gz"

@@ -44,17 +44,22 @@ def notebook():
     return notebook_definitions
 
 
+def with_parameters(source: str, **parameters) -> str:
+    """A notebook's script with the cell of parameters that `papermill --prepare-only` would put in."""
+    head, mark, tail = source.partition("# %% [markdown]\n# The next cells find the helpers")
+    assert mark
+    injected = "# %% tags=[\"injected-parameters\"]\n# Parameters\n" + "".join(f"{k} = {v!r}\n" for k, v in parameters.items())
+    return head + injected + "\n" + mark + tail
+
+
 def run_script(name: str, folder: Path, cwd: Path = ROOT, **parameters) -> str:
     """Run a notebook's script in this process, with the parameters where `papermill --prepare-only` would put them.
 
     Returns what it printed. What needs no kernel is tested so: a kernel's imports take longer than a tiny training.
     """
     source = (ROOT / "notebooks" / f"{name}.py").read_text(encoding="utf-8")
-    head, mark, tail = source.partition("# %% [markdown]\n# The next cells find the helpers")
-    assert mark
-    injected = "# %% tags=[\"injected-parameters\"]\n# Parameters\n" + "".join(f"{k} = {v!r}\n" for k, v in parameters.items())
     script = Path(folder) / f"{name}.py"
-    script.write_text(head + injected + "\n" + mark + tail, encoding="utf-8")
+    script.write_text(with_parameters(source, **parameters), encoding="utf-8")
     before, printed = os.getcwd(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("STREETS_HOME", str(ROOT))

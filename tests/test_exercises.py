@@ -13,7 +13,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
-from conftest import ROOT, notebook_definitions
+from conftest import ROOT, notebook_definitions, with_parameters
+from test_other_classes import SMALL, classes_scored, with_classes
 
 import common
 import data_prep
@@ -204,6 +205,24 @@ def test_a_released_notebook_is_the_one_on_the_page_with_nbgraders_stubs(course,
         if ours.cell_type == "code":
             wanted = ours.source.replace("    raise NotImplementedError", "    # YOUR CODE HERE\n    raise NotImplementedError()")
             assert theirs.source.rstrip() == wanted.rstrip()
+
+
+def test_released_notebooks_alone_with_their_helpers_run_to_their_ends_on_streets_of_three_classes(course, tmp_path):
+    shutil.copytree(course / "release" / "streets", home := tmp_path / "home")
+    three = ("road", "building", "sky")
+    streets = with_classes(tmp_path / "streets", train=three, val=three, test=three)
+    for name in NAMES:
+        script = jupytext.writes(jupytext.read(home / f"{name}.ipynb"), fmt="py:percent")
+        (home / f"{name}.py").write_text(with_parameters(script, **SMALL[name], data_dir=str(streets)))
+    program = f"import runpy\nfor name in {NAMES}:\n    runpy.run_path(name + '.py', run_name='__main__')"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    # warnings of means of nothing and the like, which the reader would see, are errors
+    done = subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", program], cwd=home, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(": not done yet\n") == len(EXERCISES)
+    for name in NAMES:
+        scored = classes_scored(home / "results" / name)
+        assert all(one == (set() if name[:2] == "04" else {*three}) for one in scored) and bool(scored) == (name[:2] != "01")
 
 
 @pytest.mark.parametrize("name", NAMES)

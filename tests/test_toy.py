@@ -76,7 +76,7 @@ def test_a_street_does_not_depend_on_how_many_are_drawn(tmp_path, toy):
 
 
 def test_the_layout_is_the_official_one(toy):
-    for split, count, least_cities in (("train", 40, 3), ("val", 12, 2), ("test", 8, 1)):
+    for split, count, least_cities in (("train", 40, 3), ("val", 24, 2), ("test", 12, 1)):
         images = sorted((toy / "leftImg8bit" / split).rglob("*.png"))
         assert len(images) == count and len({p.parent.name for p in images}) >= least_cities
         for path in images:
@@ -94,7 +94,7 @@ def test_no_city_is_in_two_splits(toy):
 
 
 def test_torchvision_reads_it(toy):
-    for split, count in (("train", 40), ("val", 12), ("test", 8)):
+    for split, count in (("train", 40), ("val", 24), ("test", 12)):
         dataset = Cityscapes(toy, split=split, mode="fine", target_type="semantic")
         image, label = dataset[count - 1]
         assert len(dataset) == count and image.size == label.size == (512, 256)
