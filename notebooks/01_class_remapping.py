@@ -53,7 +53,7 @@ mode: str = "quick"  # quick (up to 60 images), course and paper (all of them)
 split: str = "train"  # which images are counted: train or val
 images: int = 0  # number of images to count; 0 takes the mode's
 seed: int = 42
-data_dir: str = ""  # a folder in Cityscapes layout, or toy; empty looks in the usual places; quick draws toy streets
+data_dir: str = ""  # a data set or toy; empty is toy in quick, else looks for one
 out_dir: str = ""  # as in the other notebooks; nothing is kept here
 num_processes: int = 1  # threads that read labels
 max_hours: float = 0.0  # as in the other notebooks; nothing here takes an hour
@@ -82,8 +82,9 @@ if home is None:
         subprocess.run(clone, check=True, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
     except (OSError, subprocess.CalledProcessError):
         raise RuntimeError(
-            f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on "
-            "(Kaggle: in the settings), or set STREETS_HOME to their folder.") from None
+            f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the "
+            "internet on (Kaggle: in the settings), or set STREETS_HOME to their "
+            "folder.") from None
 sys.path.insert(0, str(home.resolve()))
 
 # %% [markdown]

@@ -61,7 +61,7 @@ weights: str = "auto"  # auto (pretrained if they can be had), imagenet (insist)
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG or PNG of your own to label at the end
 seed: int = 42  # the source took 42, 123 and 456
-data_dir: str = ""  # a folder in Cityscapes layout, or toy; empty looks in the usual places; quick draws toy streets
+data_dir: str = ""  # a data set or toy; empty is toy in quick, else looks for one
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -90,8 +90,9 @@ if home is None:
         subprocess.run(clone, check=True, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
     except (OSError, subprocess.CalledProcessError):
         raise RuntimeError(
-            f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the internet on "
-            "(Kaggle: in the settings), or set STREETS_HOME to their folder.") from None
+            f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the "
+            "internet on (Kaggle: in the settings), or set STREETS_HOME to their "
+            "folder.") from None
 sys.path.insert(0, str(home.resolve()))
 
 # %% [markdown]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from functools import partial
 
+import numpy as np
 import pytest
 import tiny_run
 
@@ -153,3 +154,18 @@ def test_a_changed_helper_is_named_and_without_git_nothing_is_claimed(repository
     assert runs.record("tiny", train, cells, "", repository)["code"] == "uncommitted: common.py"
     monkeypatch.setenv("PATH", "")
     assert runs.record("tiny", train, cells, "", repository)["code"] == "unknown"
+
+
+def test_the_scores_kept_of_each_picture_give_the_metrics_of_the_whole_split_and_of_one_drive(tmp_path):
+    rng, classes = np.random.default_rng(0), ["road", "car", "person"]
+    confusion = rng.integers(1, 9, (4, 3, 3))
+    confusion[:2, 2] = 0  # the first drive shows no people
+    contours, images = rng.random((4, 3)), ["A/1", "A/2", "AB/1", "AB/2"]
+    np.savez_compressed(tmp_path / "test_per_image.npz", image=np.array(images), confusion=confusion, boundary_f1=contours)
+    runs.write_json(tmp_path / "summary.json", {"metrics": {"iou": dict.fromkeys(classes)}})
+    whole, first = common.kept_scores(tmp_path), common.kept_scores(tmp_path, drive="A")
+    assert whole == common.metrics_of({"confusion": confusion, "boundary_f1": contours}, classes)
+    assert first == common.metrics_of({"confusion": confusion[:2], "boundary_f1": contours[:2]}, classes)
+    assert first["iou"]["person"] is None and whole["iou"]["person"] is not None
+    with pytest.raises(common.StreetsError, match="no picture of B"):
+        common.kept_scores(tmp_path, drive="B")

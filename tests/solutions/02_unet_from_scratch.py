@@ -2,7 +2,7 @@
 
 # %% Exercise 2.1: solution (2 points)
 def step_up(x, skip, up, merge):
-    """Map (B, C, H, W) of the next level from the map x below it and the skip (B, C, H, W) beside it."""
+    """Map (B, C, H, W) of the next level from the map x below it and the skip."""
     ### BEGIN SOLUTION
     x = up(x)
     down, right = (skip.shape[axis] - x.shape[axis] for axis in (2, 3))
@@ -26,7 +26,7 @@ def step_up(x, skip, up, merge):
 
 # %% Exercise 2.2: solution (3 points)
 def overfit(model, image, label, optimizer, steps):
-    """Train on one batch, images (B, 3, H, W) and labels (B, H, W), for so many steps; returns the losses."""
+    """Losses of so many steps on one batch, image (B, 3, H, W) and label (B, H, W)."""
     ### BEGIN SOLUTION
     model.train()
     losses = []
@@ -68,7 +68,7 @@ def overfit(model, image, label, optimizer, steps):
 
 # %% Exercise 2.3: solution (2 points)
 def cross_entropy_by_hand(logits, label, weights):
-    """Weighted cross-entropy of logits (B, C, H, W) and label (B, H, W), 255 ignored, with weights (C,)."""
+    """Cross-entropy of logits (B, C, H, W) and label (B, H, W), with weights (C,)."""
     ### BEGIN SOLUTION
     counts = label != 255
     known = torch.where(counts, label, 0)
@@ -92,7 +92,7 @@ def cross_entropy_by_hand(logits, label, weights):
 
 # %% Exercise 2.4: solution (3 points)
 def dataset_miou(batches, num_classes):
-    """Mean IoU over the classes that occur in the labels of all batches together: a float."""
+    """Mean IoU over the classes that occur in the labels of all batches together."""
     ### BEGIN SOLUTION
     confusion = sum(common.confusion_matrix(prediction, label, num_classes) for prediction, label in batches)
     return common.miou(confusion)
@@ -115,7 +115,7 @@ def dataset_miou(batches, num_classes):
 
 # %% Exercise 2.5: solution (4 points)
 def recall_by_height(predictions, labels, edges):
-    """Share of people found per group of heights, (len(edges) + 1,), of lists of arrays (H, W)."""
+    """Share of people found per group of heights, of lists of arrays (H, W)."""
     ### BEGIN SOLUTION
     found = [[] for _ in range(len(edges) + 1)]
     for prediction, label in zip(predictions, labels):
@@ -150,7 +150,7 @@ common.check("nobody", recall_by_height([seen], [np.zeros((12, 12), int)], ()), 
 
 # %% Exercise 2.5: a wrong answer
 def recall_by_height(predictions, labels, edges):
-    """Share of people found per group of heights, (len(edges) + 1,), of lists of arrays (H, W)."""
+    """Share of people found per group of heights, of lists of arrays (H, W)."""
     found = [[] for _ in range(len(edges) + 1)]
     for prediction, label in zip(predictions, labels):
         for box in find_people(label):
