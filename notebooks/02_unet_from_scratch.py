@@ -303,6 +303,9 @@ class DoubleConv(nn.Sequential):
         )
 
 
+# %% [markdown]
+# Let us send our street through a first block:
+
 # %%
 batch = street[None]  # (B, 3, H, W), here with B = 1
 first = DoubleConv(3, 64)(batch)
@@ -372,6 +375,9 @@ class UNet(nn.Module):
         return self.head(x)
 
 
+# %% [markdown]
+# With seven classes, 64 channels and three poolings, as in the source:
+
 # %%
 net = UNet()
 print("logits", tuple(net(batch).shape))
@@ -400,6 +406,9 @@ def receptive_rows(model, side, repeats=6):
     rows = seen.nonzero().flatten()
     return rows[0].item(), rows[-1].item()
 
+
+# %% [markdown]
+# How many rows of a picture of 256 do two, three and four poolings see?
 
 # %%
 for poolings in (2, 3, 4):
@@ -559,6 +568,9 @@ def inverse_sqrt_weights(shares):
     return torch.tensor(shares, dtype=torch.float32).clamp(min=1e-4).rsqrt()
 
 
+# %% [markdown]
+# PyTorch's own cross-entropy takes such weights, and divides by their sum as the formula does:
+
 # %%
 def cross_entropy(logits, label, weights=None):
     """Sum of -w log p of the true class over the sum of w; logits (B, C, H, W)."""
@@ -614,6 +626,9 @@ def box_within(box, rng):
     return tuple(sides)
 
 
+# %% [markdown]
+# It is filled with grey noise most of the time, and else with noise of all colours:
+
 # %%
 def noise(shape, rng, grey):
     """Noise (h, w, 3) uint8: with probability `grey` around mid-grey, else uniform."""
@@ -639,6 +654,9 @@ def occlude(image, label, rng, hide=0.6, grey=0.7, fill="noise", limit=2):
                 hidden += 1
     return image, label
 
+
+# %% [markdown]
+# Here everybody would be hidden, if it were not for the limit of two. Three draws:
 
 # %%
 views = {"as it is": picture}
@@ -683,6 +701,9 @@ def weighted_dice_loss(probs, label, weights):
     scaled = weights * len(weights) / weights.sum()
     return (1 - scaled * dice_per_class(probs, label).clamp(max=0.999)).mean()
 
+
+# %% [markdown]
+# The last stage adds some cross-entropy to it:
 
 # %%
 def dice_and_cross_entropy(logits, label, weights):
@@ -732,6 +753,9 @@ def batch_miou(confusion, batch_size):
     return float(np.mean(scores))
 
 
+# %% [markdown]
+# `common.evaluate` makes one confusion matrix for each picture. From these we get that score, too:
+
 # %%
 def evaluate(model, data, accelerator=None, batch_size=8, contours=False):
     """common.evaluate with the cross-entropy and the mean of the batches' IoUs."""
@@ -767,7 +791,7 @@ from functools import partial
 
 LOSSES = ("cross_entropy", "weighted", "dice")
 
-# %%
+
 def stage_loss(model, batch, kind, weights):
     """The loss of a stage, one of LOSSES."""
     logits, label = model(batch["image"]), batch["label"]
@@ -795,7 +819,6 @@ def check_stages(stages):
                 f"STAGES: {name} cannot be trained as it is written: {recipe}.")
 
 
-# %%
 check_stages(STAGES)
 
 # %% [markdown]
@@ -808,7 +831,6 @@ def make_data(frames, size, seed):
                                mean=(0, 0, 0), std=(1, 1, 1))
 
 
-# %%
 def measured_shares(data):
     """Share of pixels per class in the labels of a data set, (C,)."""
     labels = (data.read(k)[1] for k in range(len(data)))
@@ -1075,7 +1097,7 @@ model = UNet(width=settings["width"], depth=settings["depth"])
 common.load_weights(runs[last].folder / "best.safetensors", model).eval()
 val_data = make_data(splits["val"], settings["size"], seed)
 
-# %%
+
 def swap_red_and_blue(image, label, rng):
     """An augmentation that turns RGB into BGR."""
     return image[..., ::-1].copy(), label
