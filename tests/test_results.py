@@ -273,7 +273,7 @@ def test_scores_after_an_epoch_come_from_the_history(tmp_path):
 def test_folds_are_paired_with_themselves_and_count_as_one_run(tmp_path):
     for fold, (start, end) in enumerate(((0.6, 0.5), (0.7, 0.65), (0.8, 0.65)), start=1):
         final = {"held_out": {"low": {"best": start}}, "official_val": {"full": {"last": end}}}
-        put_run(tmp_path, f"fold{fold}", notebook="03_unet_resnet50_cv", miou=start, final=final, facts={"fold": fold, "variant": None}, n_train=1980 + fold)
+        put_run(tmp_path, f"image-fold{fold}", notebook="03_unet_resnet50_cv", miou=start, final=final, facts={"fold": fold, "variant": None}, n_train=1980 + fold)
     page = page_of(tmp_path)
     row = row_of(page, "The score falls from the held-out fold at low")
     assert row[1:4] == ["-2.21", "-10.00", "1"] and row[-1].startswith("One seed")
