@@ -16,20 +16,21 @@
 # %% [markdown]
 # # What does a cross-validated score tell you?
 #
-# A published network scores 67.7 in three-fold cross-validation, and 65.5 on other pictures. You rebuild it, train it on two
-# kinds of folds, and find out how much of a held-out score is a leak, how much is luck, and what three scores are worth.
+# A published network scores 67.7 in three-fold cross-validation, and 65.5 on other pictures. You rebuild it, train it on
+# two kinds of folds, and find out how much of a held-out score is a leak, how much is luck, and what three scores are
+# worth.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
 #
 # Notebook 3 of 6 · before it: [02 U-Net from scratch](02_unet_from_scratch.ipynb) · after it: [04 thin structures](04_segformer_thin_structures.ipynb) · [all six](../README.md)
 #
-# **Source.** *The cross-validation report*: D. Drabik, a student's course report of 7 June 2025 with its training code, after
-# O. Ronneberger et al., *U-Net* (MICCAI 2015), and K. He et al., *Deep Residual Learning* (CVPR 2016).
+# **Source.** *The cross-validation report*: D. Drabik, a student's course report of 7 June 2025 with its training code,
+# after O. Ronneberger et al., *U-Net* (MICCAI 2015), and K. He et al., *Deep Residual Learning* (CVPR 2016).
 # [results/sources.md](../results/sources.md) says more.
 #
-# **You need** notebook 02: the U-Net, its training loop, and the mean IoU. You have met the mean and the standard deviation.
-# It takes about 60 minutes to read.
+# **You need** notebook 02: the U-Net, its training loop, and the mean IoU. You have met the mean and the standard
+# deviation. It takes about 60 minutes to read.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
@@ -113,8 +114,8 @@ importlib.invalidate_caches()
 
 # %% [markdown]
 # A *mode* is a recipe. `paper` is the source's: ResNet-50, pictures at 512x1024, batches of 2, 65 epochs of Adam, and a
-# validation every 5 epochs, so 13 in all. `quick` and `laptop` put the same decoder on a small encoder, EfficientNet-Lite0,
-# and validate 13 times, too.
+# validation every 5 epochs, so 13 in all. `quick` and `laptop` put the same decoder on a small encoder,
+# EfficientNet-Lite0, and validate 13 times, too.
 
 # %%
 MODES = {
@@ -141,6 +142,9 @@ def kinds_of(folds):
     return list(kinds) if folds == "both" else common.several("folds", folds, kinds)
 
 
+# %% [markdown]
+# These are the values allowed; the next line under the cell says what this run uses:
+
 # %%
 choices = {"augment": ("intended", "as_published"),
            "network": ("published", "no_bottleneck"),
@@ -153,12 +157,12 @@ print(common.device_line())
 # %% [markdown]
 # ## The puzzle
 #
-# *Three-fold cross-validation* deals the pictures out to three parts, the *folds*. Three networks are trained; each learns from
-# two folds and is scored on the third, which is *held out*. So every picture is scored once by a network that has not learnt
-# from it, and there are three scores instead of one.
+# *Three-fold cross-validation* deals the pictures out to three parts, the *folds*. Three networks are trained; each
+# learns from two folds and is scored on the third, which is *held out*. So every picture is scored once by a network that
+# has not learnt from it, and there are three scores instead of one.
 #
-# The source did this with the 2975 training pictures of Cityscapes. Then it scored the same three networks on the 500 pictures
-# of the official validation split. Here are its numbers:
+# The source did this with the 2975 training pictures of Cityscapes. Then it scored the same three networks on the 500
+# pictures of the official validation split. Here are its numbers:
 
 # %%
 import matplotlib.pyplot as plt
@@ -179,9 +183,10 @@ common.show(fig)
 print("mean of the folds:", [float(values["mean"]) for values in claims.values()])
 
 # %% [markdown]
-# All three fall, on average from 67.7 to 65.5. Why? The axis names three things that changed on the way: the **pictures**, the
-# **resolution** at which they were scored, and the **epoch** whose weights were taken. We train the network and change one at a
-# time. But first: what did the 67.7 promise, and were the pictures of a held-out fold really new to the network?
+# All three fall, on average from 67.7 to 65.5. Why? The axis names three things that changed on the way: the
+# **pictures**, the **resolution** at which they were scored, and the **epoch** whose weights were taken. We train the
+# network and change one at a time. But first: what did the 67.7 promise, and were the pictures of a held-out fold really
+# new to the network?
 #
 # ## Folds, and how they leak
 #
@@ -214,9 +219,9 @@ def folds_by_image(frames, fold_seed, k=3):
 
 
 # %% [markdown]
-# (It gave the shuffle no seed, so nobody can make its folds again. Ours is `fold_seed`.) A shuffle puts pictures of the same
-# city into every fold. The other way is to deal out whole cities: the largest first, each to the fold that is the smallest so
-# far. This is what scikit-learn's `GroupKFold` does:
+# (It gave the shuffle no seed, so nobody can make its folds again. Ours is `fold_seed`.) A shuffle puts pictures of the
+# same city into every fold. The other way is to deal out whole cities: the largest first, each to the fold that is the
+# smallest so far. This is what scikit-learn's `GroupKFold` does:
 
 # %%
 def folds_by_city(frames, k=3):
@@ -234,6 +239,9 @@ def folds_by_city(frames, k=3):
     return [np.sort(part) for part in dealt]
 
 
+# %% [markdown]
+# Both kinds, for our pictures:
+
 # %%
 parts = {"image": folds_by_image(frames, fold_seed)}
 if folds == "city" or len({frame.city for frame in frames}) >= 3:
@@ -244,8 +252,8 @@ for kind, split in parts.items():
     print(f"folds by {kind}: {[len(part) for part in split]} pictures")
 
 # %% [markdown]
-# In this drawing every column is a picture, in the order of the files, and its colour says which fold it lies in. The dashed
-# lines separate the cities:
+# In this drawing every column is a picture, in the order of the files, and its colour says which fold it lies in. The
+# dashed lines separate the cities:
 
 # %%
 from matplotlib.colors import ListedColormap
@@ -293,6 +301,9 @@ def most_alike(k, split, thumbnails):
     return int(learnt[differences.argmin()]), differences.min()
 
 
+# %% [markdown]
+# We do this for every picture and both kinds of folds:
+
 # %%
 looked_at = range(0, len(frames), -(-len(frames) // 400))  # at most 400 of them
 thumbnails = np.stack([thumbnail(frame) for frame in frames])
@@ -302,7 +313,7 @@ for kind, found in alike.items():
     print(f"folds by {kind}: median difference {np.median([d for _, d in found]):.1f}")
 
 # %% [markdown]
-# (reading) Here is a typical picture, one in the middle between those that the kind of folds changes most and least:
+# READ-ALIKE A small helper shows pictures in a row:
 
 # %%
 def show_row(panels, width=9):
@@ -317,6 +328,10 @@ def show_row(panels, width=9):
     return fig
 
 
+# %% [markdown]
+# Here is one picture with its nearest relatives, one in the middle between those that the kind of folds changes least and
+# most:
+
 # %%
 gaps = np.ptp([[d for _, d in found] for found in alike.values()], axis=0)
 k = int(np.argsort(gaps)[len(gaps) // 2])
@@ -326,19 +341,20 @@ panels = {title: common.read_image(frames[i].image) for title, i in shown.items(
 common.show(show_row(panels))
 
 # %% [markdown]
-# This is a *leak*: what a network is tested on reaches its training by another way. On CamVid it is plain to see. Its pictures
-# are cut from a film, one each second, so by image the picture before and the picture after the held-out one are learnt from.
-# A score can then be high because the network remembers a street, and not because it understands streets. To know how much
-# that is worth, we train both kinds of folds.
+# This is a *leak*: what a network is tested on reaches its training by another way. On CamVid it is plain to see. Its
+# pictures are cut from a film, one each second, so by image the picture before and the picture after the held-out one are
+# learnt from. A score can then be high because the network remembers a street, and not because it understands streets. To
+# know how much that is worth, we train both kinds of folds.
 
 # %% [markdown]
 # ## The network
 #
-# The source's network is a U-Net whose way down was trained before. Notebook 02 began with random weights. Here an *encoder*,
-# ResNet-50 trained to classify a million photos of ImageNet, gives the maps, and only the way up starts from nothing.
+# The source's network is a U-Net whose way down was trained before. Notebook 02 began with random weights. Here an
+# *encoder*, ResNet-50 trained to classify a million photos of ImageNet, gives the maps, and only the way up starts from
+# nothing.
 #
-# The encoder halves the picture five times. (Tensors on the device `meta` have a shape and no numbers, so a large network costs
-# no memory.)
+# The encoder halves the picture five times. (Tensors on the device `meta` have a shape and no numbers, so a large network
+# costs no memory.)
 
 # %%
 import segmentation_models_pytorch as smp
@@ -353,7 +369,8 @@ for stride, one in zip((2, 4, 8, 16, 32), maps):
     print(f"1/{stride:<2d} of each side: {tuple(one.shape)}")
 
 # %% [markdown]
-# The rest is built from the parts that you know. The block is that of notebook 02, without biases, which batch norm would undo:
+# The rest is built from the parts that you know. The block is that of notebook 02, without biases, which batch norm would
+# undo:
 
 # %%
 class DoubleConv(nn.Sequential):
@@ -387,9 +404,9 @@ class UpStep(nn.Module):
 
 
 # %% [markdown]
-# The whole has a bottleneck below, which sometimes drops whole channels while it trains (`Dropout2d`), and a head above, which
-# doubles the sides once more. The default is the source's network; `lite0` puts the same steps on the five maps of a smaller
-# encoder, with 16, 24, 40, 112 and 320 channels:
+# The whole has a bottleneck below, which sometimes drops whole channels while it trains (`Dropout2d`), and a head above,
+# which doubles the sides once more. The default is the source's network; `lite0` puts the same steps on the five maps of
+# a smaller encoder, with 16, 24, 40, 112 and 320 channels:
 
 # %%
 from itertools import pairwise
@@ -437,14 +454,15 @@ for name, part in {"encoder": net.encoder, "bottleneck": net.bottleneck,
     print(f"  {name}: {count_parameters(part) / 1e6:.1f} million")
 
 # %% [markdown]
-# 147,376,915 parameters, by our count of the source's code. Half of them sit in the two convolutions of the bottleneck, where a
-# picture has 16x32 positions left. The pretrained encoder, which one thinks of first, is a sixth.
+# 147,376,915 parameters, by our count of the source's code. Half of them sit in the two convolutions of the bottleneck,
+# where a picture has 16x32 positions left. The pretrained encoder, which one thinks of first, is a sixth.
 
 # %% [markdown]
 # ## Training
 #
-# A training picture is changed at random: one in four is scaled by .8 to 1.2, half are mirrored, and half get other colours.
-# Scaling has two versions, what the source's report describes and what its code does. We come back to the difference below.
+# A training picture is changed at random: one in four is scaled by .8 to 1.2, half are mirrored, and half get other
+# colours. Scaling has two versions, what the source's report describes and what its code does. We come back to the
+# difference below.
 
 # %%
 def scale_intended(image, label, factor, rng):
@@ -464,8 +482,7 @@ def scale_intended(image, label, factor, rng):
 
 
 # %% [markdown]
-# A smaller picture gets a margin, black in the photo and void in the label; a larger one is cropped. The other version, and the
-# colours:
+# A smaller picture gets a margin, black in the photo and void in the label; a larger one is cropped. The other version:
 
 # %%
 def scale_as_published(image, label, factor):
@@ -474,6 +491,9 @@ def scale_as_published(image, label, factor):
     scaled = (round(h * (1 + factor)), round(w * (1 + factor)))
     return common.resize_pair(image, label, scaled)
 
+
+# %% [markdown]
+# The colours change in a random order, each by a random amount:
 
 # %%
 from torchvision.transforms.v2 import functional as transforms
@@ -517,7 +537,7 @@ def street_view(image, label, rng, size, version):
 
 
 # %% [markdown]
-# The network with its weights; the data, scaled as the encoder was used to; and the loss, which leaves void out:
+# Then the network with its weights:
 
 # %%
 def build_network(encoder, network, weights):
@@ -529,6 +549,9 @@ def build_network(encoder, network, weights):
     name = "lite0" if encoder == "lite0" else "imagenet"
     return common.with_weights(build, weights, name=name)
 
+
+# %% [markdown]
+# The data. Lite0 learnt from pixels between -1 and 1, ResNet-50 from pixels scaled by ImageNet's mean and spread:
 
 # %%
 LITE0_SCALING = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -544,6 +567,9 @@ def make_data(frames, size, encoder, **options):
     return common.StreetScenes(frames, size, **scaling_of(encoder), **options)
 
 
+# %% [markdown]
+# And the loss, the cross-entropy of notebook 02 without the void pixels:
+
 # %%
 def pixel_loss(model, batch):
     """Cross-entropy over the pixels that are not void; 0 where all are."""
@@ -556,9 +582,9 @@ def pixel_loss(model, batch):
 # %% [markdown]
 # ### More scores than two
 #
-# The source has two scores for each network, and three things differ between them. So we score every combination: on the held-out
-# fold and on other splits, at the network's resolution (`low`) and at the photo's (`full`, where the logits are enlarged), after
-# the `last` epoch and after the `best`.
+# The source has two scores for each network, and three things differ between them. So we score every combination: on the
+# held-out fold and on other splits, at the network's resolution (`low`) and at the photo's (`full`, where the logits are
+# enlarged), after the `last` epoch and after the `best`.
 
 # %%
 from functools import partial
@@ -605,9 +631,9 @@ def evaluation_grid(folder, model, accelerator, data):
 # %% [markdown]
 # ### One fold
 #
-# As in the source, a validation on the held-out fold does two jobs besides telling a score. The epoch with the highest score is
-# kept as the *best*. And a scheduler halves the learning rate when the third validation in a row brings no new best. So the held-out
-# fold steers the training that it is meant to judge.
+# As in the source, a validation on the held-out fold does two jobs besides telling a score. The epoch with the highest
+# score is kept as the *best*. And a scheduler halves the learning rate when the third validation in a row brings no new
+# best. So the held-out fold steers the training that it is meant to judge.
 
 # %%
 def train_fold(folder, splits, settings, size, native, version, network, weights, seed,
@@ -732,14 +758,14 @@ by_fold["difference"] = by_fold["image"] - by_fold["city"]
 by_fold.round(1)
 
 # %% [markdown]
-# May we believe this number? Two things speak against it. It is a mean of three, and three are few. And the two columns are not
-# scored on the same pictures: a fold by city is one street with its own difficulty, a fold by image is a bit of every street.
-# Let us take these one after the other.
+# May we believe this number? Two things speak against it. It is a mean of three, and three are few. And the two columns
+# are not scored on the same pictures: a fold by city is one street with its own difficulty, a fold by image is a bit of
+# every street. Let us take these one after the other.
 #
 # ### What are three scores worth?
 #
-# The source gives the spread of its three folds, and reads it as a sign of stability. A standard deviation can be divided by
-# $n$, which describes the three values, or by $n - 1$, which estimates the spread of further ones:
+# The source gives the spread of its three folds, and reads it as a sign of stability. A standard deviation can be divided
+# by $n$, which describes the three values, or by $n - 1$, which estimates the spread of further ones:
 
 # %%
 for metric, values in claims.items():
@@ -749,13 +775,13 @@ for metric, values in claims.items():
           f"by n - 1 {folds_of_source.std(ddof=1):.2f}")
 
 # %% [markdown]
-# It prints .94 and 1.20, so it divided by $n$. Which of the two should we take to say how far the mean $\bar x$ of $n$ scores may lie from
-# the truth? The usual interval is
+# It prints .94 and 1.20, so it divided by $n$. Which of the two should we take to say how far the mean $\bar x$ of $n$
+# scores may lie from the truth? The usual interval is
 #
 # $$\bar x \pm q \, \frac{s}{\sqrt n}$$
 #
-# with the spread $s$ and a number $q$, often 1.96. Let us test it where the truth is known: we draw $n$ scores around 67, many
-# times, and count how often the interval holds the 67.
+# with the spread $s$ and a number $q$, often 1.96. Let us test it where the truth is known: we draw $n$ scores around 67,
+# many times, and count how often the interval holds the 67.
 
 # %%
 from scipy import stats
@@ -777,10 +803,11 @@ for n in (2, 3, 5, 10, 30):
 pd.DataFrame(rows).T.rename_axis("n").round(3)
 
 # %% [markdown]
-# An interval of 95 % should hold the truth in 95 % of all cases. With three scores and the first recipe it does in only 72 %. The
-# reason is that $s$ itself is a guess from three values, and is often much too small. *Student's t* makes up for it: $q$ depends on $n$,
-# and is 4.30 for three scores. The last rule is right for every $n$. `common.student_interval` computes it, and all later notebooks
-# use it over *seeds*: runs that differ in nothing but chance.
+# An interval of 95 % should hold the truth in 95 % of all cases. With three scores and the first recipe it does in only
+# 72 %. The reason is that $s$ itself is a guess from three values, and is often much too small. *Student's t* makes up
+# for it: $q$ depends on $n$, and is 4.30 for three scores. The last rule is right for every $n$.
+# `common.student_interval` computes it, and all later notebooks use it over *seeds*: runs that differ in nothing but
+# chance.
 #
 # It holds for independent scores, and folds are not independent:
 
@@ -790,13 +817,14 @@ print(f"network 1 learns from {len(second) + len(third)} pictures, "
       f"and network 2 from {len(third)} of these, too")
 
 # %% [markdown]
-# Half of what one network learns from, the other learns from, too. (And each learns from the fold that the other is scored on.) No formula
-# on three such scores repairs that (Bengio and Grandvalet, 2004). So from here on we draw no interval over folds.
+# Half of what one network learns from, the other learns from, too. (And each learns from the fold that the other is
+# scored on.) No formula on three such scores repairs that (Bengio and Grandvalet, 2004). So from here on we draw no
+# interval over folds.
 #
 # ### The same pictures, scored by two networks
 #
-# Better: every picture was held out once by image and once by city. So there are two scores *of the same picture*, and what makes it
-# easy or hard is the same for both. We collect the confusion matrices of all held-out pictures:
+# Better: every picture was held out once by image and once by city. So there are two scores *of the same picture*, and
+# what makes it easy or hard is the same for both. We collect the confusion matrices of all held-out pictures:
 
 # %%
 def held_out_matrices(folders):
@@ -817,6 +845,9 @@ def paired_matrices(folders):
     return pictures, a, b
 
 
+# %% [markdown]
+# How many pictures are that, and what do they score all together?
+
 # %%
 folders = {kind: [run.folder for run in of_kind.values()]
            for kind, of_kind in finished.items()}
@@ -827,10 +858,11 @@ if pictures:
     print(f"mean IoU by image {image:.1f}, by city {city:.1f}: {image - city:+.1f}")
 
 # %% [markdown]
-# These are mean IoUs of all pictures together, and every picture counts once in each. How much of the difference is owed to the pictures that
-# happen to be in our data? We cannot drive out and film others. But we can draw from those that we have, with replacement, as many as there are, and
-# compute the difference again. Whoever does that two thousand times sees how much it moves. This is the **paired bootstrap**: *paired*, because each
-# draw takes the same pictures for both networks.
+# These are mean IoUs of all pictures together, and every picture counts once in each. How much of the difference is owed
+# to the pictures that happen to be in our data? We cannot drive out and film others. But we can draw from those that we
+# have, with replacement, as many as there are, and compute the difference again. Whoever does that two thousand times
+# sees how much it moves. This is the **paired bootstrap**: *paired*, because each draw takes the same pictures for both
+# networks.
 
 # %%
 def bootstrap(a, b, repeats=2000, seed=0):
@@ -865,9 +897,10 @@ if len(pictures) > 1:
 # %% [markdown]
 # READ-BOOT
 #
-# One more care. In a film two neighbouring frames are nearly one picture, and drawing them apart makes the data look richer than it is.
-# So we draw whole *blocks* of ten neighbours. `common.paired_bootstrap` is the function above with blocks, and with a p value: twice the share of
-# draws on the other side of zero. (A test of this course compares the two.) Toy streets are no film, so here each picture is a block of its own:
+# One more care. In a film two neighbouring frames are nearly one picture, and drawing them apart makes the data look
+# richer than it is. So we draw whole *blocks* of ten neighbours. `common.paired_bootstrap` is the function above with
+# blocks, and with a p value: twice the share of draws on the other side of zero. (A test of this course compares the
+# two.) Toy streets are no film, so here each picture is a block of its own:
 
 # %%
 def leak(pictures, by_image, by_city, film):
@@ -886,11 +919,12 @@ if len(pictures) > 1:
 # %% [markdown]
 # READ-LEAK
 #
-# What this interval does not hold: the chance of training. Other seeds would give other networks; for that you need runs with
-# other seeds, as below for CamVid. Nor is the leak the only difference between the two kinds. Folds by city have different sizes,
-# so that a network may learn from fewer pictures: on CamVid from 163, 266 or 305, where by image all learn from about 245.
+# What this interval does not hold: the chance of training. Other seeds would give other networks; for that you need runs
+# with other seeds, as below for CamVid. Nor is the leak the only difference between the two kinds. Folds by city have
+# different sizes, so that a network may learn from fewer pictures: on CamVid from 163, 266 or 305, where by image all
+# learn from about 245.
 #
-# Here is the held-out picture on which the two networks differ most, the one that knows the city and the one that does not:
+# Let us look at the held-out picture for which knowing the city helps most. We load the networks that held it out:
 
 # %%
 def network_of(run, encoder, network):
@@ -898,6 +932,9 @@ def network_of(run, encoder, network):
     model, _ = build_network(encoder, network, "none")
     return common.load_weights(run.folder / "last.safetensors", model).eval()
 
+
+# %% [markdown]
+# For each of the two we need the fold in which the picture lay:
 
 # %%
 scheme = common.SCHEMES["cityscapes19"]
@@ -919,8 +956,9 @@ if pictures:
 # %% [markdown]
 # ## The best of thirteen
 #
-# Back to the puzzle. The source's first score is the highest of 13 validations, the second one that of the last epoch. In our runs, what
-# does the best epoch gain over the last, in points? And is the gain still there on pictures that did not choose the epoch?
+# Back to the puzzle. The source's first score is the highest of 13 validations, the second one that of the last epoch. In
+# our runs, what does the best epoch gain over the last, in points? And is the gain still there on pictures that did not
+# choose the epoch?
 
 # %%
 rows = {}
@@ -936,8 +974,8 @@ pd.DataFrame(rows).T.round(2)
 # READ-BEST
 #
 # The first column can never be negative: the best of a list is no worse than its last. How much of it is luck? Suppose
-# that a network has stopped to improve, so that its validations are one value and noise. What does the best of them gain over
-# the last, counted in spreads of the noise?
+# that a network has stopped to improve, so that its validations are one value and noise. What does the best of them gain
+# over the last, counted in spreads of the noise?
 
 # %%
 def best_minus_last(trend, noise, repeats=40000):
@@ -952,8 +990,8 @@ for n in (2, 5, 13, 50):
     print(f"best of {n:2d} on a plateau: {gain:.2f} spreads")
 
 # %% [markdown]
-# The best of 13 gains 1.67 spreads, though nothing got better. And our own runs? We smooth each history, take what is left as
-# noise, and draw new histories, once around the smoothed one and once around a plateau:
+# The best of 13 gains 1.67 spreads, though nothing got better. And our own runs? We smooth each history, take what is
+# left as noise, and draw new histories, once around the smoothed one and once around a plateau:
 
 # %%
 def trend_and_noise(miou):
@@ -975,8 +1013,8 @@ pd.DataFrame(rows).T.round(2)
 #
 # ## The drop, taken apart
 #
-# Now the whole way from the first of the source's scores to the second, one change at a time: the resolution, then the pictures,
-# then the epoch.
+# Now the whole way from the first of the source's scores to the second, one change at a time: the resolution, then the
+# pictures, then the epoch.
 
 # %%
 START = {"image_set": "held_out", "resolution": "low", "checkpoint": "best"}
@@ -1008,6 +1046,9 @@ for kind, of_kind in finished.items():
     start = np.mean([grid["held_out"]["low"]["best"] for grid in grids])
     walks[kind] = 100 * start, 100 * effects
 
+# %% [markdown]
+# Each bar below begins where the one before it ends:
+
 # %%
 def draw_walk(axis, start, effects):
     """A floating bar for each step from first score to last; a dot for each fold."""
@@ -1036,9 +1077,10 @@ common.show(fig)
 #
 # ## An augmentation that does nothing
 #
-# We owe you the two versions of scaling. The report says: scale by .8 to 1.2. The library that its code calls, Albumentations, *adds 1*
-# to these numbers, so the picture is enlarged by 1.8 to 2.2. Then it is resized as a whole to the size that the network sees.
-# What is left of it? We mark a part of a street, and follow the mark through both versions. Its mask takes the label's place:
+# We owe you the two versions of scaling. The report says: scale by .8 to 1.2. The library that its code calls,
+# Albumentations, *adds 1* to these numbers, so the picture is enlarged by 1.8 to 2.2. Then it is resized as a whole to
+# the size that the network sees. What is left of it? We mark a part of a street, and follow the mark through both
+# versions. Its mask takes the label's place:
 
 # %%
 def box_of(mask):
@@ -1048,6 +1090,9 @@ def box_of(mask):
     ys, xs = np.nonzero(mask)
     return [int(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)]
 
+
+# %% [markdown]
+# Now the two versions, with factors of .8 and 1.2:
 
 # %%
 street, label = common.StreetScenes(frames, native).read(0)
@@ -1063,6 +1108,9 @@ for factor in (0.8, 1.2):
 for name, (_, moved) in seen.items():
     print(f"{name:18s} box {box_of(moved == 1)}")
 
+# %% [markdown]
+# And what the network sees:
+
 # %%
 panels = {}
 for name, (image, moved) in seen.items():
@@ -1072,14 +1120,14 @@ for name, (image, moved) in seen.items():
 common.show(show_row(panels, width=10.5))
 
 # %% [markdown]
-# As published, the box stays where it was. A picture that is enlarged and then shrunk as a whole is
-# the same picture again. As intended, what is in the box gets smaller or larger. No error is raised and no score looks odd, so you find such a
-# thing only if you look at what reaches the network.
+# As published, the box stays where it was. A picture that is enlarged and then shrunk as a whole is the same picture
+# again. As intended, what is in the box gets smaller or larger. No error is raised and no score looks odd, so you find
+# such a thing only if you look at what reaches the network.
 #
 # ## What CamVid says
 #
-# CamVid holds real streets, in four drives that were filmed. Its training split has three of them, so a fold by city is a drive, and by image
-# the neighbours of each frame are learnt from. The repository keeps runs of mode `laptop` on it:
+# CamVid holds real streets, in four drives that were filmed. Its training split has three of them, so a fold by city is a
+# drive, and by image the neighbours of each frame are learnt from. The repository keeps runs of mode `laptop` on it:
 
 # %%
 from IPython.display import display
@@ -1098,18 +1146,20 @@ if len(committed):
     display((100 * table.rename(columns=columns)).round(1))
 
 # %% [markdown]
-# TODO-EVIDENCE: These are means over three seeds. Compare the column *held out* by image and by city; the column *test*, of which
-# 171 of 233 frames are a drive that no network knows; and *val*, which is of one of the three drives, the one that `city-fold1` holds out.
+# TODO-EVIDENCE: These are means over three seeds. Compare the column *held out* by image and by city; the column *test*,
+# of which 171 of 233 frames are a drive that no network knows; and *val*, which is of one of the three drives, the one
+# that `city-fold1` holds out.
 #
 # The leak, seed by seed, and its Student interval:
 
 # %%
 if len(committed):
     per_seed = committed.pivot_table("final_held_out_low_last", "seed", "kind")
-    per_seed = 100 * (per_seed["image"] - per_seed["city"]).dropna()
-    mean, half = common.student_interval(per_seed)
-    print("per seed:", per_seed.round(1).to_dict())
-    print(f"mean {mean:.1f} ± {half:.1f} points")
+    per_seed = 100 * per_seed.reindex(columns=["image", "city"]).dropna()
+    per_seed["difference"] = per_seed["image"] - per_seed["city"]
+    mean, half = common.student_interval(per_seed["difference"])
+    print(f"difference {mean:.1f} ± {half:.1f} points")
+    display(per_seed.round(1))
 
 # %% [markdown]
 # And the fairer reading, of the same pictures, in blocks of ten frames:
@@ -1122,8 +1172,8 @@ for number, of_seed in (committed.groupby("seed") if len(committed) else ()):
         print(f"seed {number}:", leak(pictures, by_image, by_city, film=True))
 
 # %% [markdown]
-# TODO-EVIDENCE: The first interval is about other seeds, the second about other pictures of these drives. Neither is about other drives: there
-# are three, and a mean over three drives says little of a fourth.
+# TODO-EVIDENCE: The first interval is about other seeds, the second about other pictures of these drives. Neither is
+# about other drives: there are three, and a mean over three drives says little of a fourth.
 
 # %% [markdown]
 # ## Where the source is wrong
@@ -1131,13 +1181,14 @@ for number, of_seed in (committed.groupby("seed") if len(committed) else ()):
 # Four points from which one learns; [results/sources.md](../results/sources.md) has the others. [report] marks what the
 # report says, [code] what its code does.
 #
-# **1. One drop, three causes.** The fall from 67.7 to 65.5 is called the price of full resolution [report]. Pictures and epoch changed with
-# it [code]. In our runs the resolution is the smallest of the three.
+# **1. One drop, three causes.** The fall from 67.7 to 65.5 is called the price of full resolution [report]. Pictures and
+# epoch changed with it [code]. In our runs the resolution is the smallest of the three.
 #
 # **2. Scaling that scales nothing.** The report describes it as we meant it [report]; the library adds 1 [code].
 #
-# **3. A spread of 1 % read as stability** [report]. It is divided by $n$, and the three networks share half of their training pictures [code]. The "best mIoU"
-# of .6719 is that of the best fold [report]. To pick it after the fact adds this much:
+# **3. A spread of 1 % read as stability** [report]. It is divided by $n$, and the three networks share half of their
+# training pictures [code]. The "best mIoU" of .6719 is that of the best fold [report]. To pick it after the fact adds
+# this much:
 
 # %%
 full = claims["miou_full"].drop("mean")
@@ -1145,8 +1196,8 @@ best, mean = full.max(), full.mean()
 print(f"best fold {best:.2f}, mean {mean:.2f}: {best - mean:+.2f}")
 
 # %% [markdown]
-# **4. A bottleneck of one block or two.** The report calls it a "dual ConvBlock" [report]. Read as two *convolutions* that is right: one block
-# [code]. Read as two blocks it is another network:
+# **4. A bottleneck of one block or two.** The report calls it a "dual ConvBlock" [report]. Read as two *convolutions*
+# that is right: one block [code]. Read as two blocks it is another network:
 
 # %%
 with torch.device("meta"):
@@ -1155,7 +1206,8 @@ one = count_parameters(net)
 print(f"one block: {one:,} parameters, two: {one + second:,}")
 
 # %% [markdown]
-# All three folds are published, not only the best, and void is left out of loss and score. Without that, none of this could have been asked.
+# All three folds are published, not only the best, and void is left out of loss and score. Without that, none of this
+# could have been asked.
 #
 # ## Your own photo
 #
@@ -1172,7 +1224,8 @@ common.show(common.show_pair(own, answer, scheme))
 # %% [markdown]
 # ## What we learnt
 #
-# - A held-out score promises what its folds are: by image, more pictures of streets that it knows; by city, streets that it does not.
+# - A held-out score promises what its folds are: by image, more pictures of streets that it knows; by city, streets that
+#   it does not.
 # - The best of many validations is chosen by luck, too. Report the last, or judge on pictures that chose nothing.
 # - Three scores need Student's t. Folds share training pictures, so not even that holds for them; it does for seeds.
 # - Two networks are compared on the same pictures, by a paired bootstrap, and frames of a film are drawn in blocks.
@@ -1186,9 +1239,9 @@ common.show(common.show_pair(own, answer, scheme))
 # %% [markdown]
 # ### Exercise 3.1: more folds, more independent scores?
 #
-# Predict, then check. With three folds, two networks share half of their training pictures. Do ten folds make the scores less dependent on each
-# other? Give the share for `k` folds of equal size, as a formula: of the pictures that one network learns from, which part has another
-# network learnt from, too?
+# Predict, then check. With three folds, two networks share half of their training pictures. Do ten folds make the scores
+# less dependent on each other? Give the share for `k` folds of equal size, as a formula: of the pictures that one network
+# learns from, which part has another network learnt from, too?
 
 # %%
 # Exercise 3.1
@@ -1205,8 +1258,8 @@ with common.exercise("Exercise 3.1"):
 # %% [markdown]
 # ### Exercise 3.2: a scaling that scales nothing
 #
-# Find and mend. The function below scales a street and hands it to the network at the network's `size`. The cells after it
-# show where (left, top, right, bottom) the network sees a square that should become half as wide, stay as it is, and
+# Find and mend. The function below scales a street and hands it to the network at the network's `size`. The cells after
+# it show where (left, top, right, bottom) the network sees a square that should become half as wide, stay as it is, and
 # become twice as wide.
 
 # %%
@@ -1256,8 +1309,9 @@ with common.exercise("Exercise 3.2"):
 # %% [markdown]
 # ### Exercise 3.3: an interval that is too narrow
 #
-# Find and mend. Somebody compares two networks on a film with a bootstrap of his own. The data below are made so that both are equally
-# good, and ten neighbouring frames are always alike. An interval of 95 % should then hold 0 in 95 of 100 films.
+# Find and mend. Somebody compares two networks on a film with a bootstrap of his own. The data below are made so that
+# both are equally good, and ten neighbouring frames are always alike. An interval of 95 % should then hold 0 in 95 of 100
+# films.
 
 # %%
 # Exercise 3.3: as given
@@ -1289,8 +1343,8 @@ share = share_with_zero(interval_as_given)
 print(f"the interval as given holds 0 in {share:.0%} of the films")
 
 # %% [markdown]
-# Write it so that whole blocks are drawn, as many as there are, with replacement. Blocks may be of different lengths, and their frames need not
-# stand side by side. Return (low, high).
+# Write it so that whole blocks are drawn, as many as there are, with replacement. Blocks may be of different lengths, and
+# their frames need not stand side by side. Return (low, high).
 
 # %%
 # Exercise 3.3
@@ -1308,9 +1362,9 @@ with common.exercise("Exercise 3.3"):
 # %% [markdown]
 # ### Exercise 3.4: a small project: one share of the drop per step
 #
-# The same step can cost something else in another order, so that a walk is unfair to some steps. A share
-# that does not depend on the order is the *mean over all orders* of what the step changes when its turn comes (its Shapley
-# value). The shares of all steps add up to the whole drop.
+# The same step can cost something else in another order, so that a walk is unfair to some steps. A share that does not
+# depend on the order is the *mean over all orders* of what the step changes when its turn comes (its Shapley value). The
+# shares of all steps add up to the whole drop.
 #
 # Write it for any number of steps. `score(taken)` gives the mIoU when the steps in the set `taken` are done;
 # `score_after(grid, taken)` below does so for a grid of eight scores. `steps` is a list of names. Return {step: share}.
@@ -1329,6 +1383,9 @@ def shares_of_drop(score, steps):
     """{step: mean over all orders of the change of score(taken) at that step}."""
     raise NotImplementedError
 
+
+# %% [markdown]
+# Eight scores to try it on, and what two orders say:
 
 # %%
 # Exercise 3.4: eight scores for trying it out
@@ -1355,8 +1412,10 @@ with common.exercise("Exercise 3.4"):
 # These need training and are not checked.
 #
 # - `augment = "as_published"`: how large a change in mean IoU would you believe, given what a second `seed` changes?
-# - `network = "no_bottleneck"`: is the bottleneck worth its 75 million parameters? How many runs do you need before you say yes?
-# - Folds by city learn from different numbers of pictures. Cut all to the smallest number and train again. What is left of the leak?
+# - `network = "no_bottleneck"`: is the bottleneck worth its 75 million parameters? How many runs do you need before you
+#   say yes?
+# - Folds by city learn from different numbers of pictures. Cut all to the smallest number and train again. What is left
+#   of the leak?
 #
 # ## References
 #
