@@ -330,8 +330,7 @@ def show_row(panels, width=9):
 
 
 # %% [markdown]
-# Here is one picture with its nearest relatives, one in the middle between those that the kind of folds changes least and
-# most:
+# Here is a typical picture with its nearest relatives:
 
 # %%
 gaps = np.ptp([[d for _, d in found] for found in alike.values()], axis=0)
@@ -344,8 +343,8 @@ common.show(show_row(panels))
 # %% [markdown]
 # This is a *leak*: what a network is tested on reaches its training by another way. On CamVid it is plain to see. Its
 # pictures are cut from a film, one each second, so by image the picture before and the picture after the held-out one are
-# learnt from. A score can then be high because the network remembers a street, and not because it understands streets. To
-# know how much that is worth, we train both kinds of folds.
+# learnt from. A score can then be high because the network remembers a street. To know how much that is worth, we train
+# both kinds of folds.
 
 # %% [markdown]
 # ## The network
@@ -456,7 +455,7 @@ for name, part in {"encoder": net.encoder, "bottleneck": net.bottleneck,
 
 # %% [markdown]
 # 147,376,915 parameters, by our count of the source's code. Half of them sit in the two convolutions of the bottleneck,
-# where a picture has 16x32 positions left. The pretrained encoder, which one thinks of first, is a sixth.
+# where a picture has 16x32 positions left. The pretrained encoder is a sixth.
 
 # %% [markdown]
 # ## Training
@@ -569,7 +568,7 @@ def make_data(frames, size, encoder, **options):
 
 
 # %% [markdown]
-# And the loss, the cross-entropy of notebook 02 without the void pixels:
+# The loss is the cross-entropy of notebook 02, without void:
 
 # %%
 def pixel_loss(model, batch):
@@ -862,11 +861,10 @@ if pictures:
     print(f"mean IoU by image {image:.1f}, by city {city:.1f}: {image - city:+.1f}")
 
 # %% [markdown]
-# These are mean IoUs of all pictures together, and every picture counts once in each. How much of the difference is owed
-# to the pictures that happen to be in our data? We cannot drive out and film others. But we can draw from those that we
-# have, with replacement, as many as there are, and compute the difference again. Whoever does that two thousand times
-# sees how much it moves. This is the **paired bootstrap**: *paired*, because each draw takes the same pictures for both
-# networks.
+# How much of this difference is owed to the pictures that happen to be in our data? We cannot drive out and film others.
+# But we can draw from those that we have, with replacement, as many as there are, and compute the difference again. After
+# two thousand draws we see how much it moves. This is the **paired bootstrap**: *paired*, because each draw takes the
+# same pictures for both networks.
 
 # %%
 def bootstrap(a, b, repeats=2000, seed=0):
@@ -905,8 +903,8 @@ if len(pictures) > 1:
 #
 # One more care. In a film two neighbouring frames are nearly one picture, and drawing them apart makes the data look
 # richer than it is. So we draw whole *blocks* of ten neighbours. `common.paired_bootstrap` is the function above with
-# blocks, and with a p value: twice the share of draws on the other side of zero. (A test of this course compares the
-# two.) Toy streets are no film, so here each picture is a block of its own:
+# blocks, and with a p value: twice the share of draws on the other side of zero.  Toy streets are no film, so here each
+# picture is a block of its own:
 
 # %%
 def leak(pictures, by_image, by_city, film):
@@ -1018,8 +1016,8 @@ pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
 # The noise is .6 to .9 points. Our curves still rise, so the best of 13 gains only .2 to .7 points on them; on a plateau
-# the same noise would give 1.0 to 1.5. The source trained to 65 epochs, where curves are flat. If its noise was half a
-# point, luck alone made .8 of its 2.2 points. We cannot know: it drew its histories and did not print them.
+# the same noise would give 1.0 to 1.5. The source trained for 65 epochs, where curves tend to be flat. With a noise of
+# half a point, luck alone would make .8 of its 2.2 points. We cannot know: it drew its histories and did not print them.
 #
 # ## The drop, taken apart
 #
@@ -1085,9 +1083,8 @@ common.show(fig)
 # %% [markdown]
 # Resolution hardly matters here, for either kind. The pictures do, and on toy streets the bar goes *up*: the test city is
 # easier than the others. So a step to other pictures mixes two things, how well a network does on new streets, and how
-# hard these streets are. But both kinds take this step to the *same* pictures. By image it brings .3 points, by city 1.9:
-# the kinds part where they start, and come closer where they end. What is left between them at the start is the leak
-# again.
+# hard these streets are. But both kinds step to the *same* pictures. By image this brings .3 points, by city 1.9. The
+# difference of 1.6 comes from where they started: it is the leak again.
 #
 # ## An augmentation that does nothing
 #
