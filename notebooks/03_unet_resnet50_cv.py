@@ -34,7 +34,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 4 to 5 minutes of CPU time (AMD EPYC, November 2026) | with seed 42, mean IoU 18.4 by image and 16.8 by city (majority class 1.8); on the same pictures 2.2 points apart: it works, and is no evidence |
+# | `quick` | toy streets, made on the spot | any CPU | 4.1 min in all with one thread (AMD EPYC, November 2026) | with seed 42, mean IoU 18.4 by image and 16.8 by city (majority class 1.8); on the same pictures 2.2 points apart: it works, and is no evidence |
 # | `laptop` | CamVid, 367 real streets | any CPU | 7 minutes of CPU time a fold (the same machine) | the leak on real streets |
 # | `course` | CamVid, or 900 images of Cityscapes, at 512 rows | one 16 GB GPU | not yet measured | folds whose spread one can discuss |
 # | `paper` | Cityscapes, 512x1024 | one large GPU | not yet measured (the source does not tell) | the published table |
@@ -135,15 +135,18 @@ import common
 NOTEBOOK = "03_unet_resnet50_cv"
 FOLD_NUMBERS = ("1", "2", "3")
 
+# %% [markdown]
+# Folds can be dealt out by image, by city, or both:
 
+# %% [markdown]
+# Folds can be dealt out by image, by city, or both ways:
+
+# %%
 def kinds_of(folds):
     """The kinds of folds that a text names: ["image"], ["city"] or both."""
     kinds = ("image", "city")
     return list(kinds) if folds == "both" else common.several("folds", folds, kinds)
 
-
-# %% [markdown]
-# These are the values allowed; the next line under the cell says what this run uses:
 
 # %%
 choices = {"augment": ("intended", "as_published"),
@@ -151,6 +154,11 @@ choices = {"augment": ("intended", "as_published"),
            "encoder": ("lite0", "resnet18", "resnet34", "resnet50"),
            "weights": ("auto", "imagenet", "none")}
 lists = {"fold": FOLD_NUMBERS, "folds": kinds_of}
+
+# %% [markdown]
+# The line below says what this run uses:
+
+# %%
 settings = common.check_parameters(globals(), MODES, choices, lists)
 print(common.device_line())
 
@@ -190,19 +198,24 @@ print("mean of the folds:", [float(values["mean"]) for values in claims.values()
 #
 # ## Folds, and how they leak
 #
-# We take the training split for the folds. Other splits stay aside, to be scored at the end:
+# We take the training split for the folds:
 
 # %%
 import numpy as np
 
 root = common.find_data(data_dir, mode)
 frames = common.evenly(common.list_frames(root, "train"), settings["images"])
+print(len(frames), "pictures for the folds")
+
+# %% [markdown]
+# Other splits stay aside, to be scored at the end:
+
+# %%
 others = {"official_val": common.list_frames(root, "val")}
 if common.has_test_labels(root):
     others["test"] = common.list_frames(root, "test")
 few = (settings["images"] + 3) // 4
 others = {name: common.evenly(one, few) for name, one in others.items()}
-print(len(frames), "pictures for the folds")
 print("aside:", {name: len(one) for name, one in others.items()})
 
 # %% [markdown]
@@ -214,8 +227,7 @@ def folds_by_image(frames, fold_seed, k=3):
     if len(frames) < k:
         raise common.StreetsError(f"{len(frames)} images cannot fill {k} folds: "
                                   f"use {common.setting('images', k)} or more.")
-    order = np.random.default_rng(fold_seed).permutation(len(frames))
-    return np.array_split(order, k)
+    return np.array_split(np.random.default_rng(fold_seed).permutation(len(frames)), k)
 
 
 # %% [markdown]
@@ -248,6 +260,11 @@ if folds == "city" or len({frame.city for frame in frames}) >= 3:
     parts["city"] = folds_by_city(frames)
 else:
     print("too few cities for folds by city: only folds by image are trained")
+
+# %% [markdown]
+# How many pictures lie in each?
+
+# %%
 for kind, split in parts.items():
     print(f"folds by {kind}: {[len(part) for part in split]} pictures")
 
@@ -293,7 +310,10 @@ def thumbnail(frame):
     small = cv2.resize(photo, (32, 16), interpolation=cv2.INTER_AREA)
     return small.ravel().astype(float)
 
+# %% [markdown]
+# The most alike among what its network learns from:
 
+# %%
 def most_alike(k, split, thumbnails):
     """(index, difference) of the picture most like k that its network learns from."""
     learnt = np.concatenate([part for part in split if k not in part])
@@ -362,6 +382,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+# %% [markdown]
+# A picture of 512x1024 goes in, and five maps come out:
+
+# %%
 with torch.device("meta"):
     meta_image = torch.zeros(2, 3, 512, 1024)  # (B, 3, H, W)
     maps = smp.encoders.get_encoder("resnet50", weights=None)(meta_image)[1:]
@@ -444,7 +468,10 @@ def count_parameters(module):
     """Number of weights of a network or a part of it."""
     return sum(p.numel() for p in module.parameters())
 
+# %% [markdown]
+# Here is the source's:
 
+# %%
 with torch.device("meta"):
     net = EncoderUNet()
     print("logits", tuple(net(meta_image).shape))
@@ -561,7 +588,7 @@ def scaling_of(encoder):
     """How an encoder wants its pixels scaled; {} means ImageNet's mean and spread."""
     return LITE0_SCALING if encoder == "lite0" else {}
 
-
+# %%
 def make_data(frames, size, encoder, **options):
     """common.StreetScenes of 19 classes, its photos scaled as the encoder wants."""
     return common.StreetScenes(frames, size, **scaling_of(encoder), **options)
@@ -594,7 +621,10 @@ def shrink_photo(image, label, rng, size):
     """The photo at the network's size, the label as it is; scoring enlarges logits."""
     return common.resize_pair(image, label, size)[0], label
 
+# %% [markdown]
+# So one set of pictures becomes two data sets:
 
+# %%
 def both_resolutions(frames, size, native, encoder):
     """{"low": data at the network's size, "full": with labels at the photo's size}."""
     shrink = partial(shrink_photo, size=size)
@@ -611,7 +641,10 @@ def save_matrices(path, data, per_image):
     names = [f"{frame.city}/{frame.name}" for frame in data.frames]
     np.savez_compressed(path, image=np.array(names), confusion=per_image["confusion"])
 
+# %% [markdown]
+# All scores of one network:
 
+# %%
 def evaluation_grid(folder, model, accelerator, data):
     """mIoU by image set, resolution and checkpoint: grid["held_out"]["low"]["best"]."""
     grid = {name: {"low": {}, "full": {}} for name in data}
@@ -849,22 +882,24 @@ def paired_matrices(folders):
 
 
 # %% [markdown]
-# How many pictures are that, and what do they score all together?
+# How many pictures is that, and what do they score all together?
 
 # %%
 folders = {kind: [run.folder for run in of_kind.values()]
            for kind, of_kind in finished.items()}
 pictures, by_image, by_city = paired_matrices(folders)
 print(len(pictures), "pictures were held out by one network of either kind")
+
+# %%
 if pictures:
     image, city = (100 * common.miou(m.sum(axis=0)) for m in (by_image, by_city))
     print(f"mean IoU by image {image:.1f}, by city {city:.1f}: {image - city:+.1f}")
 
 # %% [markdown]
-# How much of this difference is owed to the pictures that happen to be in our data? We cannot drive out and film others.
-# But we can draw from those that we have, with replacement, as many as there are, and compute the difference again. After
-# two thousand draws we see how much it moves. This is the **paired bootstrap**: *paired*, because each draw takes the
-# same pictures for both networks.
+# By image 18.6, by city 16.4. How much of this difference is owed to the pictures that happen to be in our data? We
+# cannot drive out and film others. But we can draw from those that we have, with replacement, as many as there are, and
+# compute the difference again. After two thousand draws we see how much it moves. This is the **paired bootstrap**:
+# *paired*, because each draw takes the same pictures for both networks.
 
 # %%
 def bootstrap(a, b, repeats=2000, seed=0):
@@ -892,7 +927,10 @@ def show_differences(differences):
     axis.set_title(f"95 % of the draws: {low:+.1f} to {high:+.1f}", fontsize=10)
     return fig
 
+# %% [markdown]
+# The shaded part holds the central 95 % of the draws:
 
+# %%
 if len(pictures) > 1:
     common.show(show_differences(100 * bootstrap(by_image, by_city)))
 
@@ -903,7 +941,7 @@ if len(pictures) > 1:
 #
 # One more care. In a film two neighbouring frames are nearly one picture, and drawing them apart makes the data look
 # richer than it is. So we draw whole *blocks* of ten neighbours. `common.paired_bootstrap` is the function above with
-# blocks, and with a p value: twice the share of draws on the other side of zero.  Toy streets are no film, so here each
+# blocks, and with a p value: twice the share of draws on the other side of zero. Toy streets are no film, so here each
 # picture is a block of its own:
 
 # %%
@@ -915,7 +953,7 @@ def leak(pictures, by_image, by_city, film):
     difference, low, high = 100 * np.array(points)
     return f"{difference:+.1f} points, 95 % {low:+.1f} to {high:+.1f}, p {p:.4f}"
 
-
+# %%
 if len(pictures) > 1:
     film = common.dataset_name(root).startswith("camvid")
     print(leak(pictures, by_image, by_city, film))
@@ -959,6 +997,8 @@ if pictures:
     common.show(fig)
 
 # %% [markdown]
+# Both overlook the people. But the network that does not know this grey city takes much of its houses for sky.
+#
 # ## The best of thirteen
 #
 # Back to the puzzle. The source's first score is the highest of 13 validations, the second one that of the last epoch. In
@@ -990,7 +1030,7 @@ def best_minus_last(trend, noise, repeats=40000):
     scores = trend + rng.normal(0, noise, (repeats, len(trend)))
     return (scores.max(axis=1) - scores[:, -1]).mean()
 
-
+# %%
 for n in (2, 5, 13, 50):
     gain = best_minus_last(np.zeros(n), 1.0)
     print(f"best of {n:2d} on a plateau: {gain:.2f} spreads")
@@ -1006,7 +1046,10 @@ def trend_and_noise(miou):
     rest = (miou - trend)[1:-1]  # a third of each mean is the score itself
     return trend, np.sqrt(1.5 * (rest**2).sum() / max(1, len(rest)))
 
+# %% [markdown]
+# In points, for our runs:
 
+# %%
 rows = {}
 for name, run in runs.items():
     trend, noise = trend_and_noise(100 * run.history["miou"].to_numpy())
@@ -1028,7 +1071,10 @@ pd.DataFrame(rows).T.round(2)
 START = {"image_set": "held_out", "resolution": "low", "checkpoint": "best"}
 END = {"image_set": "official_val", "resolution": "full", "checkpoint": "last"}
 
+# %% [markdown]
+# The function changes them in the order that we give:
 
+# %%
 def step_effects(grid, order, end=END):
     """Change in mIoU at each step, when START becomes `end` in the order given."""
     at, effects = dict(START), {}
@@ -1047,6 +1093,11 @@ def step_effects(grid, order, end=END):
 STEPS = {"resolution": "full\nresolution", "image_set": "other\npictures",
          "checkpoint": "last\nepoch"}
 end = END | {"image_set": other_set}
+
+# %% [markdown]
+# For each kind, the first score and the effects of the three steps:
+
+# %%
 walks = {}
 for kind, of_kind in finished.items():
     grids = [run.summary["final"] for run in of_kind.values()]
@@ -1116,6 +1167,11 @@ for factor in (0.8, 1.2):
     seen[f"intended, {factor}"] = common.resize_pair(*scaled, size)
     scaled = scale_as_published(street, mask, factor)
     seen[f"as published, {factor}"] = common.resize_pair(*scaled, size)
+
+# %% [markdown]
+# Left, top, right and bottom of the mark, in the pixels that the network sees:
+
+# %%
 for name, (_, moved) in seen.items():
     print(f"{name:18s} box {box_of(moved == 1)}")
 
@@ -1150,6 +1206,11 @@ if len(committed):
 if len(committed):
     names = committed["method"].str.extract("(image|city)-fold([123])$")
     committed = committed.assign(kind=names[0], fold=names[1]).dropna(subset="fold")
+
+# %% [markdown]
+# The scores after the last epoch, means over the seeds:
+
+# %%
 columns = {"final_held_out_low_last": "held out",
            "final_official_val_low_last": "val", "final_test_low_last": "test"}
 if len(committed):
