@@ -276,7 +276,7 @@ def enlarge(scores, shape):
 
 # %%
 def drawn_on_grid(label, stride, num_classes=7, steps=100):
-    """Prediction (H, W) of logits on a coarse grid that were fitted to a label (H, W)."""
+    """Prediction (H, W) of logits on a coarse grid, fitted to a label (H, W)."""
     truth = torch.from_numpy(label.astype(np.int64))[None]
     height, width = label.shape
     scores = torch.zeros(1, num_classes, height // stride, width // stride,
@@ -986,7 +986,8 @@ common.show(fig)
 
 # %%
 late = relative.iloc[-3:].mean()
-pd.DataFrame({"at the start": relative.iloc[0], "in the last epochs": late}).rename(NAMES).round(2)
+ends = pd.DataFrame({"at the start": relative.iloc[0], "in the last epochs": late})
+ends.rename(NAMES).round(2)
 
 # %% [markdown]
 # TODO-READ So a coefficient of 0.5 says little by itself: if you put Lovász where soft IoU was, at the same coefficient, you change the
@@ -1047,13 +1048,13 @@ def check_approaches(approaches):
         others = set(recipe) - {"terms", "class_weights", "match", "paste"}
         if not terms or others or not set(terms) <= set(TERMS):
             raise common.StreetsError(
-                f"APPROACHES: {name} must have terms, of {', '.join(TERMS)}, and may have "
-                "class_weights, match and paste, and nothing else.")
+                f"APPROACHES: {name} must have terms, of {', '.join(TERMS)}, and may "
+                "have class_weights, match and paste, and nothing else.")
         if weights and len(weights) != 7:
             raise common.StreetsError(f"APPROACHES: {name} has {len(weights)} "
                                       "class_weights: there are 7 classes.")
         if recipe.get("match") and "lovasz" not in terms:
-            raise common.StreetsError(f"APPROACHES: {name} has no term lovasz to match.")
+            raise common.StreetsError(f"APPROACHES: {name} has no lovasz to match.")
 
 
 check_approaches(APPROACHES)
@@ -1188,9 +1189,10 @@ pasting = {"share": paste_share,
            "classes": tuple(scheme.classes.index(name) for name in pastable)}
 train = partial(train_approach, settings=settings, splits=splits, size=size,
                 scheme=scheme, network=settings["network"], weights=weights,
-                pasting=pasting, normalize=normalize, seed=seed,
-                processes=num_processes, max_hours=max_hours)
-jobs = {name: partial(train, recipe=recipe) for name, recipe in APPROACHES.items()}
+                normalize=normalize, seed=seed, processes=num_processes,
+                max_hours=max_hours)
+jobs = {name: partial(train, recipe=recipe, pasting=pasting if "paste" in recipe else {})
+        for name, recipe in APPROACHES.items()}
 wanted = common.several("approach", approach, APPROACHES)
 runs = common.train_runs(globals(), jobs, settings, root, splits,
                          wanted=wanted, unused=UNUSED)
@@ -1327,7 +1329,8 @@ best = max(runs, key=lambda name: runs[name].summary["test"]["miou6"] or 0)
 networks = {}
 for name in dict.fromkeys(["baseline" if "baseline" in runs else best, best]):
     net = SegFormer(network=settings["network"])
-    networks[name] = common.load_weights(runs[name].folder / "last.safetensors", net).eval()
+    weights_file = runs[name].folder / "last.safetensors"
+    networks[name] = common.load_weights(weights_file, net).eval()
 judged = make_data(splits["test"], size, scheme, settings["network"], seed)
 amount = [pixels_of(judged.read(k)[1], (POLE, SIGN)) for k in range(len(judged))]
 busiest = [k for k in np.argsort(amount)[::-1][:2] if amount[k]]
@@ -1376,7 +1379,7 @@ ROWS = ("fence", "car", "vegetation", "pole", "traffic sign", "traffic light", "
 
 
 def ious_of(counts):
-    """IoU of the six classes and their mean, in per cent: (..., 7) of counts (..., 7, 7)."""
+    """IoU of the six classes and their mean, in per cent: (..., 7) of (..., 7, 7)."""
     hits = counts.diagonal(axis1=-2, axis2=-1)
     true = counts.sum(axis=-1)
     union = np.maximum(true + counts.sum(axis=-2) - hits, 1)
@@ -1415,7 +1418,8 @@ def draw_seeds_and_images(a, b, blocks, repeats=2000):
     times = blocks_drawn[:, block_of_image]  # (R, N): how often each image is drawn
     gains = []
     for x, y in zip(a, b):  # (N, 7, 7) of one seed
-        gains.append(ious_of(np.tensordot(times, x, 1)) - ious_of(np.tensordot(times, y, 1)))
+        x, y = (np.tensordot(times, one, 1) for one in (x, y))  # (R, 7, 7)
+        gains.append(ious_of(x) - ious_of(y))
     seeds = rng.integers(len(a), size=(len(a), repeats, 1))
     drawn = np.take_along_axis(np.stack(gains), seeds, axis=0).mean(axis=0)  # (R, 7)
     low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
@@ -1447,7 +1451,8 @@ def published_gains(published, a, b):
 # %%
 def show_answers(answers, published):
     """Our differences with intervals, and the published ones; returns the figure."""
-    fig, axes = plt.subplots(2, 3, figsize=(8.5, 5.6), layout="constrained", sharey=True)
+    options = {"layout": "constrained", "sharey": True}
+    fig, axes = plt.subplots(2, 3, figsize=(8.5, 5.6), **options)
     for axis, (question, found) in zip(axes.flat, answers.items()):
         place = np.arange(len(ROWS))[::-1]
         middle, low, high = (found[name] for name in ("difference", "low", "high"))
@@ -1525,7 +1530,7 @@ if verdicts:
 
 # %%
 def show_pastes(data, draws):
-    """Photo before and after, and label after, a row for each draw; returns the figure."""
+    """Photo before and after, and label after, a row for each of three draws."""
     fig, axes = plt.subplots(3, 3, figsize=(8.5, 4.6), layout="constrained")
     for row, draw in zip(axes, draws):
         photo, label = data.read(draw % len(data))
@@ -1722,7 +1727,7 @@ def copy_paste_as_given(index, rng, streets, classes=(1, 2, 3, 4, 5, 6)):
 # %%
 # Exercise 4.3: where a pasted pole comes from
 def origins(paste_into, index, number, draws=1200):
-    """Share of draws in which street `index` has its pole from each street, (number,)."""
+    """Share of draws in which street `index` has its pole from each street."""
     label = np.zeros((4, 6), np.uint8)
     label[:, 2:4] = 4  # a pole in the middle, where a mirrored street has it, too
     streets = [(np.full((4, 6, 3), k, np.uint8), label) for k in range(number)]
@@ -1766,7 +1771,7 @@ with common.exercise("Exercise 4.3"):
 # %%
 # Exercise 4.4
 def nearness_loss(probs, label):
-    """Mean of p_c(x) d_c(x) over valid pixels, then over (image, class) pairs present."""
+    """Mean of p_c(x) d_c(x) over valid pixels, then over the pairs present."""
     raise NotImplementedError
 
 
