@@ -125,8 +125,8 @@ MODES = {
     "quick": {"network": "lite0", "height": 128, "images": 40, "epochs": 12,
               "batch_size": 4, "lr": 2e-3, "scratch_lr": 2e-3,
               "schedule": "one_cycle", "eval_every": 4, "precision": "auto"},
-    "laptop": {"network": "lite0", "height": 288, "images": 0, "epochs": 7,
-               "batch_size": 2, "lr": 1e-3, "scratch_lr": 2e-3,
+    "laptop": {"network": "lite0", "height": 320, "images": 0, "epochs": 7,
+               "batch_size": 2, "lr": 2e-3, "scratch_lr": 2e-3,
                "schedule": "one_cycle", "eval_every": 7, "precision": "auto"},
     "course": {"network": "mit_b0", "height": 512, "images": 0, "epochs": 40,
                "batch_size": 4, "lr": 6e-5, "scratch_lr": 2e-3,
@@ -151,12 +151,7 @@ APPROACHES = {
     "ssim_lovasz": {"terms": {"ce": 1.1, "ssim": 0.5, "lovasz": 0.5},
                     "class_weights": (1, 5, 1, 1, 5, 5, 2), "paste": True},
 }
-NETWORKS = {
-    "mit_b0": {"encoder": "mit_b0", "width": 256,
-               "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
-    "lite0": {"encoder": "tu-tf_efficientnet_lite0", "width": 128,
-              "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
-}
+NETWORKS = {"mit_b0": ("mit_b0", 256), "lite0": ("tu-tf_efficientnet_lite0", 64)}
 
 # %%
 import common
@@ -167,6 +162,9 @@ choices = {"network": NETWORKS, "weights": ("auto", "cityscapes", "imagenet", "n
            "schedule": ("linear", "one_cycle")}
 settings = common.check_parameters(globals(), MODES, choices, {"approach": APPROACHES})
 pastable = common.several("paste_classes", paste_classes, common.THIN)
+if settings["network"] == "lite0" and weights == "cityscapes":
+    raise common.StreetsError("lite0 has no weights trained on Cityscapes: "
+                              "use weights auto, imagenet or none.")
 print(common.device_line())
 
 # %% [markdown]
@@ -301,36 +299,30 @@ pd.DataFrame(ious, index=scheme.classes).round(0)
 # %% [markdown]
 # These are IoUs in per cent. TODO-READ.
 #
-# The same in pictures, around the largest sign or pole of this street:
-
-# %%
-from scipy import ndimage
-
-
-def around_largest(label, classes, reach):
-    """Slices of a window, 2 reach high and wide, around the largest object."""
-    middle = np.array(label.shape) // 2
-    groups, n = ndimage.label(np.isin(label, classes), structure=np.ones((3, 3)))
-    if n:
-        largest = np.bincount(groups.ravel())[1:].argmax()
-        box = ndimage.find_objects(groups)[largest]
-        middle = [(side.start + side.stop) // 2 for side in box]
-    starts = [min(max(0, m - reach), max(0, full - 2 * reach))
-              for m, full in zip(middle, label.shape)]
-    return tuple(slice(start, start + 2 * reach) for start in starts)
-
+# The same in pictures:
 
 # %%
 import matplotlib.pyplot as plt
 
-window = around_largest(label, (POLE, SIGN), reach=size[0] // 4)
+
+def show_panels(panels, scheme, columns=2):
+    """{title: photo or label (H, W)} side by side; returns the figure."""
+    h, w = next(iter(panels.values())).shape[:2]
+    rows = len(panels) // columns
+    size = (8.5, rows * (8.5 / columns * h / w + 0.25))
+    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained")
+    for axis, (title, panel) in zip(axes.flat, panels.items()):
+        shown = common.as_colors(panel, scheme) if panel.ndim == 2 else panel
+        axis.imshow(shown, interpolation="nearest")
+        axis.set_title(title, fontsize=9)
+        axis.set_axis_off()
+    common.class_legend(fig, scheme, range(7))
+    return fig
+
+
+# %%
 panels = {"label": label} | {f"stride {s}": grids[s] for s in (4, 8, 16)}
-fig, axes = plt.subplots(1, 4, figsize=(8.5, 2.4), layout="constrained")
-for axis, (title, panel) in zip(axes, panels.items()):
-    axis.imshow(common.as_colors(panel[window], scheme), interpolation="nearest")
-    axis.set_title(title, fontsize=10)
-    axis.set_axis_off()
-common.show(fig)
+common.show(show_panels(panels, scheme))
 
 # %% [markdown]
 # TODO-READ So a stride of 4 costs thin things something, and what no loss can bring back is at most this much. A real network,
@@ -436,8 +428,7 @@ class SegFormer(nn.Module):
 
     def __init__(self, num_classes=7, network="mit_b0", encoder_weights=None):
         super().__init__()
-        width = NETWORKS[network]["width"]
-        encoder = NETWORKS[network]["encoder"]
+        encoder, width = NETWORKS[network]
         self.encoder = smp.encoders.get_encoder(encoder, weights=encoder_weights)
         channels = [3, 0, *self.encoder.out_channels[2:]]  # of strides 1, 2, 4, ... 32
         self.decoder = SegformerDecoder(channels, segmentation_channels=width)
@@ -479,33 +470,29 @@ def from_imagenet(pretrained):
 
 
 def on_lite0(pretrained):
-    """The head on Lite0; `common.with_weights` puts the pretrained weights in."""
+    """The head on Lite0, whose weights `common.with_weights` puts in."""
     return SegFormer(network="lite0")
 
 
 # %%
 def build_network(network, weights):
     """(network, which weights it got); "auto" takes the best that can be had."""
-    ways = {"cityscapes": from_cityscapes, "imagenet": from_imagenet}
     if network == "lite0":
-        if weights == "cityscapes":
-            raise common.StreetsError("lite0 has no weights trained on Cityscapes: "
-                                      "use weights auto, imagenet or none.")
         return common.with_weights(on_lite0, weights, "lite0")
     found, failed = None, []
+    ways = {"cityscapes": from_cityscapes, "imagenet": from_imagenet}
     for name, build in ways.items():
-        if found is None and weights in ("auto", name):
-            try:
+        try:
+            if found is None and weights in ("auto", name):
                 found = common.with_weights(build, name, name)
-            except common.StreetsError as error:
-                if weights != "auto":
-                    raise
-                failed.append(str(error))
-    found = found or (SegFormer(), "none")
+        except common.StreetsError as error:
+            if weights != "auto":
+                raise
+            failed.append(str(error))
+    model, got = found or (SegFormer(), "none")
     if failed:
-        why = " ".join(failed)
-        common.say_once(f"weights: {why} The network starts from: {found[1]}.")
-    return found
+        common.say_once(f"weights: {' '.join(failed)} The network starts from: {got}.")
+    return model, got
 
 
 # %%
@@ -641,7 +628,7 @@ def ssim_map(p, y, c1=0.01**2, c2=0.03**2):
 
 # %%
 different = 1 - ssim_map(probs, truth_maps(truth, 2))[0, 1]
-common.show(show_maps({"y: the pole": y, "p: predicted": p, "1 - SSIM": different}))
+common.show(show_maps({"p: predicted": p, "1 - SSIM": different}))
 
 # %% [markdown]
 # A whole neighbourhood of the pole is punished: as far as the window reaches. But look at the flat street, where nothing is
@@ -749,7 +736,7 @@ errors, order = (y - p).abs().flatten().sort(descending=True)
 parts = torch.zeros(y.numel())
 parts[order] = errors * lovasz_weights(y.flatten()[order])
 parts = parts.view_as(y)
-common.show(show_maps({"y: the pole": y, "p: predicted": p, "m times its drop": parts}))
+common.show(show_maps({"p: predicted": p, "m times its drop": parts}))
 
 # %% [markdown]
 # Like cross-entropy it punishes the two stripes, but the missed one more (TODO-READ): a missed pixel shrinks the
@@ -844,13 +831,6 @@ def shifted(width, shift, side=96):
 
 
 # %%
-def cost_of_shift(term, width, shift):
-    """Value of a loss term for an object that is predicted `shift` pixels off."""
-    label, prediction = shifted(width, shift)
-    return hybrid_loss(sure(prediction), label, {term: 1.0}).item()
-
-
-# %%
 WIDTHS = {"thin (4 px)": 4, "thick (32 px)": 32}
 
 
@@ -861,10 +841,11 @@ def show_shifts(shift=6):
         column[0].set(title=NAMES[term], xlabel="shift (px)")
         for axis, color, kind in zip(column[1:], common.CURVES, WIDTHS):
             width = WIDTHS[kind]
-            curve = [cost_of_shift(term, width, s) for s in range(11)]
+            slides = [shifted(width, s) for s in range(11)]
+            found = [pull(term, predicted, label) for label, predicted in slides]
+            curve, forces = zip(*found)
             column[0].plot(curve, color=color, marker=".", label=kind)
-            label, predicted = shifted(width, shift)
-            force = pull(term, predicted, label)[1]
+            label, force = slides[shift][0], forces[shift]
             axis.imshow(force / force.abs().max(), cmap="RdBu", vmin=-1, vmax=1)
             axis.contour(label[0], levels=[0.5], colors="black", linewidths=0.7)
             axis.set(xticks=[], yticks=[])
@@ -898,12 +879,11 @@ common.show(show_shifts())
 # network's own scaling of the colours:
 
 # %%
-inputs = {name: NETWORKS[settings["network"]][name] for name in ("mean", "std")}
-
-
 def make_data(frames, size, scheme, network, seed):
     """common.StreetScenes of a scheme, colours scaled as the network's weights want."""
-    scaling = {name: NETWORKS[network][name] for name in ("mean", "std")}
+    scaling = {}
+    if network == "lite0":
+        scaling = {"mean": common.LITE0_MEAN, "std": common.LITE0_STD}
     data = common.StreetScenes(frames, size, "thin7", seed=seed, **scaling)
     data.scheme = scheme
     return data
@@ -957,13 +937,7 @@ for epoch in range(1, EPOCHS + 1):
 
 # %%
 panels = {"truth": street["label"]} | {f"epoch {e}": seen for e, seen in looks.items()}
-fig, axes = plt.subplots(2, 2, figsize=(8.5, 4.5), layout="constrained")
-for axis, (title, panel) in zip(axes.flat, panels.items()):
-    axis.imshow(common.as_colors(panel.numpy(), scheme), interpolation="nearest")
-    axis.set_title(title, fontsize=10)
-    axis.set_axis_off()
-common.class_legend(fig, scheme, range(7))
-common.show(fig)
+common.show(show_panels({title: one.numpy() for title, one in panels.items()}, scheme))
 
 # %% [markdown]
 # TODO-READ
@@ -1044,17 +1018,14 @@ print(matched(terms, untrained, few, batch_size=4))
 def check_approaches(approaches):
     """StreetsError for an approach that could not be trained as it is written."""
     for name, recipe in approaches.items():
-        terms, weights = recipe.get("terms") or {}, recipe.get("class_weights")
+        terms = set(recipe.get("terms") or {})
         others = set(recipe) - {"terms", "class_weights", "match", "paste"}
-        if not terms or others or not set(terms) <= set(TERMS):
+        wrong = not terms or terms - set(TERMS) or others
+        wrong = wrong or len(recipe.get("class_weights") or range(7)) != 7
+        if wrong or (recipe.get("match") and "lovasz" not in terms):
             raise common.StreetsError(
-                f"APPROACHES: {name} must have terms, of {', '.join(TERMS)}, and may "
-                "have class_weights, match and paste, and nothing else.")
-        if weights and len(weights) != 7:
-            raise common.StreetsError(f"APPROACHES: {name} has {len(weights)} "
-                                      "class_weights: there are 7 classes.")
-        if recipe.get("match") and "lovasz" not in terms:
-            raise common.StreetsError(f"APPROACHES: {name} has no lovasz to match.")
+                f"APPROACHES: {name} cannot be trained as it is written: it needs "
+                f"terms of {', '.join(TERMS)}; class_weights are 7, match needs lovasz.")
 
 
 check_approaches(APPROACHES)
@@ -1096,18 +1067,13 @@ def copy_paste(image, label, rng, data, share=0.5, classes=(1, 2, 3, 4, 5, 6)):
 # The source reports the mean IoU of the *six* classes without background, so we add it to the scores:
 
 # %%
-def mean_of_six(metrics):
-    """Mean IoU over the classes but background that occur; None where none does."""
-    six = [iou for name, iou in metrics["iou"].items()
-           if name != "background" and iou is not None]
-    return float(np.mean(six)) if six else None
-
-
 def evaluate(model, data, accelerator=None, **options):
-    """common.evaluate with contours (see below) and the mean IoU of six."""
+    """common.evaluate with contours (see below) and the mean IoU of six classes."""
     options["contours"] = True
     metrics, per_image = common.evaluate(model, data, accelerator, **options)
-    return metrics | {"miou6": mean_of_six(metrics)}, per_image
+    six = [iou for name, iou in metrics["iou"].items()
+           if name != "background" and iou is not None]
+    return metrics | {"miou6": float(np.mean(six)) if six else None}, per_image
 
 
 # %%
@@ -1117,6 +1083,7 @@ def more_scores(folder, model, accelerator, data, terms):
     return scores | {"coefficients": terms}
 
 
+# %%
 # %%
 from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
 
@@ -1149,7 +1116,7 @@ def train_approach(folder, recipe, settings, splits, size, scheme, network, weig
     """Train one approach and leave it in `folder`."""
     torch.manual_seed(seed)
     model, weights = build_network(network, weights)
-    model = model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
+    model = model.to(memory_format=torch.channels_last)  # faster on a CPU
     data = {name: make_data(frames, size, scheme, network, seed)
             for name, frames in splits.items() if frames}
     train, val, test = (data.pop(name) for name in ("train", "val", "test"))
@@ -1191,8 +1158,10 @@ train = partial(train_approach, settings=settings, splits=splits, size=size,
                 scheme=scheme, network=settings["network"], weights=weights,
                 normalize=normalize, seed=seed, processes=num_processes,
                 max_hours=max_hours)
-jobs = {name: partial(train, recipe=recipe, pasting=pasting if "paste" in recipe else {})
-        for name, recipe in APPROACHES.items()}
+jobs = {}
+for name, recipe in APPROACHES.items():
+    options = pasting if "paste" in recipe else {}
+    jobs[name] = partial(train, recipe=recipe, pasting=options)
 wanted = common.several("approach", approach, APPROACHES)
 runs = common.train_runs(globals(), jobs, settings, root, splits,
                          wanted=wanted, unused=UNUSED)
@@ -1229,6 +1198,9 @@ table.assign(published=claimed.reindex(table.index)).round(1)
 # contours. The first is the *boundary F1*. The boundary of a class is what a 3x3 dilation adds to it and a 3x3 erosion takes away:
 
 # %%
+from scipy import ndimage
+
+
 def boundary(mask):
     """The boundary (H, W) of a mask (H, W): its dilation without its erosion."""
     square = np.ones((3, 3))
@@ -1302,27 +1274,7 @@ pd.DataFrame(contours).T.drop(columns="background").round(1)
 #
 # ### What becomes of a pole
 #
-# Cut out around the largest sign or pole of two test streets: photo, truth, the baseline, and the approach with the best mean of six.
-
-# %%
-def show_zooms(networks, data, indices, reach):
-    """Photo, truth and each network's prediction around a thin object of each image."""
-    fig, axes = plt.subplots(len(indices), 2 + len(networks), squeeze=False,
-                             figsize=(9, 2.4 * len(indices)), layout="constrained")
-    for row, k in zip(axes, indices):
-        photo, label = data.read(k)
-        window = around_largest(label, (POLE, SIGN), reach)
-        panels = {"photo": photo, "truth": common.as_colors(label, data.scheme)}
-        for name, net in networks.items():
-            seen = common.predict(net, photo, data.size, data.mean, data.std)
-            panels[name] = common.as_colors(seen, data.scheme)
-        for axis, (name, panel) in zip(row, panels.items()):
-            axis.imshow(panel[window], interpolation="nearest")
-            axis.set_title(name, fontsize=9)
-            axis.set_axis_off()
-    common.class_legend(fig, data.scheme, range(7))
-    return fig
-
+# Two test streets: truth, the baseline, and the approach with the best mean of six.
 
 # %%
 best = max(runs, key=lambda name: runs[name].summary["test"]["miou6"] or 0)
@@ -1333,11 +1285,16 @@ for name in dict.fromkeys(["baseline" if "baseline" in runs else best, best]):
     networks[name] = common.load_weights(weights_file, net).eval()
 judged = make_data(splits["test"], size, scheme, settings["network"], seed)
 amount = [pixels_of(judged.read(k)[1], (POLE, SIGN)) for k in range(len(judged))]
-busiest = [k for k in np.argsort(amount)[::-1][:2] if amount[k]]
 
 # %%
-if busiest:
-    common.show(show_zooms(networks, judged, busiest, reach=size[0] // 4))
+panels = {}
+for k in np.argsort(amount)[::-1][:2]:
+    image, truth_here = judged.read(k)
+    panels[f"truth {k}"] = truth_here
+    for name, net in networks.items():
+        seen = common.predict(net, image, size, judged.mean, judged.std)
+        panels[f"{name} {k}"] = seen
+common.show(show_panels(panels, scheme, columns=len(panels) // 2))
 
 # %% [markdown]
 # TODO-READ
@@ -1439,32 +1396,18 @@ QUESTIONS = {
 }
 
 
-def published_gains(published, a, b):
-    """(7,) differences of the published IoUs, in points; nan where there is none."""
-    rows = published[published["metric"].isin(("iou", "miou6"))]
-    rows = rows.assign(row=rows["class"].replace("", "mean"))
-    table = rows.pivot(index="row", columns="method", values="value").astype(float)
-    gains = table[a] - table[b] if {a, b} <= set(table) else pd.Series(dtype=float)
-    return gains.reindex(ROWS).to_numpy()
-
-
 # %%
-def show_answers(answers, published):
-    """Our differences with intervals, and the published ones; returns the figure."""
+def show_answers(answers):
+    """Our differences with intervals, a panel for each question; returns the figure."""
     options = {"layout": "constrained", "sharey": True}
-    fig, axes = plt.subplots(2, 3, figsize=(8.5, 5.6), **options)
+    fig, axes = plt.subplots(2, 3, figsize=(8.5, 5.2), **options)
+    place = np.arange(len(ROWS))[::-1]
     for axis, (question, found) in zip(axes.flat, answers.items()):
-        place = np.arange(len(ROWS))[::-1]
-        middle, low, high = (found[name] for name in ("difference", "low", "high"))
-        axis.hlines(place, low, high, color=common.CURVES[0])
-        axis.plot(middle, place, "o", color=common.CURVES[0], label="ours")
-        theirs = published_gains(published, *QUESTIONS[question])
-        axis.plot(theirs, place, "x", color=common.CURVES[1], label="published")
+        axis.hlines(place, found["low"], found["high"], color=common.CURVES[0])
+        axis.plot(found["difference"], place, "o", color=common.CURVES[0])
         axis.axvline(0, color="0.6", linewidth=0.8)
         axis.set(xlabel="points of IoU", yticks=place, yticklabels=ROWS)
         axis.set_title(question, fontsize=9)
-    handles = axes[0][0].get_legend_handles_labels()
-    fig.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
     return fig
 
 
@@ -1477,7 +1420,7 @@ if len(seeds) > 1:
             (a, drives), (b, _) = map(read_counts, folders)
             answers[question] = draw_seeds_and_images(a, b, common.film_blocks(drives))
 if answers:
-    common.show(show_answers(answers, published))
+    common.show(show_answers(answers))
 
 # %% [markdown]
 # A dot whose line crosses 0 settles nothing. Each panel asks six questions at once, and the more one asks, the more often chance
@@ -1529,25 +1472,13 @@ if verdicts:
 # A loss can only weigh what is in the picture. *Copy-paste* puts more thin things in. What does it make?
 
 # %%
-def show_pastes(data, draws):
-    """Photo before and after, and label after, a row for each of three draws."""
-    fig, axes = plt.subplots(3, 3, figsize=(8.5, 4.6), layout="constrained")
-    for row, draw in zip(axes, draws):
-        photo, label = data.read(draw % len(data))
-        rng = np.random.default_rng(draw)
-        pasted, pasted_label = copy_paste(photo, label, rng, data, share=1.0)
-        panels = {"before": photo, "after": pasted,
-                  "label after": common.as_colors(pasted_label, data.scheme)}
-        for axis, (name, panel) in zip(row, panels.items()):
-            axis.imshow(panel, interpolation="nearest")
-            axis.set_title(name, fontsize=9)
-            axis.set_axis_off()
-    common.class_legend(fig, data.scheme, range(7))
-    return fig
-
-
-# %%
-common.show(show_pastes(scenes, (0, 1, 2)))
+panels = {}
+for draw in range(3):
+    rng, before = np.random.default_rng(draw), scenes.read(draw % len(scenes))
+    pasted, pasted_label = copy_paste(*before, rng, scenes, share=1.0)
+    panels |= {f"before {draw}": before[0], f"after {draw}": pasted,
+               f"label after {draw}": pasted_label}
+common.show(show_panels(panels, scheme, columns=3))
 
 # %% [markdown]
 # What is pasted covers what was there, in the photo and in the label. In its own place it fits: cars stand on roads. But the
@@ -1583,19 +1514,12 @@ fences = [pixels_of(scenes.read(k)[1], (1,)) for k in range(min(40, len(scenes))
 source, source_label = scenes.read(int(np.argmax(fences)))
 solid = drawn_solid(source_label == 1, reach=size[0] // 16 | 1)
 pasted, _ = paste_mask(photo_of_street, label, source, source_label, solid)
-panels = {"source": source, "its fence": source_label == 1, "drawn solid": solid,
+fence = (source_label == 1).astype(np.uint8)
+panels = {"source": source, "its fence": fence, "drawn solid": solid.astype(np.uint8),
           "pasted": pasted}
-
-# %%
-fig, axes = plt.subplots(2, 2, figsize=(8.5, 4.5), layout="constrained")
-for axis, (name, panel) in zip(axes.flat, panels.items()):
-    axis.imshow(panel, interpolation="nearest", cmap="gray")
-    axis.set_title(name, fontsize=9)
-    axis.set_axis_off()
-common.show(fig)
+common.show(show_panels(panels, scheme))
 if common.dataset_name(root) == "toy" and solid.any():
-    gaps = 1 - (source_label == 1)[solid].mean()
-    print(f"{gaps:.0%} of the fence drawn solid is no fence")
+    print(f"{1 - fence[solid].mean():.0%} of the fence drawn solid is no fence")
 
 # %% [markdown]
 # TODO-READ The pasted fence brings along the street that it stood before, and the label calls that fence. In the source's table fence is
@@ -1625,13 +1549,7 @@ print(f"by C / by those present: {parts[0] / parts[1]:.4f}; 6/7 is {6 / 7:.4f}")
 
 # %% [markdown]
 # **4. What is absent counts** [code]. Soft IoU adds a constant 1/7 for each class that an image lacks: its IoU is nearly 0, whatever
-# the network does. Here is a perfect prediction, 98 % sure, of our pole among seven classes:
-
-# %%
-two = sure(truth, num_classes=7).softmax(1)
-print(f"soft IoU loss {soft_iou_loss(two, truth).item():.3f}; 5/7 is {5 / 7:.3f}")
-
-# %% [markdown]
+# the network does. A perfect prediction of two of seven classes still costs 5/7.
 # The gradient is next to nothing there, so the network is not misled, but the loss no longer says how good a prediction is.
 #
 # **5. Rare classes, random places?** The report pastes "rare classes" at "random locations" after "geometric operations" [report].
@@ -1646,8 +1564,8 @@ print(f"soft IoU loss {soft_iou_loss(two, truth).item():.3f}; 5/7 is {5 / 7:.3f}
 
 # %%
 own = common.own_photo(photo, splits["test"][0])
-fit_width = max(32, round(own.shape[1] * size[0] / own.shape[0] / 32) * 32)
-answer = common.predict(networks[best], own, (size[0], fit_width), **inputs)
+fits = (size[0], max(32, round(own.shape[1] * size[0] / own.shape[0] / 32) * 32))
+answer = common.predict(networks[best], own, fits, judged.mean, judged.std)
 common.show(common.show_pair(own, answer, scheme))
 
 # %% [markdown]
