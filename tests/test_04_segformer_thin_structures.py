@@ -761,7 +761,6 @@ def test_a_class_that_no_label_holds_is_null_and_left_out_of_the_mean(nb, toy):
     assert metrics["iou"]["pole"] is None
     rest = [metrics["iou"][name] for name in THIN7.classes[1:] if metrics["iou"][name] is not None]
     assert len(rest) < 6 and metrics["miou6"] == pytest.approx(np.mean(rest))
-    assert nb.mean_of_six({"iou": {"background": 0.9, "pole": None}}) is None
 
 
 def test_a_score_of_ones_own_comes_back_image_by_image_in_order(nb, toy):
@@ -1185,14 +1184,11 @@ def test_the_notebook_runs_on_real_photos(real_data, tmp_path, form):
     assert (summary["metrics"]["iou"]["traffic light"] is None) == (form == "camvid11")
 
 
-@pytest.mark.parametrize(("recipe", "said"), [
-    ({"terms": {"ce": 1.0, "focal": 1.0}}, "cannot be trained as it is written: it needs terms of ce, ssim, iou, lovasz"),
-    ({"terms": {}}, "cannot be trained as it is written: it needs terms of ce, ssim, iou, lovasz"), ({"terms": {"ce": 1.0}, "past": True}, "cannot be trained as it is written: it needs terms of ce, ssim, iou, lovasz; class_weights are 7"),
-    ({"terms": {"ce": 1.0}, "class_weights": (1, 2)}, "cannot be trained as it is written: it needs terms of ce, ssim, iou, lovasz"),
-    ({"terms": {"ce": 1.0}, "match": True}, "cannot be trained as it is written: it needs terms of ce, ssim, iou, lovasz"),
-])
-def test_an_approach_that_cannot_be_trained_as_it_is_written_is_one_sentence(nb, recipe, said):
-    with pytest.raises(common.StreetsError, match=f"APPROACHES: mine {said}"):
+@pytest.mark.parametrize("recipe", [
+    {"terms": {"ce": 1.0, "focal": 1.0}}, {"terms": {}}, {"terms": {"ce": 1.0}, "past": True}, {"terms": {"ce": 1.0}, "class_weights": (1, 2)},
+    {"terms": {"ce": 1.0}, "match": True}])
+def test_an_approach_that_cannot_be_trained_as_it_is_written_is_one_sentence(nb, recipe):
+    with pytest.raises(common.StreetsError, match="APPROACHES: mine cannot be trained as it is written: it needs terms of ce, ssim, iou, lovasz, 7 class_weights"):
         nb.check_approaches(nb.APPROACHES | {"mine": recipe})
     nb.check_approaches(nb.APPROACHES | {"mine": {"terms": {"lovasz": 1.0}, "class_weights": None, "paste": True}})
     logits, label = torch.zeros(1, 7, 16, 16), torch.zeros(1, 16, 16, dtype=torch.long)
