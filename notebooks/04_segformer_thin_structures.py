@@ -209,7 +209,7 @@ if not common.has_test_labels(root):
 print({name: len(frames) for name, frames in splits.items()})
 
 # %% [markdown]
-# The scheme `thin7` of notebook 01 has these classes. (With `void = "ignore"` void is left out instead.)
+# The scheme `thin7` of notebook 01 has these classes.
 
 # %%
 POLE, SIGN = 4, 5  # the classes that this notebook is about
@@ -456,10 +456,10 @@ class SegFormer(nn.Module):
 
 # %% [markdown]
 # The source starts from a SegFormer that was trained on Cityscapes, with a new last layer. Such weights come from a model hub.
-# Where there is none, `mit_b0` starts from random weights. `lite0` puts the same kind of head, 64 channels wide, on
-# *EfficientNet-Lite0*, a small convolutional encoder whose ImageNet weights come as a Python package. Each can answer a question
-# of its own: `mit_b0` with Cityscapes weights, whether the source's numbers are right; `lite0`, what a loss does to a network
-# that knows pictures but not these streets; random weights, what it does to one that knows nothing.
+# Where there is none, `mit_b0` starts from random weights. `lite0` puts the same head, 64 channels wide, on *EfficientNet-Lite0*, a
+# small convolutional encoder whose ImageNet weights come as a Python package. Each answers a question of its own: `mit_b0` with
+# Cityscapes weights, whether the source's numbers are right; `lite0`, what a loss does to a network that knows pictures but
+# not these streets; random weights, what it does to one that knows nothing.
 
 # %%
 CITYSCAPES_WEIGHTS = "smp-hub/segformer-b0-512x1024-city-160k"
@@ -1294,10 +1294,9 @@ for shift in (0, 1, 2, 4, 6, 8):
           f"{trimap_iou(moved, true, num_classes=2)[1]:11.2f}")
 
 # %% [markdown]
-# At a shift of 2 the IoU has fallen to .33, and the boundary F1 is still 1: the pole is found, if not hit. The trimap IoU says the
-# same as the IoU here, as all of a thin pole lies in the band; for a wide road it would look at the rim alone.
-# (`common.boundary_f1` and `common.trimap_iou` do the same for all classes at once, faster, and with void; the next
-# notebooks use them. A test of the course shows that the numbers are equal.)
+# At a shift of 2 the IoU has fallen to .33, and the boundary F1 is still 1: the pole is found, if not hit. The trimap IoU equals the
+# IoU, as all of a thin pole lies in the band; of a wide road it would see the rim alone. (`common.boundary_f1` and
+# `common.trimap_iou` do the same for all classes at once, and with void; a test of the course shows equal numbers.)
 #
 # How do our runs do? The mean over the test images that hold the class:
 
@@ -1435,6 +1434,9 @@ def draw_seeds_and_images(a, b, blocks, repeats=2000):
     difference = (ious_of(a.sum(axis=1)) - ious_of(b.sum(axis=1))).mean(axis=0)
     return {"difference": difference, "low": low, "high": high, "p": 2 * tail}
 
+
+# %% [markdown]
+# Six questions, each a pair of approaches, the first minus the second:
 
 # %%
 QUESTIONS = {
