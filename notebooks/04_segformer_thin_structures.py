@@ -46,13 +46,13 @@
 # `papermill notebooks/04_segformer_thin_structures.ipynb out.ipynb -p approach bas_copypaste`.
 
 # %% tags=["parameters"]
-mode: str = "quick"  # quick (CPU, minutes), laptop (CPU, real streets), course (one free GPU), paper (as published)
-approach: str = "all"  # baseline, bas, bas_copypaste, bas_lovasz, bas_lovasz_matched, ssim_lovasz, several with commas, or all
-network: str = ""  # mit_b0 (the source's) or lite0 (small, pretrained without a hub); empty takes the mode's
-weights: str = "auto"  # cityscapes or imagenet (insist), none, or auto, which takes the best that can be had
+mode: str = "quick"  # quick (minutes), laptop (real streets), course (a GPU), paper
+approach: str = "all"  # one of APPROACHES below, several with commas, or all
+network: str = ""  # mit_b0 (the source's) or lite0 (small); empty takes the mode's
+weights: str = "auto"  # cityscapes or imagenet (insist), none, or auto (the best)
 paste_classes: str = "all"  # the classes that may be pasted, such as fence,pole
 paste_share: float = 0.5  # share of the training images that get something pasted
-normalize: str = "present"  # Lovász: mean over the classes present, or sum by C (as the source's code)
+normalize: str = "present"  # Lovász: mean over present classes, or by C (source's code)
 void: str = "background"  # void pixels are background, as published, or ignore
 lr: float = 0.0  # learning rate; 0 takes the mode's, which depends on the weights
 height: int = 0  # rows that the network sees, a multiple of 32; 0 takes the mode's
