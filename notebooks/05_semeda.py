@@ -132,9 +132,9 @@ MODES = {
               "scale_from": 0.5, "scale_to": 1.5, "reduction": "pixels",
               "eval_every": 4, "proxy_lr": 5e-3, "precision": "auto"},
     "laptop": {"method": "all", "network": "v3plus_lite0", "height": 256,
-               "crop": 192, "images": 0, "epochs": 12, "batch_size": 4,
+               "crop": 192, "images": 0, "epochs": 14, "batch_size": 4,
                "stage_epochs": 4, "stage_lrs": "1e-4,3e-4,1e-3", "optimizer": "adamw",
-               "lr": 1e-3, "scratch_lr": 2e-3, "weight_decay": 1e-4, "power": 0.9,
+               "lr": 5e-4, "scratch_lr": 2e-3, "weight_decay": 1e-4, "power": 0.9,
                "scale_from": 0.5, "scale_to": 1.5, "reduction": "pixels",
                "eval_every": 4, "proxy_lr": 5e-3, "precision": "auto"},
     "course": {"method": "all", "network": "v3plus_resnet101", "height": 512,
@@ -160,16 +160,14 @@ RECIPES = {
     "sobel_4": {"loss": "sobel", "lambdas": (4.0,)},
     "semeda_4_2_0": {"loss": "semeda", "lambdas": (4.0, 2.0, 0.0)},
     "continued": {"parent": "ppce", "loss": "ppce"},
-    "sobel_tuned": {"parent": "ppce", "loss": "sobel", "lambdas": (4.0,),
-                    "reduction": "pixels"},
-    "semeda_tuned": {"parent": "ppce", "loss": "semeda", "lambdas": (4.0, 2.0, 0.0),
-                     "reduction": "pixels"},
+    "sobel_tuned": {"parent": "ppce", "loss": "sobel", "lambdas": (4.0,)},
+    "semeda_tuned": {"parent": "ppce", "loss": "semeda", "lambdas": (4.0, 2.0, 0.0)},
     "semeda_elements": {"parent": "ppce", "loss": "semeda", "lambdas": (4.0, 2.0, 0.0),
                         "reduction": "elements"},
-    "sobel_matched": {"parent": "ppce", "loss": "sobel", "lambdas": (1.0,),
-                      "reduction": "pixels", "pull": 1.0},
+    "sobel_matched": {"parent": "ppce", "loss": "sobel", "lambdas": (4.0,),
+                      "pull": 1.0},
     "semeda_matched": {"parent": "ppce", "loss": "semeda", "lambdas": (4.0, 2.0, 0.0),
-                       "reduction": "pixels", "pull": 1.0},
+                       "pull": 1.0},
 }
 
 # %% [markdown]
@@ -177,8 +175,6 @@ RECIPES = {
 
 # %%
 import re
-
-import common
 
 
 def recipe_named(name):
@@ -209,25 +205,44 @@ def read_methods(text):
     return list(dict.fromkeys(names)) if text else []
 
 
+# %% [markdown]
+# The network can have several encoders. Those of `HALF` want photos with a mean and a spread of .5:
+
 # %%
-NOTEBOOK = "05_semeda"
 NETWORKS = {"v3plus_lite0": "tu-tf_efficientnet_lite0", "v3plus_resnet18": "resnet18",
             "v3plus_resnet101": "resnet101", "v3plus_xception71": "tu-xception71"}
+HALF = ("v3plus_lite0", "v3plus_xception71")
+
+# %% [markdown]
+# Now the parameters are checked, and replace what the mode says:
+
+# %%
+import common
+
+NOTEBOOK = "05_semeda"
 choices = {"weights": ("auto", "imagenet", "none"), "network": ("", *NETWORKS),
            "reduction": ("", "pixels", "elements", "sum"),
            "optimizer": ("sgd", "adamw")}
 settings = common.check_parameters(globals(), MODES, choices, {"method": read_methods})
 names = read_methods(settings.pop("method"))
+half = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+scaled = half if settings["network"] in HALF else {}
+settings |= scaled
 print(common.device_line())
 
 # %% [markdown]
-# The network shrinks a crop four times, and batch norm cannot train on one picture:
+# The network halves a crop four times:
 
 # %%
 crop_that_fits = -(-settings["crop"] // 16) * 16
 if settings["crop"] != crop_that_fits:
     raise common.StreetsError(f"crop must be a multiple of 16, not {settings['crop']}: "
                               f"use {common.setting('crop', crop_that_fits)}.")
+
+# %% [markdown]
+# And batch norm cannot train on one picture:
+
+# %%
 if settings["batch_size"] < 2:
     raise common.StreetsError("batch_size must be at least 2, for batch norm: "
                               f"use {common.setting('batch_size', 2)}.")
@@ -605,6 +620,9 @@ slopes = sobel(maps)[0, 0::2]  # (19, H, W), along x
 liveliest = responses.std((1, 2)).argsort(descending=True)[:5].tolist()
 busiest = slopes.abs().sum((1, 2)).argsort(descending=True)[:5].tolist()
 
+# %% [markdown]
+# Above $g$, below Sobel:
+
 # %%
 fig, axes = plt.subplots(2, 5, figsize=(9, 2.4), layout="constrained")
 for (above, below), i, c in zip(axes.T, liveliest, busiest):
@@ -708,7 +726,7 @@ pd.DataFrame(rows).T.round(2)
 # ## Where it pulls, and how strongly
 #
 # The value of a loss moves nothing. What a training follows is the gradient. Let us ask each loss for its gradient at the
-# logits, the last place where all losses can be compared. We take its *length*, the root of the sum of its squares:
+# logits, the last place where all losses can be compared:
 
 # %%
 def pull(loss, logits, *more):
@@ -717,6 +735,10 @@ def pull(loss, logits, *more):
     return torch.autograd.grad(loss(logits, *more), logits)[0]
 
 
+# %% [markdown]
+# Its *length* is the root of the sum of its squares. We want it for parts of the picture, too:
+
+# %%
 def length(gradient, where):
     """Length of a gradient (B, C, H, W) over the pixels of a mask (B, H, W)."""
     return gradient.square().sum(dim=1)[where].sum().sqrt().item()
@@ -750,6 +772,8 @@ print(f"{near.sum() / (truth != 255).sum():.0%} of the pixels are near edges")
 # Four rivals of cross-entropy:
 
 # %%
+import itertools
+
 rivals = {"Sobel 1, pixels": ("sobel", (1,), proxy, "pixels"),
           "Sobel 4, pixels": ("sobel", (4,), proxy, "pixels"),
           "SEMEDA, pixels": ("semeda", (4, 2, 0), proxy, "pixels"),
@@ -759,15 +783,18 @@ rivals = {"Sobel 1, pixels": ("sobel", (1,), proxy, "pixels"),
 # How many times as long as cross-entropy's is their gradient?
 
 # %%
-strengths, pulls = {}, {}
+pulls = {}
 for moment, logits in predictions.items():
-    plain = pull(cross_entropy, logits, truth)
+    pulls[moment, "cross-entropy"] = pull(cross_entropy, logits, truth)
     for name, recipe in rivals.items():
         pulls[moment, name] = pull(structural_loss, logits, truth, *recipe)
-        for place, mask in places.items():
-            ratio = length(pulls[moment, name], mask) / length(plain, mask)
-            strengths.setdefault((moment, place), {})[name] = ratio
-    pulls[moment, "cross-entropy"] = plain
+
+# %%
+strengths = {}
+for moment, (place, mask) in itertools.product(predictions, places.items()):
+    plain = length(pulls[moment, "cross-entropy"], mask)
+    strengths[moment, place] = {name: length(pulls[moment, name], mask) / plain
+                                for name in rivals}
 pd.DataFrame(strengths).round(2)
 
 # %% [markdown]
@@ -835,7 +862,7 @@ louder.layers[0].weight.mul_(10)
 louder.layers[0].bias.mul_(10)
 louder.layers[1].weight.div_(10)
 same = (louder(maps).argmax(1) == proxy(maps).argmax(1)).float().mean()
-print(f"the same answer at {same:.1%} of the pixels")
+print(f"the same answers at {same:.1%} of the pixels")
 
 # %% [markdown]
 # And the loss of each layer, with a weight of 1?
@@ -894,6 +921,11 @@ for side in (128, 192, 320):
 # Segmentation-models-pytorch (smp) has the network. Three of its choices differ from DeepLab's. Two we put right: dropout of .1
 # in the ASPP instead of .5, and corners that are not aligned where the map is enlarged. The third stays: its decoder has one
 # 3x3 convolution after the skip, where DeepLab's has two.
+#
+# One more thing: the paper keeps batch norm fixed. So do we in the encoder (`frozen`), where it is pretrained: a million
+# pictures know its statistics better than a few crops. The decoder is new and has no statistics to keep, so there batch norm is
+# trained. (With the batches of 2 of `paper`, the pooling branch of the ASPP then normalises two values per channel, which is
+# crude.)
 
 # %%
 import segmentation_models_pytorch as smp
@@ -910,41 +942,19 @@ class DeepLabV3Plus(nn.Module):
             decoder_aspp_dropout=0.1, classes=num_classes, upsampling=1)
         net.decoder.up.align_corners = False
         self.encoder, self.decoder = net.encoder, net.decoder
-        self.head = net.segmentation_head
+        self.head, self.frozen = net.segmentation_head, False
 
     def forward(self, image):
         scores = self.head(self.decoder(self.encoder(image)))  # (B, C, H / 4, W / 4)
         return F.interpolate(scores.float(), image.shape[-2:], mode="bilinear",
                              align_corners=False)
 
-
-# %% [markdown]
-# The paper keeps all batch norm fixed. So do we in the encoder, where it is pretrained: a million pictures know its statistics
-# better than a few crops. The decoder is new and has no statistics to keep, so there batch norm is trained. (With the batches
-# of 2 of `paper`, the pooling branch of the ASPP then normalises two values per channel, which is crude.)
-
-# %%
-class WithFrozenNorm(nn.Module):
-    """A network whose encoder keeps the batch norm that it came with."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-        for norm in self.norms():
-            norm.requires_grad_(False)
-
-    def norms(self):
-        kind = nn.modules.batchnorm._BatchNorm
-        return [m for m in self.net.encoder.modules() if isinstance(m, kind)]
-
     def train(self, mode=True):
         super().train(mode)
-        for norm in self.norms():
-            norm.eval()
+        for module in self.encoder.modules() if self.frozen else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval().requires_grad_(False)
         return self
-
-    def forward(self, image):
-        return self.net(image)
 
 
 # %% [markdown]
@@ -958,7 +968,8 @@ def build_network(name, crop, weights="none"):
 
     kind = "lite0" if name == "v3plus_lite0" else "imagenet"
     net, got = common.with_weights(build, weights, kind)
-    return (net if got == "none" else WithFrozenNorm(net)), got
+    net.frozen = got != "none"
+    return net.train(), got
 
 
 # %% [markdown]
@@ -969,15 +980,6 @@ net, got = build_network(settings["network"], settings["crop"], weights)
 print(f"{sum(p.numel() for p in net.parameters()):,} parameters, weights: {got}")
 crops = torch.zeros(2, 3, settings["crop"], settings["crop"])
 print("from", tuple(crops.shape), "to", tuple(net(crops).shape))
-
-# %% [markdown]
-# This encoder, and Xception, want photos scaled with a mean and a spread of .5:
-
-# %%
-HALF = ("v3plus_lite0", "v3plus_xception71")
-if settings["network"] in HALF:
-    settings |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-scaled = {key: settings[key] for key in ("mean", "std") if key in settings}
 
 # %% [markdown]
 # ## How to judge it
@@ -999,12 +1001,9 @@ common.show(fig)
 
 # %% [markdown]
 # Grey is outside, white is void. (`common.trimap_iou`, from notebook 04, takes 4 neighbours for its band, which is a little
-# thinner at slanted edges.) For each radius we count the hits, false alarms and misses of each class inside:
+# thinner at slanted edges.) We count the hits, false alarms and misses of each class:
 
 # %%
-RADII = (1, 2, 3, 5, 10)
-
-
 def tp_fp_fn(confusion):
     """True and false positives, false negatives (N, C, 3) of matrices (N, C, C)."""
     hits = np.einsum("ncc->nc", confusion)
@@ -1013,12 +1012,18 @@ def tp_fp_fn(confusion):
 
 
 # %%
+RADII = (1, 2, 3, 5, 10)
+
+
 def counts_in_trimaps(pred, truth, num_classes=19):
     """tp, fp and fn of each class inside the trimap of each radius, (R, C, 3)."""
     bands = [near_edges(truth, radius) for radius in RADII]
     return tp_fp_fn(np.stack([common.confusion_matrix(pred[band], truth[band],
                                                       num_classes) for band in bands]))
 
+
+# %% [markdown]
+# The mean of their IoUs is taken over the classes that are there:
 
 # %%
 def mean_iou(counts):
@@ -1029,7 +1034,7 @@ def mean_iou(counts):
 
 
 # %% [markdown]
-# Inside is summed over the pictures, and outside is the rest:
+# Inside is summed over the pictures. Outside is the rest:
 
 # %%
 def trimap_curves(per_image):
@@ -1096,11 +1101,10 @@ def training_loss(model, batch, method, lambdas, proxy, reduction="pixels"):
 # %%
 def make_optimizer(model, settings, lr):
     """SGD with momentum, or AdamW, of what is not frozen."""
+    kind = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adamw": torch.optim.AdamW}
     free = [p for p in model.parameters() if p.requires_grad]
     decay = settings["weight_decay"]
-    if settings["optimizer"] == "sgd":
-        return torch.optim.SGD(free, lr=lr, momentum=0.9, weight_decay=decay)
-    return torch.optim.AdamW(free, lr=lr, weight_decay=decay)
+    return kind[settings["optimizer"]](free, lr=lr, weight_decay=decay)
 
 
 # %% [markdown]
@@ -1169,7 +1173,7 @@ def plan_runs(names, rates, suffix=""):
 
 
 # %% [markdown]
-# What a recipe does not read is no part of its name:
+# What a recipe does not read does not stand in its name:
 
 # %%
 def unread_by(recipe):
@@ -1180,7 +1184,7 @@ def unread_by(recipe):
 
 
 # %% [markdown]
-# A network other than the mode's stands in the name, too. Then one call trains everything, `ppce` first:
+# A network other than the mode's stands in the name, too:
 
 # %%
 suffix = "" if network in ("", MODES[mode]["network"]) else f"_{network}"
@@ -1189,6 +1193,9 @@ train = partial(train_method, proxy_folder=proxy_run.folder, settings=settings,
                 splits=splits, size=size, weights=weights, seed=seed,
                 processes=num_processes, max_hours=max_hours)
 
+# %% [markdown]
+# One call trains everything, `ppce` first:
+
 # %%
 jobs = {name: partial(train, recipe=recipe, rate=rate)
         for name, (recipe, rate) in plan.items()}
@@ -1196,6 +1203,8 @@ parents = {name: recipe["parent"] + suffix
            for name, (recipe, _) in plan.items() if "parent" in recipe}
 wanted = [name for name in plan
           if name.partition("_lr")[0].removesuffix(suffix) in names]
+
+# %%
 runs = common.train_runs(globals(), jobs, settings, root, splits, parents=parents,
                          unused={name: unread_by(plan[name][0]) for name in plan},
                          wanted=wanted, named=["network"] if suffix else [])
@@ -1215,11 +1224,9 @@ common.show(common.show_history({first: runs[first].history}))
 # Of each recipe we keep the learning rate with the highest mean IoU on val, and judge it on test:
 
 # %%
-chosen = {}
-for name, run in runs.items():
-    recipe = name.partition("_lr")[0]
-    chosen[recipe] = max(run, chosen.get(recipe, run),
-                         key=lambda r: r.summary["metrics"]["miou"])
+by_val = sorted(runs, key=lambda name: runs[name].summary["metrics"]["miou"])
+best = {name.partition("_lr")[0]: runs[name] for name in by_val}  # the last one stays
+chosen = {name: best[name] for name in dict.fromkeys(n.partition("_lr")[0] for n in runs)}
 judged = {name: run.summary["test"] or run.summary["metrics"]
           for name, run in chosen.items()}
 
@@ -1238,6 +1245,7 @@ def table_of(judged):
     return (100 * flat.reindex(list(SCORES)).astype(float)).T.rename(columns=SCORES)
 
 
+# %%
 table = table_of(judged)
 table["scale"] = [run.summary["final"]["scale"] for run in chosen.values()]
 majority = runs[first].summary["majority_baseline"]["miou"]
@@ -1292,12 +1300,15 @@ camvid = common.find_runs()
 if len(camvid):
     camvid = camvid.query("notebook == @NOTEBOOK and dataset == 'camvid11'"
                           " and mode == 'laptop'")
+
+# %% [markdown]
+# A run's name holds its recipe, and a fine-tuning's its learning rate. For each recipe val chooses the rate, by the mean over the seeds:
+
+# %%
+if len(camvid):
     parts = camvid["method"].str.extract(r"^(.*?)(?:_lr(\d[\d.]*(?:e-?\d+)?))?$")
     camvid = camvid.assign(recipe=parts[0], rate=parts[1].fillna(""))
     camvid = camvid[camvid["recipe"].isin(list(RECIPES))]
-
-# %% [markdown]
-# For each recipe val chooses the learning rate, by the mean over the seeds:
 
 # %%
 if len(camvid):
@@ -1318,9 +1329,12 @@ def on_test(folder, drive=""):
     return common.kept_scores(folder, "test", drive) | trimap_curves(parts)
 
 
+
+# %%
+complete = len(camvid) and "continued" in set(camvid["recipe"])
 kept = {(drive or "all", run.recipe, run.seed): on_test(run.folder, drive)
         for drive in ("", "Seq05VD")
-        for run in (camvid.itertuples() if len(camvid) else ())}
+        for run in (camvid.itertuples() if complete else ())}
 
 # %% [markdown]
 # The means over the seeds, and the largest minus the smallest seed:
@@ -1333,32 +1347,7 @@ if kept:
 # %% [markdown]
 # TODO-EVIDENCE read the table: control, sobel_tuned, semeda_tuned (pixels), semeda_elements, the matched pair, direct.
 #
-# How much is the choice of a seed? Every dot is a seed, beside the control of the same seed:
-
-# %%
-if kept:
-    whole = table_of(kept).loc["all"].drop(columns="boundary F1")
-    seeds = whole.index.get_level_values(1)
-    gains = whole - whole.loc["continued"].reindex(seeds).to_numpy()
-
-# %%
-if kept:
-    fig, axes = plt.subplots(1, 3, figsize=(8.5, 3), layout="constrained", sharey=True)
-    for axis, name in zip(axes, gains):
-        for number, color in zip(seeds.unique(), common.CURVES):
-            one = gains.xs(number, level=1)
-            axis.plot(one[name], one.index, "o", color=color, label=f"seed {number}")
-        axis.axvline(0, color="0.6", linewidth=0.8)
-        axis.set(xlabel=f"{name}, points")
-        axis.grid(alpha=0.3)
-    handles = axes[0].get_legend_handles_labels()
-    fig.legend(*handles, loc="outside upper center", ncols=3)
-    common.show(fig)
-
-# %% [markdown]
-# TODO-EVIDENCE
-#
-# And the curves by radius, the mean over the seeds (divided by pixels, but for `semeda_elements`):
+# And the curves by radius, of the fine-tunings beside the control, the mean over the seeds:
 
 # %%
 def mean_curves(several):
@@ -1367,12 +1356,12 @@ def mean_curves(several):
             for side in ("inside", "outside")}
 
 
-# %%
+curves = {}
+for drive, recipe, _ in kept:
+    if drive == "all" and "parent" in RECIPES[recipe]:
+        curves[recipe] = mean_curves([scores for key, scores in kept.items()
+                                      if key[:2] == ("all", recipe)])
 if kept:
-    names_kept = dict.fromkeys(recipe for _, recipe, _ in kept)
-    curves = {name: mean_curves([scores for (part, recipe, _), scores in kept.items()
-                                 if recipe == name and part == "all"])
-              for name in names_kept if "parent" in RECIPES[name]}
     common.show(draw_trimaps(curves, curves.pop("continued")))
 
 # %% [markdown]
@@ -1393,6 +1382,8 @@ if kept:
 published = common.read_published(NOTEBOOK)
 table1 = published[published["note"].str.startswith("Table 1")]
 table1 = table1.pivot(index="method", columns="metric", values="value").astype(float)
+
+# %%
 for column, data in {"miou": "Cityscapes", "miou_voc": "PASCAL VOC"}.items():
     scores = table1[column]
     best = scores[scores.index.str.startswith("sobel")].max()
@@ -1429,18 +1420,11 @@ print(f"{len(per_class)} printed F1 scores, at most {gap:.2f} points from it")
 # Set `photo` to a JPEG or PNG of yours. Without one, a street serves that was not trained on:
 
 # %%
-last = list(chosen.values())[-1]
-net = DeepLabV3Plus(NETWORKS[settings["network"]], aspp_rates(settings["crop"]))
-net = net if last.summary["weights"] == "none" else WithFrozenNorm(net)
-
-# %% [markdown]
-# The photo keeps its proportions, in multiples of 16:
-
-# %%
+last = list(chosen.values())[-1].folder / "last.safetensors"
 own = common.own_photo(photo, (splits["test"] or splits["val"])[0])
 columns = max(16, round(own.shape[1] * size[0] / own.shape[0] / 16) * 16)
-if (last.folder / "last.safetensors").exists():
-    common.load_weights(last.folder / "last.safetensors", net).eval()
+if last.exists():
+    common.load_weights(last, net).eval()
     answer = common.predict(net, own, (size[0], columns), **scaled)
     common.show(common.show_pair(own, answer, scheme))
 

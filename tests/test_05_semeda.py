@@ -636,7 +636,7 @@ def test_a_recipe_is_scaled_only_where_it_asks_for_a_pull(nb, toy, name):
     assert given["lambdas"] == pytest.approx([scale * weight for weight in weights])
     assert given["reduction"] == recipe.get("reduction", "sum") and given["method"] == recipe["loss"]
     if "pull" in recipe:
-        assert 0 < scale == nb.matching_scale(model, data, recipe["loss"], weights, proxy, "pixels") != 1
+        assert 0 < scale == nb.matching_scale(model, data, recipe["loss"], weights, proxy, "sum") != 1
     else:
         assert scale == 1
 
@@ -737,8 +737,8 @@ def put_resnet18(caches):
 
 def check_frozen(nb, net):
     """Batch norms of the encoder stay as they came, in training too, and all else learns."""
-    assert isinstance(net, nb.WithFrozenNorm)
-    norms = [m for m in net.net.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert net.frozen
+    norms = [m for m in net.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     fixed = {id(p) for norm in norms for p in norm.parameters()}
     assert norms and len(fixed) == 2 * len(norms)
     for training in (True, False, True):
@@ -756,7 +756,7 @@ def check_frozen(nb, net):
 def test_deeplab_v3_plus_takes_an_encoder_trained_on_imagenet_and_freezes_its_norms(nb, caches, weights):
     source = put_resnet18(caches).state_dict()
     net, got = network(nb, "v3plus_resnet18", weights=weights)
-    ours = net.net.encoder.state_dict()
+    ours = net.encoder.state_dict()
     assert got == "imagenet" and ours.keys() == source.keys() and all(torch.equal(ours[key], source[key]) for key in source)
     check_frozen(nb, net)
 
@@ -764,14 +764,14 @@ def test_deeplab_v3_plus_takes_an_encoder_trained_on_imagenet_and_freezes_its_no
 def test_the_small_network_takes_lite0_without_a_hub_and_freezes_its_norms(nb, caches):
     net, got = network(nb, "v3plus_lite0", weights="auto")
     theirs = common.runs.lite0_weights()
-    assert got == "lite0" and all(torch.equal(value, theirs[key]) for key, value in net.net.encoder.state_dict().items())
+    assert got == "lite0" and all(torch.equal(value, theirs[key]) for key, value in net.encoder.state_dict().items())
     check_frozen(nb, net)
 
 
 @pytest.mark.parametrize("weights", ["auto", "none"])
 def test_without_weights_nothing_is_frozen_and_auto_says_so(nb, caches, weights, capsys):
     net, got = network(nb, "v3plus_resnet18", weights=weights)
-    assert got == "none" and not isinstance(net, nb.WithFrozenNorm)
+    assert got == "none" and not net.frozen
     assert all(p.requires_grad for p in net.parameters()) and all(m.training for m in net.train().modules())
     assert ("random initialisation" in capsys.readouterr().out) == (weights == "auto")
 
@@ -908,7 +908,7 @@ def run_cells(parts, given=(), **parameters):
     return scope
 
 
-CHECK = ("MODES = {", "NOTEBOOK = ", "crop_that_fits =", "HALF = ")
+CHECK = ("MODES = {", "NOTEBOOK = ", "crop_that_fits =")
 
 
 @pytest.mark.parametrize(("parameters", "sentence"), [
@@ -980,7 +980,8 @@ def test_what_departs_from_the_mode_stands_in_the_name_where_it_is_read(names_of
     tuned = [f"{name}_lr3e-4" for name in nb.read_methods("tuned")]
     assert names_of() == ["ppce", *tuned]
     assert names_of(method="direct", reduction="sum", epochs=3) == ["ppce-epochs3", "sobel_4-reductionsum-epochs3", "semeda_4_2_0-reductionsum-epochs3"]
-    assert names_of(method="sobel_matched", reduction="sum", stage_epochs=3) == ["ppce", "sobel_matched_lr3e-4-stage_epochs3"]
+    assert names_of(method="sobel_matched", reduction="sum", stage_epochs=3) == ["ppce", "sobel_matched_lr3e-4-reductionsum-stage_epochs3"]
+    assert names_of(method="semeda_elements", reduction="sum")[1] == "semeda_elements_lr3e-4"
     assert names_of(method="ppce", weights="none", lr=0.25, stage_epochs=3) == ["ppce-weightsnone-lr0.25"]
     assert names_of(method="sobel_matched", network="v3plus_resnet18") == ["ppce_v3plus_resnet18", "sobel_matched_v3plus_resnet18_lr3e-4"]
 
