@@ -17,7 +17,8 @@
 # # Can a network be a loss?
 #
 # Cross-entropy looks at one pixel at a time. Here you train a tiny second network to find the edges between classes, freeze
-# it, and use what happens *inside* it as a loss. Before you believe any score, you measure how hard each loss pulls, and where.
+# it, and use what happens *inside* it as a loss. Before you believe any score, you measure how hard each loss pulls, and
+# where.
 #
 # It can be a loss: gradients pass through a frozen network. But this one asks for confidence inside regions more than for
 # sharp edges. With its distances divided by pixels, it drowns the cross-entropy beside it. TODO-EVIDENCE
@@ -27,9 +28,9 @@
 #
 # Notebook 5 of 6 · before it: [04 thin structures](04_segformer_thin_structures.ipynb) · after it: [06 boundary-loss ablation](06_kervadec_ablation.ipynb) · [all six](../README.md)
 #
-# **Sources.** Y. Chen, A. Dapogny, M. Cord, *SEMEDA: Enhancing Segmentation Precision with Semantic Edge Aware Loss* (Pattern
-# Recognition 108, 2020, 107557), here called *the paper*; its part on Cityscapes. [results/sources.md](../results/sources.md)
-# has the links.
+# **Sources.** Y. Chen, A. Dapogny, M. Cord, *SEMEDA: Enhancing Segmentation Precision with Semantic Edge Aware Loss*
+# (Pattern Recognition 108, 2020, 107557), here called *the paper*; its part on Cityscapes.
+# [results/sources.md](../results/sources.md) has the links.
 #
 # **You need** convolution, softmax, cross-entropy, and what a gradient is. The loop that trains is built in notebook 02,
 # boundary F1 and trimap IoU in notebook 04. This notebook takes about 60 minutes to read.
@@ -119,9 +120,9 @@ if missing and subprocess.run(install).returncode:
 importlib.invalidate_caches()
 
 # %% [markdown]
-# A *mode* says what is trained, and how. `paper` is the published recipe as far as the paper states it: crops of 321x321 (320
-# here, as the network wants multiples of 16), batches of 2, a learning rate of 5e-4. The optimizer, its schedule and the
-# number of epochs are not stated; ours are DeepLab's usual ones.
+# A *mode* says what is trained, and how. `paper` is the published recipe as far as the paper states it: crops of 321x321
+# (320 here, as the network wants multiples of 16), batches of 2, a learning rate of 5e-4. The optimizer, its schedule and
+# the number of epochs are not stated; ours are DeepLab's usual ones.
 
 # %%
 MODES = {
@@ -274,8 +275,8 @@ common.show(common.show_pair(photo_0, label_0, scheme))
 # %% [markdown]
 # ## What cross-entropy does not see
 #
-# Write $y(x)$ for the class of pixel $x$ and $p_c(x)$ for the softmax probability of class $c$ there. Per-pixel cross-entropy
-# (*PPCE* in the paper) is the mean of $-\log p_{y(x)}(x)$ over all pixels that are not void:
+# Write $y(x)$ for the class of pixel $x$ and $p_c(x)$ for the softmax probability of class $c$ there. Per-pixel
+# cross-entropy (*PPCE* in the paper) is the mean of $-\log p_{y(x)}(x)$ over all pixels that are not void:
 
 # %%
 import torch
@@ -341,8 +342,8 @@ common.show(fig)
 
 # %% [markdown]
 # The two on the right have the same cross-entropy, .2611, though one is a sieve and the other a slightly narrow square. (The
-# truth does not get 0, as we are only 90 % sure of it.) Cross-entropy counts wrong pixels; where they lie makes no difference.
-# The paper wants a loss that sees *structure*, and by structure it means edges.
+# truth does not get 0, as we are only 90 % sure of it.) Cross-entropy counts wrong pixels; where they lie makes no
+# difference. The paper wants a loss that sees *structure*, and by structure it means edges.
 #
 # ## Edges of a label
 #
@@ -350,10 +351,10 @@ common.show(fig)
 #
 # $$E(x) = 1 \text{ where one of the 8 neighbours of } x \text{ has another label than } y(x), \text{ else } 0.$$
 #
-# That is the same as: the largest label in the 3x3 window is not the smallest. A max pooling finds the one, and a max pooling
-# of the negative the other, for a whole batch and on any device. Two kinds of pixels need a decision. At the frame neighbours
-# are missing, so we repeat the outermost pixels. Void would be an edge to everything, so void and its neighbours are no edges,
-# and not *valid*:
+# That is the same as: the largest label in the 3x3 window is not the smallest. A max pooling finds the one, and a max
+# pooling of the negative the other, for a whole batch and on any device. Two kinds of pixels need a decision. At the frame
+# neighbours are missing, so we repeat the outermost pixels. Void would be an edge to everything, so void and its neighbours
+# are no edges, and not *valid*:
 
 # %%
 def semantic_edges(label, ignore=255):
@@ -403,8 +404,8 @@ common.show(fig)
 # gradient, so nothing can be learnt from it. The paper's idea: train a tiny network $g$ to find edges, and then compare what
 # $g$ computes on its way. The paper calls $g$ a *proxy*, and the outputs of its layers *embeddings*.
 #
-# $g$ takes class maps: the one-hot label while it is trained, and the softmax probabilities later. It has three convolutions,
-# $C \to 16 \to 32 \to 2$ channels. (The paper does not state their kernel. Ours is 3x3.)
+# $g$ takes class maps: the one-hot label while it is trained, and the softmax probabilities later. It has three
+# convolutions, $C \to 16 \to 32 \to 2$ channels. (The paper does not state their kernel. Ours is 3x3.)
 
 # %%
 from itertools import pairwise
@@ -467,8 +468,8 @@ def edge_f1(proxy, labels):
 
 
 # %% [markdown]
-# $g$ is trained on what the large network will see later, random crops: a square is cut out, enlarged or shrunk, and mirrored
-# half of the time. What lies beyond the picture is void:
+# $g$ is trained on what the large network will see later, random crops: a square is cut out, enlarged or shrunk, and
+# mirrored half of the time. What lies beyond the picture is void:
 
 # %%
 import cv2
@@ -635,20 +636,22 @@ for axis in axes.flat:
 common.show(fig)
 
 # %% [markdown]
-# Sobel's filter is blind inside a region: white is 0. The filters of $g$ are not. They paint whole regions, each class in a strength of its
-# own, so the embeddings are in large part a code for the classes, and not a drawing of outlines. Keep that in mind.
+# Sobel's filter is blind inside a region: white is 0. The filters of $g$ are not. They paint whole regions, each class in a
+# strength of its own, so the embeddings are in large part a code for the classes, and not a drawing of outlines. Keep that
+# in mind.
 #
 # ## The loss: compare what g sees
 #
-# SEMEDA ("semantic edge aware" loss) adds to cross-entropy how far apart the embeddings $\psi_l$ of prediction and label are,
-# in each layer $l$ of $g$:
+# SEMEDA ("semantic edge aware" loss) adds to cross-entropy how far apart the embeddings $\psi_l$ of prediction and label
+# are, in each layer $l$ of $g$:
 #
 # $$L = L_{CE} + \sum_{l=1}^{3} \lambda_l \,\lVert \psi_l(p) - \psi_l(y) \rVert_1$$
 #
-# The norm is a sum over pixels and channels. What is it divided by? The paper does not say. It writes cross-entropy as a sum,
-# too, and every program divides that by the number of pixels. So there are three *reductions*. `pixels` divides by the valid
-# pixels, which keeps the two in the proportion of the paper's equations. `elements` divides by the channels, too, as PyTorch's
-# `l1_loss` does. `sum` divides by nothing. **Here distances are divided by pixels, unless a name says `elements`.**
+# The norm is a sum over pixels and channels. What is it divided by? The paper does not say. It writes cross-entropy as a
+# sum, too, and every program divides that by the number of pixels. So there are three *reductions*. `pixels` divides by the
+# valid pixels, which keeps the two in the proportion of the paper's equations. `elements` divides by the channels, too, as
+# PyTorch's `l1_loss` does. `sum` divides by nothing. **Here distances are divided by pixels, unless a name says
+# `elements`.**
 
 # %%
 def l1_distance(predicted, truth, valid, reduction="pixels"):
@@ -660,9 +663,9 @@ def l1_distance(predicted, truth, valid, reduction="pixels"):
 
 
 # %% [markdown]
-# Now the loss. $g$ gets the *probabilities* of the prediction, not its argmax, so there is a gradient. It goes through $g$ to the
-# large network and leaves $g$ as it is. $\psi_l(y)$ is a constant, so it needs no gradient. Void is 0 in both maps, and does not
-# count.
+# Now the loss. $g$ gets the *probabilities* of the prediction, not its argmax, so there is a gradient. It goes through $g$
+# to the large network and leaves $g$ as it is. $\psi_l(y)$ is a constant, so it needs no gradient. Void is 0 in both maps,
+# and does not count.
 
 # %%
 def semeda_loss(probs, label, proxy, lambdas, reduction="pixels"):
@@ -720,8 +723,8 @@ for name, predicted in shapes.items():
 pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
-# TODO-READ Sobel's loss sees it: a hole makes new edges all around it, a lost column only moves one. SEMEDA charges the truth
-# nearly as much as the wrong squares. It is not so much the shape that it minds, but that we are only 90 % sure.
+# TODO-READ Sobel's loss sees it: a hole makes new edges all around it, a lost column only moves one. SEMEDA charges the
+# truth nearly as much as the wrong squares. It is not so much the shape that it minds, but that we are only 90 % sure.
 #
 # ## Where it pulls, and how strongly
 #
@@ -800,8 +803,8 @@ pd.DataFrame(strengths).round(2)
 # %% [markdown]
 # TODO-READ
 #
-# Where does each of them pull, late? Bright pixels are pulled hard (each map in its own scale). The titles say which part of the squared
-# length is near edges:
+# Where does each of them pull, late? Bright pixels are pulled hard (each map in its own scale). The titles say which part of
+# the squared length is near edges:
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(9, 2), layout="constrained")
@@ -818,8 +821,8 @@ common.show(fig)
 #
 # ### Why it does so
 #
-# $g$ was trained on maps of 0 and 1 only. What does it make of a prediction that is right, but not sure? We lower the confidence,
-# and ask in how many of the *flat* pixels, those without an edge, $g$ sees one:
+# $g$ was trained on maps of 0 and 1 only. What does it make of a prediction that is right, but not sure? We lower the
+# confidence, and ask in how many of the *flat* pixels, those without an edge, $g$ sees one:
 
 # %%
 @torch.no_grad()
@@ -850,9 +853,10 @@ common.show(fig)
 #
 # ## What a lambda means
 #
-# $\lambda$ has no unit. The first reason is the reduction. Layers have 16 and 32 channels, and Sobel's filter makes 38 maps of
-# 19 classes. So what is 1 for `elements` is 16, 32 or 38 for `pixels`. The second reason is $g$ itself. Its first two layers
-# end in a ReLU, and a ReLU passes factors on. We multiply the first layer by 10, and divide the weights of the second by 10:
+# $\lambda$ has no unit. The first reason is the reduction. Layers have 16 and 32 channels, and Sobel's filter makes 38 maps
+# of 19 classes. So what is 1 for `elements` is 16, 32 or 38 for `pixels`. The second reason is $g$ itself. Its first two
+# layers end in a ReLU, and a ReLU passes factors on. We multiply the first layer by 10, and divide the weights of the second
+# by 10:
 
 # %%
 import copy
@@ -874,9 +878,9 @@ for name, g in {"g": proxy, "louder": louder}.items():
     print(f"{name:7s} layers 1 to 3: {np.round(losses, 2).tolist()}")
 
 # %% [markdown]
-# The same answers, and ten times the loss of layer 1. So a published $\lambda$ means something only together with the reduction
-# and with the very weights of $g$. To compare two losses, do not give them the same $\lambda$; give them the same *pull*. This
-# function measures it, for a network that is there already, on crops of the training set:
+# The same answers, and ten times the loss of layer 1. So a published $\lambda$ means something only together with the
+# reduction and with the very weights of $g$. To compare two losses, do not give them the same $\lambda$; give them the same
+# *pull*. This function measures it, for a network that is there already, on crops of the training set:
 
 # %%
 def matching_scale(model, data, method, lambdas, proxy, reduction, crops=16):
@@ -899,13 +903,13 @@ def matching_scale(model, data, method, lambdas, proxy, reduction, crops=16):
 # %% [markdown]
 # ## The network
 #
-# The paper trains DeepLab v3+. Its encoder stops at a sixteenth of the size. Then a 1x1 convolution, three *atrous* ones and a
-# pooling look at that small map side by side (*ASPP*, atrous spatial pyramid pooling). Atrous means that the nine taps of a
-# 3x3 convolution lie apart: 6, 12 or 18 cells.
+# The paper trains DeepLab v3+. Its encoder stops at a sixteenth of the size. Then a 1x1 convolution, three *atrous* ones and
+# a pooling look at that small map side by side (*ASPP*, atrous spatial pyramid pooling). Atrous means that the nine taps of
+# a 3x3 convolution lie apart: 6, 12 or 18 cells.
 #
-# Here is a trap. Our crops are small, and so are their maps. A tap that lies farther out than the map is wide reads nothing but
-# padding. It never gets a gradient and keeps its random value; on a whole picture it then acts with that. So the widest rate must
-# be smaller than the map of a training crop. At 320 the map has 20 cells, and the rates are DeepLab's own:
+# Here is a trap. Our crops are small, and so are their maps. A tap that lies farther out than the map is wide reads nothing
+# but padding. It never gets a gradient and keeps its random value; on a whole picture it then acts with that. So the widest
+# rate must be smaller than the map of a training crop. At 320 the map has 20 cells, and the rates are DeepLab's own:
 
 # %%
 def aspp_rates(crop):
@@ -918,14 +922,14 @@ for side in (128, 192, 320):
     print(f"crop {side}: {side // 16}x{side // 16} cells, rates {aspp_rates(side)}")
 
 # %% [markdown]
-# Segmentation-models-pytorch (smp) has the network. Three of its choices differ from DeepLab's. Two we put right: dropout of .1
-# in the ASPP instead of .5, and corners that are not aligned where the map is enlarged. The third stays: its decoder has one
-# 3x3 convolution after the skip, where DeepLab's has two.
+# Segmentation-models-pytorch (smp) has the network. Three of its choices differ from DeepLab's. Two we put right: dropout of
+# .1 in the ASPP instead of .5, and corners that are not aligned where the map is enlarged. The third stays: its decoder has
+# one 3x3 convolution after the skip, where DeepLab's has two.
 #
 # One more thing: the paper keeps batch norm fixed. So do we in the encoder (`frozen`), where it is pretrained: a million
-# pictures know its statistics better than a few crops. The decoder is new and has no statistics to keep, so there batch norm is
-# trained. (With the batches of 2 of `paper`, the pooling branch of the ASPP then normalises two values per channel, which is
-# crude.)
+# pictures know its statistics better than a few crops. The decoder is new and has no statistics to keep, so there batch norm
+# is trained. (With the batches of 2 of `paper`, the pooling branch of the ASPP then normalises two values per channel, which
+# is crude.)
 
 # %%
 import segmentation_models_pytorch as smp
@@ -1082,9 +1086,9 @@ def training_loss(model, batch, method, lambdas, proxy, reduction="pixels"):
 
 
 # %% [markdown]
-# There are two kinds of training. *Direct* ones start from ImageNet's weights, as the paper's do: `ppce` (cross-entropy alone), `sobel_4` and
-# `semeda_4_2_0`. The numbers are the lambdas, and distances are divided by pixels. *Fine-tunings* start from the finished `ppce`
-# network, which knows its classes already, and all take as many epochs:
+# There are two kinds of training. *Direct* ones start from ImageNet's weights, as the paper's do: `ppce` (cross-entropy
+# alone), `sobel_4` and `semeda_4_2_0`. The numbers are the lambdas, and distances are divided by pixels. *Fine-tunings*
+# start from the finished `ppce` network, which knows its classes already, and all take as many epochs:
 #
 # | recipe | adds to cross-entropy |
 # |---|---|
@@ -1290,8 +1294,8 @@ if control and tuned:
 # ## What CamVid says
 #
 # CamVid holds real streets. The repository keeps the runs of all recipes on it, in mode `laptop`, with three seeds each. Its
-# test split has 233 frames of two drives, and of one of them, `Seq05VD` (171 frames), nothing was trained on. A run keeps the
-# scores of each test picture, so this takes no network. Distances are divided by pixels, but for `semeda_elements`.
+# test split has 233 frames of two drives, and of one of them, `Seq05VD` (171 frames), nothing was trained on. A run keeps
+# the scores of each test picture, so this takes no network. Distances are divided by pixels, but for `semeda_elements`.
 
 # %%
 from IPython.display import display
@@ -1302,7 +1306,8 @@ if len(camvid):
                           " and mode == 'laptop'")
 
 # %% [markdown]
-# A run's name holds its recipe, and a fine-tuning's its learning rate. For each recipe val chooses the rate, by the mean over the seeds:
+# A run's name holds its recipe, and a fine-tuning's its learning rate. For each recipe val chooses the rate, by the mean
+# over the seeds:
 
 # %%
 if len(camvid):
@@ -1371,12 +1376,12 @@ if kept:
 #
 # Five points from which one learns, all [report]; [results/sources.md](../results/sources.md) has the others.
 #
-# **1. $\lambda$ has no unit.** The paper does not state the reduction, nor how $g$ was trained, and both change what $\lambda$ = 4
-# means: the reduction by a factor of 16 to 38, $g$ by any factor. Whoever repeats the paper has to guess both. We took the
-# proportion of its equations.
+# **1. $\lambda$ has no unit.** The paper does not state the reduction, nor how $g$ was trained, and both change what
+# $\lambda$ = 4 means: the reduction by a factor of 16 to 38, $g$ by any factor. Whoever repeats the paper has to guess both.
+# We took the proportion of its equations.
 #
-# **2. "Far more significant in all configurations"** than Sobel. The best SEMEDA is above the best Sobel on both data sets of
-# Table 1. Are all its settings?
+# **2. "Far more significant in all configurations"** than Sobel. The best SEMEDA is above the best Sobel on both data sets
+# of Table 1. Are all its settings?
 
 # %%
 published = common.read_published(NOTEBOOK)
@@ -1398,8 +1403,8 @@ for column, data in {"miou": "Cityscapes", "miou_voc": "PASCAL VOC"}.items():
 # Cityscapes, (2, 4, 0) for VOC. A part of the gain of 1.8 points on Cityscapes may be the luck of the best of eight; without
 # seeds nobody can tell. (On the test server, where nothing can be chosen, the gain is 1.7.)
 #
-# **4. Two columns, one number.** Table 3 has the IoU and the F1 of each class. This is the F1 of pixels, $2\,IoU / (1 + IoU)$,
-# so it cannot confirm what the IoU says:
+# **4. Two columns, one number.** Table 3 has the IoU and the F1 of each class. This is the F1 of pixels, $2\,IoU / (1 +
+# IoU)$, so it cannot confirm what the IoU says:
 
 # %%
 rows = published[published["class"] != ""].astype({"value": float})
@@ -1411,9 +1416,9 @@ print(f"{len(per_class)} printed F1 scores, at most {gap:.2f} points from it")
 # %% [markdown]
 # Nothing but rounding. A second score should look at something else, such as the boundary F1.
 #
-# **5. A sum over the wrong classes.** Equation 7, the loss of $g$, sums over the classes of streets, but $g$ has two outputs. And
-# the second step of Algorithm 1 writes the SEMEDA term alone, where equation 6 adds cross-entropy. We took what must be meant:
-# edge against no edge, and the sum.
+# **5. A sum over the wrong classes.** Equation 7, the loss of $g$, sums over the classes of streets, but $g$ has two
+# outputs. And the second step of Algorithm 1 writes the SEMEDA term alone, where equation 6 adds cross-entropy. We took what
+# must be meant: edge against no edge, and the sum.
 #
 # ## Your own photo
 #
@@ -1431,10 +1436,13 @@ if last.exists():
 # %% [markdown]
 # ## What we learnt
 #
-# - Cross-entropy does not see where wrong pixels lie. Two poolings find the edges of a label; void and the frame need a decision.
+# - Cross-entropy does not see where wrong pixels lie. Two poolings find the edges of a label; void and the frame need a
+#   decision.
 # - A frozen network can be a loss: the gradient goes through it and leaves it as it is.
-# - Such a loss inherits the network's habits. This one takes unsure predictions for edges, so it asks for confidence inside regions.
-# - Not the value of a loss but its gradient moves a training. Measure its length beside cross-entropy's, at the start and late.
+# - Such a loss inherits the network's habits. This one takes unsure predictions for edges, so it asks for confidence inside
+#   regions.
+# - Not the value of a loss but its gradient moves a training. Measure its length beside cross-entropy's, at the start and
+#   late.
 # - A coefficient says nothing without the reduction beside it. To compare two losses, give them the same pull.
 # - Whoever claims a gain near edges should show what happens away from them.
 #
@@ -1447,8 +1455,8 @@ if last.exists():
 # ### Exercise 5.1: how wide is a slanted edge?
 #
 # Predict, then check. A straight edge is two pixels wide. Now let two classes meet along a diagonal: class 1 wherever the
-# column is larger than the row, else class 0. How many edge pixels has one row of this label, far from the frame? And how many,
-# if an edge were defined by 4 neighbours (left, right, above, below) instead of 8? Return the two numbers.
+# column is larger than the row, else class 0. How many edge pixels has one row of this label, far from the frame? And how
+# many, if an edge were defined by 4 neighbours (left, right, above, below) instead of 8? Return the two numbers.
 
 # %%
 # Exercise 5.1
@@ -1493,8 +1501,8 @@ for name, middle in (("void", 255), ("sidewalk", 1)):
 # %% [markdown]
 # Neither number is right. The first picture has no edge, so there is nothing to score (nan); the second should get 1. There
 # are three mistakes: in what makes a band, in which classes count, and in what is averaged (this one needs two pictures to
-# show). Do it as this notebook does: bands from `near_edges`, the pixels of all pictures counted together, and of the classes
-# those with true pixels in the bands.
+# show). Do it as this notebook does: bands from `near_edges`, the pixels of all pictures counted together, and of the
+# classes those with true pixels in the bands.
 
 # %%
 # Exercise 5.2
@@ -1516,8 +1524,8 @@ with common.exercise("Exercise 5.2"):
 # ### Exercise 5.3: a unit for lambda
 #
 # A ReLU passes factors on, so $\lambda$ has no unit. Give it one: return a *copy* of a proxy whose first two embeddings have
-# the mean 1, over all channels and pixels of the one-hot maps of a label (B, H, W) without void, and that answers as
-# before. Which weights, and which biases, must be multiplied or divided by what?
+# the mean 1, over all channels and pixels of the one-hot maps of a label (B, H, W) without void, and that answers as before.
+# Which weights, and which biases, must be multiplied or divided by what?
 
 # %%
 # Exercise 5.3
@@ -1541,8 +1549,8 @@ with common.exercise("Exercise 5.3"):
 # ### Exercise 5.4: which taps can learn?
 #
 # A 3x3 convolution with a rate of $r$ and as much padding looks at nine places, $r$ cells apart. On a map of `cells` x
-# `cells`, at which share of the positions does each of its nine taps read the map, and not the padding? Return the shares, an
-# array (3, 3), the middle tap in the middle. A share of 0 is a tap that never learns.
+# `cells`, at which share of the positions does each of its nine taps read the map, and not the padding? Return the shares,
+# an array (3, 3), the middle tap in the middle. A share of 0 is a tap that never learns.
 
 # %%
 # Exercise 5.4
@@ -1560,9 +1568,9 @@ with common.exercise("Exercise 5.4"):
 # %% [markdown]
 # ### Exercise 5.5: a small project: edges without a network
 #
-# An edge has no gradient, but it can be softened without any $g$. Let the *soft edge* of a pixel be the largest difference, over
-# the classes, between the highest and the lowest probability in its 3x3 window (which ends at the frame). Of a one-hot map
-# that is the edge itself. As a loss take the mean of |soft edge - edge| over the pixels that `semantic_edges` calls
+# An edge has no gradient, but it can be softened without any $g$. Let the *soft edge* of a pixel be the largest difference,
+# over the classes, between the highest and the lowest probability in its 3x3 window (which ends at the frame). Of a one-hot
+# map that is the edge itself. As a loss take the mean of |soft edge - edge| over the pixels that `semantic_edges` calls
 # valid. Return it, and the share of it that *flat* pixels pay, those that are valid and no edges. Both are 0 where nothing
 # is to pay or no pixel is valid; the loss needs a gradient. Does this loss ask for confidence inside regions?
 
@@ -1576,7 +1584,8 @@ def soft_edge_loss(probs, label):
 # %%
 # Exercise 5.5: check
 with common.exercise("Exercise 5.5"):
-    middle = square[:, 4:28:3, 4:28:3]  # (1, 8, 8)
+    middle = torch.zeros(1, 8, 8, dtype=torch.long)
+    middle[:, 2:6, 2:6] = 1
     unsure, flat_share = soft_edge_loss(sure_of(middle, 3, 0.6), middle)
     step = semantic_edges(middle)[0].float().mean()
     common.check("loss of the truth", soft_edge_loss(one_hot(middle, 3), middle)[0], 0)
@@ -1591,14 +1600,17 @@ with common.exercise("Exercise 5.5"):
 # - Train $g$ on softened labels, too (`sure_of` with a confidence drawn between .5 and 1), and draw the curve of flat pixels
 #   called edges again. Where does the loss pull now?
 # - Add your `soft_edge_loss` to `structural_loss` and to `RECIPES`, with a pull of 1. Does it beat the control near edges?
-# - `-p method "semeda_0.5_0.5_0.5,semeda_2_4_0,semeda_4_2_0"`: does the order of the paper's Table 1 come out? With another seed?
+# - `-p method "semeda_0.5_0.5_0.5,semeda_2_4_0,semeda_4_2_0"`: does the order of the paper's Table 1 come out? With another
+#   seed?
 #
 # ## References
 #
-# - Y. Chen, A. Dapogny, M. Cord, *SEMEDA: Enhancing Segmentation Precision with Semantic Edge Aware Loss*, Pattern Recognition
-#   108 (2020) 107557, [doi](https://doi.org/10.1016/j.patcog.2020.107557).
-# - L.-C. Chen et al., *Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation* (DeepLab v3+), ECCV 2018.
-# - P. Krähenbühl, V. Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials* (trimaps), NeurIPS 2011.
+# - Y. Chen, A. Dapogny, M. Cord, *SEMEDA: Enhancing Segmentation Precision with Semantic Edge Aware Loss*, Pattern
+#   Recognition 108 (2020) 107557, [doi](https://doi.org/10.1016/j.patcog.2020.107557).
+# - L.-C. Chen et al., *Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation* (DeepLab v3+),
+#   ECCV 2018.
+# - P. Krähenbühl, V. Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials* (trimaps), NeurIPS
+#   2011.
 # - M. Tan, Q. Le, *EfficientNet*, ICML 2019 (the Lite0 encoder is a smaller relative).
 # - G. J. Brostow, J. Fauqueur, R. Cipolla, *Semantic Object Classes in Video: A High-Definition Ground Truth Database*
 #   (CamVid), Pattern Recognition Letters 2009.

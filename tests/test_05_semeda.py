@@ -908,7 +908,7 @@ def run_cells(parts, given=(), **parameters):
     return scope
 
 
-CHECK = ("MODES = {", "NOTEBOOK = ", "crop_that_fits =")
+CHECK = ("MODES = {", "NOTEBOOK = ", "crop_that_fits =", 'settings["batch_size"] < 2')
 
 
 @pytest.mark.parametrize(("parameters", "sentence"), [
@@ -960,7 +960,7 @@ def asked_for(monkeypatch):
 def methods_of(asked_for, toy, tmp_path):
     """[(folder, configuration, options)] of the runs of the methods."""
     given = {"root": toy, "splits": {}, "size": (64, 128), "proxy_run": common.runs.Run(tmp_path, {})}
-    return lambda **parameters: asked_for(("plan = plan_runs(", "jobs = {"), given, parameters)
+    return lambda **parameters: asked_for(("plan = plan_runs(", "jobs = {", "runs = common.train_runs(globals(), jobs"), given, parameters)
 
 
 @pytest.fixture
@@ -1138,9 +1138,7 @@ def all_methods(toy, tmp_path_factory):
 
 def test_all_recipes_run_and_leave_complete_results(nb, all_methods):
     out, summaries = all_methods
-    tuned = {f"{name}_lr3e-4{TAG}-stage_epochs1-images6_seed42" for name in nb.read_methods("tuned")}
-    assert set(summaries) == {PROXY, PPCE} | tuned
-    losses = set()
+    recipes, losses = [], set()
     for name, summary in summaries.items():
         folder = out / "results" / NAME / "toy-quick" / name
         config, history = json.loads((folder / "config.json").read_text()), pd.read_csv(folder / "history.csv")
@@ -1148,12 +1146,14 @@ def test_all_recipes_run_and_leave_complete_results(nb, all_methods):
         assert np.isfinite(history["train_loss"]).all() and (folder / "best.safetensors").exists()
         if name == PROXY:
             continue
+        recipes.append(config["recipe"])
         losses.add(history["train_loss"][0])
         for scores in (summary["metrics"], summary["test"]):
             assert {"miou", "accuracy", "iou", "boundary_f1", "trimap_iou", "inside", "outside"} <= set(scores)
             assert 0 < scores["miou"] < 1 and all(list(scores[side]) == ["1", "2", "3", "5", "10"] for side in ("inside", "outside"))
         assert summary["weights"] == "none" and config["parent"] == ("" if name == PPCE else PPCE)
         assert (summary["final"]["scale"] == 1) == ("matched" not in name)
+    assert sorted(recipes) == sorted(["ppce", *(f"{name}_lr3e-4" for name in nb.read_methods("tuned"))])
     assert len(losses) == 7, "seven recipes, seven losses"
 
 
