@@ -1350,7 +1350,10 @@ if kept:
     display(by_recipe.mean().round(1), (by_recipe.max() - by_recipe.min()).round(1))
 
 # %% [markdown]
-# TODO-EVIDENCE read the table: control, sobel_tuned, semeda_tuned (pixels), semeda_elements, the matched pair, direct.
+# TODO-EVIDENCE-1: (a) `continued` against `ppce`: what the extra epochs alone give. (b) `sobel_tuned` and `semeda_tuned`, as
+# the paper weighs them, against `continued`: +N.N and +N.N points of mean IoU, and more, or less, than the seeds differ
+# (N.N). (c) `semeda_elements`, which pulls NN times less. (d) The fair pair, `sobel_matched` and `semeda_matched`. (e)
+# `Seq05VD` alone: the same order, or another? (f) Direct: `sobel_4` and `semeda_4_2_0` against `ppce`.
 #
 # And the curves by radius, of the fine-tunings beside the control, the mean over the seeds:
 
@@ -1370,7 +1373,11 @@ if kept:
     common.show(draw_trimaps(curves, curves.pop("continued")))
 
 # %% [markdown]
-# TODO-EVIDENCE
+# TODO-EVIDENCE-2: left, do the curves rise towards small radii, as they should if a loss helps at edges? Right, do they stay
+# at 0? If both sides move alike, the loss did something else than its name says.
+#
+# The limits: one data set, two drives, one small network, three seeds. The paper has larger networks and Cityscapes; the
+# test of its claim is `mode = "paper"`, on a GPU.
 #
 # ## Where the source is wrong
 #
