@@ -135,7 +135,7 @@ MODES = {
     "laptop": {"method": "all", "network": "v3plus_lite0", "height": 256,
                "crop": 192, "images": 0, "epochs": 14, "batch_size": 4,
                "stage_epochs": 4, "stage_lrs": "1e-4,3e-4,1e-3", "optimizer": "adamw",
-               "lr": 5e-4, "scratch_lr": 2e-3, "weight_decay": 1e-4, "power": 0.9,
+               "lr": 7e-4, "scratch_lr": 2e-3, "weight_decay": 1e-4, "power": 0.9,
                "scale_from": 0.5, "scale_to": 1.5, "reduction": "pixels",
                "eval_every": 4, "proxy_lr": 5e-3, "precision": "auto"},
     "course": {"method": "all", "network": "v3plus_resnet101", "height": 512,
