@@ -718,8 +718,8 @@ rows = {}
 for name, predicted in shapes.items():
     probs = sure_of(predicted, 19)
     rows[name] = {"cross-entropy": cross_entropy(probs.log(), square).item(),
-                  "Sobel": sobel_loss(probs, square).item(),
-                  "SEMEDA": semeda_loss(probs, square, proxy, (4, 2, 0)).item()}
+                  "Sobel 1, pixels": sobel_loss(probs, square).item(),
+                  "SEMEDA, pixels": semeda_loss(probs, square, proxy, (4, 2, 0)).item()}
 pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
@@ -894,7 +894,7 @@ def matching_scale(model, data, method, lambdas, proxy, reduction, crops=16):
         recipe = (method, lambdas, proxy, reduction)
         plain += pull(cross_entropy, logits, label).norm().item()
         other += pull(structural_loss, logits, label, *recipe).norm().item()
-    return plain / other
+    return plain / max(other, 1e-12)
 
 
 # %% [markdown]
@@ -1264,7 +1264,7 @@ table.round(2)
 # Here are the whole curves of the fine-tunings, in points of mean IoU beside the control, which just trained on:
 
 # %%
-def draw_trimaps(judged, control):
+def draw_trimaps(judged, control, title):
     """Figure of points of mean IoU more than a control, by radius; {name: metrics}."""
     fig, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), layout="constrained")
     for axis, side in zip(axes, ("inside", "outside")):
@@ -1276,6 +1276,7 @@ def draw_trimaps(judged, control):
         axis.set(xlabel="radius of the trimap in pixels", xticks=RADII, title=side)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("points of mean IoU")
+    fig.suptitle(title, fontsize=10)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
                ncols=5, frameon=False)
     return fig
@@ -1286,7 +1287,8 @@ tuned = {name.partition("_lr")[0] for name in parents}
 tuned = {name: scores for name, scores in judged.items() if name in tuned}
 control = tuned.pop("continued" + suffix, None)
 if control and tuned:
-    common.show(draw_trimaps(tuned, control))
+    title = f"divided by {settings['reduction']}, unless the name says elements"
+    common.show(draw_trimaps(tuned, control, title))
 
 # %% [markdown]
 # TODO-READ
@@ -1370,7 +1372,8 @@ for drive, recipe, _ in kept:
         curves[recipe] = mean_curves([scores for key, scores in kept.items()
                                       if key[:2] == ("all", recipe)])
 if kept:
-    common.show(draw_trimaps(curves, curves.pop("continued")))
+    title = "CamVid, test; divided by pixels, unless the name says elements"
+    common.show(draw_trimaps(curves, curves.pop("continued"), title))
 
 # %% [markdown]
 # TODO-EVIDENCE-2: left, do the curves rise towards small radii, as they should if a loss helps at edges? Right, do they stay
