@@ -899,8 +899,7 @@ def matching_scale(model, data, method, lambdas, proxy, reduction, crops=16):
 
 # %% [markdown]
 # Multiplied by that number, a structural loss pulls exactly as hard as cross-entropy, at that moment.
-
-# %% [markdown]
+#
 # ## The network
 #
 # The paper trains DeepLab v3+. Its encoder stops at a sixteenth of the size. Then a 1x1 convolution, three *atrous* ones and
@@ -1384,14 +1383,15 @@ if kept:
 #
 # ## Where the source is wrong
 #
-# Five points from which one learns, all [report]; [results/sources.md](../results/sources.md) has the others.
+# Five points from which one learns; [results/sources.md](../results/sources.md) has the others. [report] marks what the
+# paper says; it has no public code.
 #
-# **1. $\lambda$ has no unit.** The paper does not state the reduction, nor how $g$ was trained, and both change what
-# $\lambda$ = 4 means: the reduction by a factor of 16 to 38, $g$ by any factor. Whoever repeats the paper has to guess both.
-# We took the proportion of its equations.
+# **1. $\lambda$ has no unit** [report]. The paper does not state the reduction, nor how $g$ was trained, and both change
+# what $\lambda$ = 4 means: the reduction by a factor of 16 to 38, $g$ by any factor. Whoever repeats the paper has to guess
+# both. We took the proportion of its equations.
 #
-# **2. "Far more significant in all configurations"** than Sobel. The best SEMEDA is above the best Sobel on both data sets
-# of Table 1. Are all its settings?
+# **2. "Far more significant in all configurations"** than Sobel [report]. The best SEMEDA is above the best Sobel on both
+# data sets of Table 1. Are all its settings?
 
 # %%
 published = common.read_published(NOTEBOOK)
@@ -1409,12 +1409,12 @@ for column, data in {"miou": "Cityscapes", "miou_voc": "PASCAL VOC"}.items():
 # %% [markdown]
 # On Cityscapes four of eight settings are not, on PASCAL VOC one is not. These are single runs.
 #
-# **3. $\lambda$ was chosen on the pictures that are scored**, the best of eight single runs for each data set: (4, 2, 0) for
-# Cityscapes, (2, 4, 0) for VOC. A part of the gain of 1.8 points on Cityscapes may be the luck of the best of eight; without
-# seeds nobody can tell. (On the test server, where nothing can be chosen, the gain is 1.7.)
+# **3. $\lambda$ was chosen on the pictures that are scored** [report], the best of eight single runs for each data set: (4,
+# 2, 0) for Cityscapes, (2, 4, 0) for VOC. A part of the gain of 1.8 points on Cityscapes may be the luck of the best of
+# eight; without seeds nobody can tell. (On the test server, where nothing can be chosen, the gain is 1.7.)
 #
-# **4. Two columns, one number.** Table 3 has the IoU and the F1 of each class. This is the F1 of pixels, $2\,IoU / (1 +
-# IoU)$, so it cannot confirm what the IoU says:
+# **4. Two columns, one number** [report]. Table 3 has the IoU and the F1 of each class. This is the F1 of pixels, $2\,IoU /
+# (1 + IoU)$, so it cannot confirm what the IoU says:
 
 # %%
 rows = published[published["class"] != ""].astype({"value": float})
@@ -1426,9 +1426,9 @@ print(f"{len(per_class)} printed F1 scores, at most {gap:.2f} points from it")
 # %% [markdown]
 # Nothing but rounding. A second score should look at something else, such as the boundary F1.
 #
-# **5. A sum over the wrong classes.** Equation 7, the loss of $g$, sums over the classes of streets, but $g$ has two
-# outputs. And the second step of Algorithm 1 writes the SEMEDA term alone, where equation 6 adds cross-entropy. We took what
-# must be meant: edge against no edge, and the sum.
+# **5. A sum over the wrong classes** [report]. Equation 7, the loss of $g$, sums over the classes of streets, but $g$ has
+# two outputs. And the second step of Algorithm 1 writes the SEMEDA term alone, where equation 6 adds cross-entropy. We took
+# what must be meant: edge against no edge, and the sum.
 #
 # ## Your own photo
 #
