@@ -748,13 +748,13 @@ def length(gradient, where):
 
 
 # %% [markdown]
-# We look at two moments. At the *start* a network knows nothing and says 1/19 for every class. *Late*, a good one is right
-# everywhere, and 90 % sure:
+# We look at two moments. At the *start* a network knows nothing and says about 1/19 for every class. *Late*, a good one is
+# right everywhere, and 90 % sure:
 
 # %%
 filled = torch.where(truth == 255, 0, truth)
-predictions = {"start": torch.zeros(1, 19, *label_0.shape),
-               "late": sure_of(filled, 19).log()}  # logits
+noise = torch.randn(1, 19, *label_0.shape, generator=torch.Generator().manual_seed(0))
+predictions = {"start": 0.1 * noise, "late": sure_of(filled, 19).log()}  # logits
 
 # %% [markdown]
 # And at two places: *near edges*, at most 3 pixels from one, and *inside* regions, everywhere else.
