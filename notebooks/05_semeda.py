@@ -1229,7 +1229,8 @@ common.show(common.show_history({first: runs[first].history}))
 # %%
 by_val = sorted(runs, key=lambda name: runs[name].summary["metrics"]["miou"])
 best = {name.partition("_lr")[0]: runs[name] for name in by_val}  # the last one stays
-chosen = {name: best[name] for name in dict.fromkeys(n.partition("_lr")[0] for n in runs)}
+in_order = dict.fromkeys(name.partition("_lr")[0] for name in runs)
+chosen = {name: best[name] for name in in_order}
 judged = {name: run.summary["test"] or run.summary["metrics"]
           for name, run in chosen.items()}
 
