@@ -341,7 +341,7 @@ for axis, (name, predicted) in zip(axes, shapes.items()):
 common.show(fig)
 
 # %% [markdown]
-# The two on the right have the same cross-entropy, .2611, though one is a sieve and the other a slightly narrow square. (The
+# The two on the right have the same cross-entropy, .2643, though one is a sieve and the other a slightly narrow square. (The
 # truth does not get 0, as we are only 90 % sure of it.) Cross-entropy counts wrong pixels; where they lie makes no
 # difference. The paper wants a loss that sees *structure*, and by structure it means edges.
 #
@@ -396,7 +396,7 @@ for axis in axes:
 common.show(fig)
 
 # %% [markdown]
-# TODO-READ
+# Edges are everywhere where things are small: 19.8 % of the pixels. (The toy streets are only 128 rows high here.)
 #
 # ## A network that finds edges
 #
@@ -590,7 +590,7 @@ proxy.requires_grad_(False).eval()
 proxy_run.history[["step", "train_loss", "edge_f1"]].round(3)
 
 # %% [markdown]
-# TODO-PROXY steps are enough, as all that it has to learn is one rule.
+# 250 steps are enough, as all that it has to learn is one rule.
 #
 # ## What it sees
 #
@@ -723,8 +723,8 @@ for name, predicted in shapes.items():
 pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
-# TODO-READ Sobel's loss sees it: a hole makes new edges all around it, a lost column only moves one. SEMEDA charges the
-# truth nearly as much as the wrong squares. It is not so much the shape that it minds, but that we are only 90 % sure.
+# Sobel's loss does, .87 against .61: a hole makes new edges all around it, a lost column only moves one. SEMEDA says 27.31
+# and 27.23, and 25.92 for the truth itself. It hardly minds the shape. What it minds is that we are only 90 % sure.
 #
 # ## Where it pulls, and how strongly
 #
@@ -801,10 +801,14 @@ for moment, (place, mask) in itertools.product(predictions, places.items()):
 pd.DataFrame(strengths).round(2)
 
 # %% [markdown]
-# TODO-READ
+# At the start Sobel 1 and SEMEDA, both divided by pixels, look alike: they pull TODO-N and TODO-N times as hard as
+# cross-entropy. Late, Sobel 1 pulls 4.8 times as hard and SEMEDA 213 times. The better the network, the more SEMEDA takes
+# over; beside it cross-entropy is a whisper. Divided by elements it begins at TODO-N and ends at 7.8. (Cross-entropy's own
+# gradient, $p - y$, is near 1 at the start and .1 late. What comes through the softmax is damped by about $p (1 - p)$, which
+# is .05 at the start and .09 late.)
 #
-# Where does each of them pull, late? Bright pixels are pulled hard (each map in its own scale). The titles say which part of
-# the squared length is near edges:
+# The places tell as much. Late, Sobel's pull is three times as strong near edges as inside. SEMEDA's is nearly twice as
+# strong *inside*. Here are maps of it; the titles say which part of the squared length is near edges:
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(9, 2), layout="constrained")
@@ -817,7 +821,8 @@ for axis, name in zip(axes, ("cross-entropy", "Sobel 4, pixels", "SEMEDA, pixels
 common.show(fig)
 
 # %% [markdown]
-# TODO-READ This is the key to all that follows: the semantic *edge* aware loss pulls inside regions.
+# Cross-entropy pulls everywhere alike, as we are equally sure everywhere. Sobel pulls along the edges. SEMEDA leaves them
+# dark. This is the key to what follows: the semantic *edge* aware loss asks for confidence, and inside regions most of all.
 #
 # ### Why it does so
 #
@@ -849,7 +854,8 @@ axis.grid(alpha=0.3)
 common.show(fig)
 
 # %% [markdown]
-# TODO-READ To $g$ a soft map is unlike anything it knows.
+# At 93 % it sees edges in 5 % of the flat pixels, at 92 % in 54 %, at 90 % in 87 %. To $g$ a soft map is unlike anything it
+# knows, so it takes doubt for an edge. The loss then asks for what makes the false edges go away: more confidence.
 #
 # ## What a lambda means
 #
