@@ -1263,10 +1263,9 @@ table.round(2)
 
 # %% [markdown]
 # The control gains 1.1 points by training on. Weighed as in the paper, Sobel ends 4.6 points below it, and SEMEDA 5.7. The
-# scales say why: when the fine-tuning begins, Sobel 4 pulls 16 times as hard as cross-entropy, SEMEDA 20 times. What the
-# network knew of rare classes is drowned. With a pull of 1, Sobel ends .8 points below the control and SEMEDA 2.7. (Divided
-# by elements SEMEDA does about as well as matched.) All this is one seed on twelve toy streets, and `continued` may just be
-# lucky.
+# scales hint at why: when the fine-tuning begins, Sobel 4 pulls 15 times as hard as cross-entropy, SEMEDA 22 times. With a
+# pull of 1, Sobel ends .8 points below the control and SEMEDA 2.7. (Divided by elements, SEMEDA does about as well as
+# matched.) But this is one seed, a short training and twelve toy streets.
 #
 # ### Inside and outside
 #
@@ -1301,8 +1300,8 @@ if control and tuned:
 
 # %% [markdown]
 # No curve is above 0, on either side. If SEMEDA helped at edges, its curve would rise to the left of the left panel. It
-# does, from -5.6 to -3.4, but stays below 0: it harms less where it pulls less. Outside the losses are larger, partly
-# because fewer classes have pixels there, so each counts more.
+# does, from -5.6 to -3.4, but stays below 0. Outside all lose more, partly because fewer classes have pixels there, so each
+# of them counts more.
 #
 # ## What CamVid says
 #
