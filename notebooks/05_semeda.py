@@ -647,11 +647,10 @@ common.show(fig)
 #
 # $$L = L_{CE} + \sum_{l=1}^{3} \lambda_l \,\lVert \psi_l(p) - \psi_l(y) \rVert_1$$
 #
-# The norm is a sum over pixels and channels. What is it divided by? The paper does not say. It writes cross-entropy as a
-# sum, too, and every program divides that by the number of pixels. So there are three *reductions*. `pixels` divides by the
-# valid pixels, which keeps the two in the proportion of the paper's equations. `elements` divides by the channels, too, as
-# PyTorch's `l1_loss` does. `sum` divides by nothing. **Here distances are divided by pixels, unless a name says
-# `elements`.**
+# The norm is a sum over pixels and channels. What is it divided by? The paper does not say. There are three *reductions*.
+# `pixels` divides by the valid pixels, as every program does with cross-entropy, so it keeps the proportion of the paper's
+# equations. `elements` divides by the channels, too, as PyTorch's `l1_loss` does. `sum` divides by nothing. **Here distances
+# are divided by pixels, unless a name says `elements`.**
 
 # %%
 def l1_distance(predicted, truth, valid, reduction="pixels"):
@@ -803,8 +802,7 @@ pd.DataFrame(strengths).round(2)
 # %% [markdown]
 # At the start Sobel 1 and SEMEDA, both divided by pixels, are not far apart: they pull 1.9 and 2.8 times as hard as
 # cross-entropy. Late, Sobel 1 pulls 4.8 times as hard, and SEMEDA 213 times. The better the network, the more SEMEDA takes
-# over. Divided by elements it begins at .11 and ends at 7.8. (Cross-entropy's own gradient, $p - y$, is near 1 at the start
-# and .1 late. What comes through the softmax is damped by about $p (1 - p)$, which is .05 at the start and .09 late.)
+# over. Divided by elements it begins at .11 and ends at 7.8.
 #
 # The places tell as much. Late, Sobel's pull is three times as strong near edges as inside. SEMEDA's is nearly twice as
 # strong *inside*. Here are maps of it; the titles say which part of the squared length is near edges:
@@ -907,13 +905,12 @@ def matching_scale(model, data, method, lambdas, proxy, reduction, crops=16):
 #
 # ## The network
 #
-# The paper trains DeepLab v3+. Its encoder stops at a sixteenth of the size. Then a 1x1 convolution, three *atrous* ones and
-# a pooling look at that small map side by side (*ASPP*, atrous spatial pyramid pooling). Atrous means that the nine taps of
-# a 3x3 convolution lie apart: 6, 12 or 18 cells.
+# The paper trains DeepLab v3+. Its encoder stops at a sixteenth of the size. Then several convolutions look at that small
+# map side by side (*ASPP*, atrous spatial pyramid pooling). Three are *atrous*: their nine taps lie 6, 12 or 18 cells apart.
 #
 # Here is a trap. Our crops are small, and so are their maps. A tap that lies farther out than the map is wide reads nothing
-# but padding. It never gets a gradient and keeps its random value; on a whole picture it then acts with that. So the widest
-# rate must be smaller than the map of a training crop. At 320 the map has 20 cells, and the rates are DeepLab's own:
+# but padding. It never gets a gradient, and acts on whole pictures with its random value. So the widest rate must be smaller
+# than the map of a crop. At 320 the map has 20 cells, and the rates are DeepLab's own:
 
 # %%
 def aspp_rates(crop):
@@ -926,14 +923,12 @@ for side in (128, 192, 320):
     print(f"crop {side}: {side // 16}x{side // 16} cells, rates {aspp_rates(side)}")
 
 # %% [markdown]
-# Segmentation-models-pytorch (smp) has the network. Three of its choices differ from DeepLab's. Two we put right: dropout of
-# .1 in the ASPP instead of .5, and corners that are not aligned where the map is enlarged. The third stays: its decoder has
-# one 3x3 convolution after the skip, where DeepLab's has two.
+# Segmentation-models-pytorch (smp) has the network, with three choices that differ from DeepLab's. Two we put right: dropout
+# of .1 in the ASPP instead of .5, and corners that are not aligned where the map is enlarged. The third stays: one 3x3
+# convolution after the skip, where DeepLab has two.
 #
-# One more thing: the paper keeps batch norm fixed. So do we in the encoder (`frozen`), where it is pretrained: a million
-# pictures know its statistics better than a few crops. The decoder is new and has no statistics to keep, so there batch norm
-# is trained. (With the batches of 2 of `paper`, the pooling branch of the ASPP then normalises two values per channel, which
-# is crude.)
+# The paper keeps all batch norm fixed. We do so in a pretrained encoder (`frozen`). The decoder is new and has no statistics
+# to keep, so it trains them. (With the batches of 2 of `paper`, the pooling branch then sees two values per channel: crude.)
 
 # %%
 import segmentation_models_pytorch as smp
