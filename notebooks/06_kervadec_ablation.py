@@ -212,8 +212,8 @@ scenes = common.StreetScenes(common.evenly(splits["train"], 40), size, **scaling
 labels = [scenes.read(k)[1] for k in range(len(scenes))]
 best = max(range(len(scenes)),
            key=lambda k: min((labels[k] == CAR).sum() / 10, (labels[k] == POLE).sum()))
-photo, label = scenes.read(best)
-common.show(common.show_pair(photo, label, scheme))
+picture, label = scenes.read(best)
+common.show(common.show_pair(picture, label, scheme))
 
 # %% [markdown]
 # A pole is a few pixels wide. Shift a label by four pixels, and the pole stands beside itself, while the car hardly moves.
@@ -559,7 +559,7 @@ def training_loss(model, batch, composite, terms, **options):
     return main + 0.4 * aux
 
 
-batch = torch.stack([common.to_tensor(photo[:128, :160], **scaling)] * 2)
+batch = torch.stack([common.to_tensor(picture[:128, :160], **scaling)] * 2)
 with common.network_errors(settings["encoder"]), torch.no_grad():
     net = UPerNetWithAux(settings["encoder"], settings["decoder_width"])
     print("photo", tuple(batch.shape), "logits", [tuple(x.shape) for x in net(batch)])
@@ -763,10 +763,10 @@ def load_variant(folder, settings, file="last.safetensors"):
 
 models = {letter: load_variant(run.folder, settings) for letter, run in runs.items()}
 val = common.StreetScenes(common.evenly(splits["val"], 24), size, **scaling)
-pictures = [val.read(k) for k in range(len(val))]
-thin = [np.isin(answer, (POLE, 6, 7)).sum() for _, answer in pictures]  # lights, signs
+streets = [val.read(k) for k in range(len(val))]
+thin = [np.isin(answer, (POLE, 6, 7)).sum() for _, answer in streets]  # lights, signs
 view = int(np.argmax(thin))
-seen_photo, seen_label = pictures[view]
+seen_photo, seen_label = streets[view]
 seen = {k: common.predict(models[k], seen_photo, size, **scaling) for k in models}
 
 # %%
@@ -942,7 +942,7 @@ for term in ("ce", "boundary"):
     torch.manual_seed(seed)
     model, _ = build_network(NETWORKS["lite0"], "auto")
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for epoch in range(15):
+    for epoch in range(min(15, settings["epochs"])):
         for batch in DataLoader(small, batch_size=4, drop_last=True):
             optimizer.zero_grad()
             training_loss(model.train(), batch, composite_loss, {term: 1.0}).backward()
@@ -1098,7 +1098,7 @@ tests = {c: paired_t(rows["D"], rows["B"]) for c, rows in of_class.groupby("clas
 tests = pd.DataFrame(tests, index=["difference", "half", "p"]).T
 tests["holm"] = holm(tests["p"])
 tests = tests.sort_values("difference")
-print("smallest p after Holm:", tests["holm"].min().round(2))
+print(f"smallest p after Holm: {tests['holm'].min():.2f}")
 fig, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
 axis.errorbar(tests["difference"], tests.index, xerr=tests["half"], fmt="o", capsize=2,
               color=common.CURVES[0], ecolor="0.6")
@@ -1255,7 +1255,8 @@ for metric, title in STRICT.items() if asked else ():
         middle, low, high = compare(found, *pair, metric)
         name = "-".join(pair)
         rows[name][title] = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}], {p[name]:.2f}"
-display(pd.DataFrame(rows).T)
+if asked:
+    display(pd.DataFrame(rows).T)
 
 # %% [markdown]
 # TODO-EVIDENCE

@@ -49,7 +49,8 @@ class Kept:
         self.folder, self.settings, self.nb = folder, config["settings"], definitions()
         self.root = common.data_prep.user_path("data_dir", data_dir or config["recorded"]["data"])
         if not self.root.is_dir():
-            raise common.StreetsError(f"There is no folder {self.root}, on which {folder.name} was trained: name it with --data-dir.")
+            raise common.StreetsError(f"There is no folder {self.root}, on which {folder.name} was trained: "
+                                      "name it with --data-dir.")
         self.splits = self.nb.make_splits(self.root, self.settings["images"])
         if {split: len(frames) for split, frames in self.splits.items()} != config["images"]:
             raise common.StreetsError(f"{self.root} has not as many images as {folder.name} was trained and scored on.")
@@ -112,7 +113,8 @@ def export(folder: str, out: str, split: str = "val", weights: str = "last.safet
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    again, files = commands.add_parser("score", help="score kept weights again"), commands.add_parser("export", help="write predictions")
+    again = commands.add_parser("score", help="score kept weights again")
+    files = commands.add_parser("export", help="write predictions")
     again.add_argument("folder", help="a run, or a folder of runs")
     again.add_argument("--processes", type=int, default=1, help="how many to score at a time (1)")
     files.add_argument("folder", help="a run")

@@ -118,7 +118,8 @@ def write_json(path: Path, content: dict) -> None:
 
 
 # what a run writes into its folder; nothing else there is ever removed
-OURS = ("summary.json", "history.csv", "rescored.csv", "*.safetensors", "*_per_image.npz", "per_image.csv", "checkpoint/epoch_*", "config.json")
+OURS = ("summary.json", "history.csv", "rescored.csv", "*.safetensors", "*_per_image.npz", "per_image.csv",
+        "checkpoint/epoch_*", "config.json")
 
 
 def remove_ours(folder: Path, patterns: Sequence[str] = OURS) -> None:
