@@ -183,8 +183,8 @@ print(common.device_line())
 # %% [markdown]
 # ## A thin thing and a thick one
 #
-# We learn from `train`, judge on `val` and look at `test` once, at the end. The classes are the 19 of notebook 01; void (255) is
-# neither trained nor scored. The encoder halves a picture five times, so its sides are multiples of 32.
+# We learn from `train` and judge on `val`. The classes are the 19 of notebook 01; void (255) is neither trained nor scored. The
+# encoder halves a picture five times, so its sides are multiples of 32.
 
 # %%
 def make_splits(root, images):
@@ -219,8 +219,8 @@ picture, label = scenes.read(best)
 common.show(common.show_pair(picture, label, scheme))
 
 # %% [markdown]
-# A pole is a few pixels wide. Shift a label by four pixels, and the pole stands beside itself, while the car hardly moves.
-# Three losses will tell us what they think of that.
+# A pole is a few pixels wide. Shift the label by four, and the pole stands beside itself, while the car hardly moves. What do our
+# three losses say to that?
 #
 # ## Cross-entropy counts pixels
 #
@@ -250,12 +250,10 @@ def cross_entropy(log_probs, label, class_weights=None):
 
 
 # %% [markdown]
-# (`clamp` keeps a batch that is all void from dividing by 0.)
-#
 # ## Dice counts classes
 #
-# In the mean of the Dice scores every class has the same say, however few its pixels. Here are no class weights, and $\varepsilon$
-# is 1:
+# In the mean of the Dice scores every class has the same say, however few its pixels. Here it has no class weights, and
+# $\varepsilon = 1$:
 #
 # $$L_{Dice} = 1 - \frac{1}{C}\sum_c \frac{2\sum_{x\in V} p_c y_c + \varepsilon}{\sum_{x\in V} p_c + \sum_{x\in V} y_c + \varepsilon}$$
 #
@@ -301,8 +299,7 @@ def signed_distance(mask):
 print(signed_distance(bus).round(1))
 
 # %% [markdown]
-# Two transforms for each of 19 classes are slow on large pictures. `data_prep.signed_distance_maps` gives the same numbers, and
-# at 1024x2048 TODO-RATIO times faster, because it looks only at the box around each class:
+# `data_prep.signed_distance_maps` gives the same numbers for all classes, at 1024x2048 TODO-RATIO times faster:
 
 # %%
 pixels = data_prep.signed_distance_maps(label, 19, norm="none")  # (C, H, W)
@@ -311,7 +308,7 @@ ours = np.stack([signed_distance(label == c) for c in there])
 print("largest difference:", np.abs(ours - pixels[there]).max())
 
 # %% [markdown]
-# Here are the maps of the car and of the pole. White is the rim; red is outside, blue inside, each with its own scale:
+# Here are the maps of cars and poles. White is the rim, red outside, blue inside, each with a scale of its own:
 
 # %%
 import matplotlib.pyplot as plt
@@ -327,8 +324,8 @@ for axis, c in zip(axes, (CAR, POLE)):
 common.show(fig)
 
 # %% [markdown]
-# The car has an inside, the pole hardly any: it is nearly all rim. The boundary loss of Kervadec et al. multiplies these maps
-# with the probabilities, and takes the mean over pixels and classes:
+# A car has an inside, a pole hardly any: it is nearly all rim. The boundary loss of Kervadec et al. multiplies these maps with the
+# probabilities:
 #
 # $$L_{B} = \frac{1}{C\,|V|}\sum_c\sum_{x\in V} \phi_c(x)\, p_c(x)$$
 #
@@ -710,8 +707,8 @@ def train_variant(folder, terms, own, class_weights, settings, size, splits, wei
 
 
 # %% [markdown]
-# (The last group of an epoch may hold fewer than `accumulation` batches. The source drops its gradients. Here it makes one more
-# step, smaller and noisier than the others. Nobody picks an epoch: the last one counts, as in the source.)
+# As in the source, the last epoch counts. (The source drops the last group of an epoch if it holds fewer than `accumulation` batches.
+# Here it makes one more step, smaller and noisier than the others.) A run is named after what it reads and what departs from its mode:
 
 # %%
 def unread(terms):
@@ -812,12 +809,10 @@ pd.concat({"ours": pd.DataFrame(ours).T.round(1),
            "published": pd.DataFrame(theirs)}, axis=1)
 
 # %% [markdown]
-# So which loss draws the sharpest streets? By the published numbers that depends on the score. With Dice (B, C) the trimap IoU is
+# **So which loss draws the sharpest streets?** By the published numbers that depends on the score. With Dice (B, C) the trimap IoU is
 # 1.6 points better, without it (A, D) the boundary F1 is .8 better, and in mIoU the four are within .6. TODO-READ ours.
-
-# %% [markdown]
-# To look around in more pictures, classes and epochs, open this page in a browser. (`python results/viewer.py` makes it anew, and
-# `python results/checkpoints.py export` writes predictions for the official Cityscapes evaluation.)
+#
+# To look around, open this page in a browser. (`python results/checkpoints.py export` writes predictions for the official evaluation.)
 
 # %%
 from results import viewer
@@ -931,14 +926,13 @@ for name, example in {norm: held_out, "none (pixels)": raw}.items():
 # This is why a $\lambda_b$ means nothing without the unit of $\phi$. On CamVid, below, we train D also with distances in pixels and
 # the $\lambda_b$ of a tenth.
 #
-# All that is said here of a weak boundary loss **holds for a division by 127**, which is our reading. The loss code that ran is
-# not public. A later program of the same author calls it with a parameter `theta0 = 3` that no text explains. If that scales
-# distances otherwise, the boundary loss was stronger.
+# All this **holds if distances are divided by 127**, which is our reading. The code of that loss is not public. A later program of its
+# author calls it with `theta0=3`, which no text explains. If distances were scaled otherwise, the boundary loss was stronger.
 #
 # ## The boundary loss alone
 #
-# Does it need cross-entropy at all? We train the small network on one term only, for sixty steps, with the plain loop of notebook
-# 02, on streets of 64 rows:
+# Does it need cross-entropy at all? We train the small network on one term only, for some sixty steps, on streets of 64 rows, with
+# the plain loop of notebook 02:
 
 # %%
 from torch.utils.data import DataLoader
