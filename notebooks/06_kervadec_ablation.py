@@ -126,9 +126,9 @@ importlib.invalidate_caches()
 
 # %%
 MODES = {
-    "quick": {"network": "lite0", "height": 128, "images": 40, "epochs": 24,
+    "quick": {"network": "lite0", "height": 128, "images": 40, "epochs": 20,
               "batch_size": 4, "accumulation": 1, "lr": 2e-3, "scratch_lr": 2e-3,
-              "weight_decay": 0.01, "schedule": "one_cycle", "evaluate_at": "8",
+              "weight_decay": 0.01, "schedule": "one_cycle", "evaluate_at": "5",
               "class_weights": "inverse_sqrt", "flip": 0.5, "jitter": 0.25,
               "hue": 0.03, "blur": 0.5, "precision": "auto", "compile_loss": "no"},
     "laptop": {"network": "lite0", "height": 256, "images": 0, "epochs": 12,
@@ -434,8 +434,7 @@ def composite_as_written(logits, batch, terms, class_weights=None, own=None):
 
 
 # %% [markdown]
-# At 1024x2048 one tensor of 19 classes takes 160 MB, and these lines make a dozen. The same sum from a few sums over strips of rows,
-# which the backward pass computes again, is TODO-RATIO2 times faster (`tests/bench_composite.py`):
+# The same value and gradient from a few sums over strips of rows are TODO-RATIO2 times faster (`tests/bench_composite.py`):
 
 # %%
 from torch.utils.checkpoint import checkpoint
@@ -484,10 +483,9 @@ def composite_loss(logits, batch, terms, class_weights=None, own=None, smooth=1.
 # %% [markdown]
 # ### The network
 #
-# The encoder turns a photo into maps of stride 4, 8, 16 and 32: a map of stride 8 has one value for 8x8 pixels. The decoder,
-# *UPerNet*, pools the coarsest map to 1x1, 2x2, 3x3 and 6x6 values, so that every pixel knows of the whole scene, and walks back up
-# to stride 4. In training a second, small head reads the map of stride 16 and pays 0.4 times the same loss: it gives the encoder
-# a shorter way to its gradient.
+# The encoder turns a photo into maps of stride 4 to 32: a map of stride 8 has one value for 8x8 pixels. The decoder, *UPerNet*, pools
+# the coarsest map to 1x1, 2x2, 3x3 and 6x6 values, so that every pixel knows of the whole scene, and walks back up. In training a
+# second, small head reads the map of stride 16 and pays 0.4 times the same loss: a shorter way for the encoder's gradient.
 #
 # ```
 #  encoder                 decoder (UPerNet)
@@ -600,8 +598,8 @@ def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
 
 
 # %% [markdown]
-# `quick` and `laptop` train for minutes, so their cross-entropy weighs a class by one over the root of its share, as in notebook 02:
-# without that no pole would be learnt in the time.
+# `quick` and `laptop` train for minutes. In that time poles are learnt only with class weights, one over the root of a class's share,
+# as in notebook 02:
 
 # %%
 def frequency_weights(frames, scheme):
@@ -621,8 +619,7 @@ if recipe == "author_config" or settings["class_weights"] == "inverse_sqrt":
     print({scheme.classes[c]: round(class_weights[c].item(), 2) for c in (0, POLE, 6)})
 
 # %% [markdown]
-# The learning rate falls to zero: along the source's straight line, one step per epoch, or in *one cycle*, a short rise and a long
-# fall. The encoder gets its pretrained weights, where they can be had.
+# The learning rate falls to zero: along the source's straight line, or in *one cycle*, a short rise and a long fall.
 
 # %%
 def make_scheduler(optimizer, settings, steps_per_epoch):
@@ -651,9 +648,8 @@ def build_network(settings, weights):
 
 
 # %% [markdown]
-# From notebook 04 we know two scores of contours. *Boundary F1* asks whether contours lie within 3 pixels of the true ones,
-# *trimap IoU* is the IoU in a band of 3 pixels around the true seams. The source counts the picture's frame and the rim of void as
-# contours; the *strict* boundary F1 does not, and is the one by which we judge our own runs.
+# Contours are scored by the *boundary F1* and the *trimap IoU* of notebook 04. The source's F1 counts the frame and the rim of void;
+# by the *strict* one, which does not, we judge our own runs.
 
 # %%
 def strict_contours(pred, truth):
@@ -825,9 +821,9 @@ print(f"{page.parent.name}/{page.name}, {page.stat().st_size / 1e6:.1f} MB")
 # %% [markdown]
 # ## How strongly does each loss pull?
 #
-# The source explains its table by *gradient interference*: near a contour, it says, Dice and boundary loss push the same way;
-# inside of regions Dice still pushes while the boundary loss is nearly neutral, and so Dice keeps it from its last adjustments. It
-# adds that it did not measure this. We can. What a loss wants is the gradient at the logits, one number per pixel and class:
+# The source explains its results by *gradient interference*: near a contour Dice and boundary loss push the same way; inside of
+# regions Dice still pushes while the boundary loss is nearly neutral, and so Dice keeps it from its last adjustments. It adds that
+# it did not measure this. We can. What a loss wants is its gradient at the logits, one number per pixel and class:
 
 # %%
 def term_gradients(logits, batch, terms, class_weights=None):
@@ -859,8 +855,8 @@ stages = {"at the start": build_network(settings, weights)[0].eval(),
           "trained": next(iter(models.values())).cpu()}
 
 # %% [markdown]
-# Do two gradients pull the same way? Their cosine is 1 if they do, 0 if they have nothing to do with each other, negative if
-# they pull apart. We ask near the seams (their two pixels and one more on each side) and inside of the regions:
+# Do two of them pull the same way? Their cosine is 1 if they do, 0 if they have nothing to do with each other, negative if they
+# pull apart. We ask near the seams and inside of the regions:
 
 # %%
 def cosine(a, b, mask):
@@ -931,8 +927,7 @@ for name, example in {norm: held_out, "none (pixels)": raw}.items():
 #
 # ## The boundary loss alone
 #
-# Does it need cross-entropy at all? We train the small network on one term only, for some sixty steps, on streets of 64 rows, with
-# the plain loop of notebook 02:
+# Does it need cross-entropy at all? Some sixty steps of the plain loop of notebook 02, on streets of 64 rows, with one term only:
 
 # %%
 from torch.utils.data import DataLoader
@@ -967,9 +962,9 @@ pd.DataFrame(alone).T
 #
 # ## A perfect score for a wrong picture
 #
-# In version 0.1 of the source both contour scores had a fault, which its author found and mended himself two weeks later. The
-# code dilated and eroded the map of class *numbers* as if it were a mask. Class 0, road, was then the background, and everything else
-# one object. Left what it took for contours in our street, right what it should have:
+# In version 0.1 of the source both contour scores had a fault, which its author himself found and mended two weeks later. They
+# took the map of class *numbers* for a mask: class 0, road, was the background, and everything else one object. Left what that takes for
+# contours in our street, right what it should:
 
 # %%
 def contour(mask):
@@ -1001,8 +996,8 @@ for estimator in ("as_published", "per_class"):
     print(f"{estimator:13s} boundary F1 = {np.nanmean(f1):.3f}")
 
 # %% [markdown]
-# 1.000 for a wrong picture. By this score the four published variants lay within .22 points of each other (58.45 to 58.67);
-# mended, within .93. Before you trust a score, try it on a case that you can judge by eye.
+# 1.000 for a wrong picture. By this score the four published variants lay within .22 points; mended, they lie within .93. Before you
+# trust a score, try it on a case that you can judge by eye.
 #
 # ## Three seeds and six comparisons
 #
@@ -1019,9 +1014,8 @@ def per_seed(published, metric, epoch="last"):
 per_seed(published, "miou")
 
 # %% [markdown]
-# Version 0.1 multiplied standard errors by 1.96; for three seeds it is 4.303, as you know from notebook 03. Today's version has the
-# wide intervals, and tests *pairs*: all variants with one seed saw the same pictures in the same order, so we look at the
-# differences.
+# Version 0.1 multiplied standard errors by 1.96; for three seeds it is 4.303 (notebook 03), and since version 0.2 so it is done. All
+# variants with one seed saw the same pictures in the same order, so we test the *differences*, seed by seed:
 
 # %%
 from scipy import stats
@@ -1092,7 +1086,7 @@ for row in published.query("metric == 'p_images_miou'").itertuples():
           f"{pairs['mIoU'].loc[row.method, 'holm']:.3f} over seeds")
 
 # %% [markdown]
-# D over A and over B would hold on other images, with these very networks, and is not shown to hold with other seeds. D over C is the
+# D over A and B would hold on other images, with these very networks, and is not shown to hold with other seeds. D over C is the
 # other way about. A difference worth believing passes both.
 #
 # ### Nineteen classes
@@ -1119,8 +1113,8 @@ axis.grid(alpha=0.3)
 common.show(fig)
 
 # %% [markdown]
-# Not one of the nineteen survives. The largest gain, truck's 5.3, has the widest interval; a spread of 4.4 points between three runs
-# of B explains it as well as any loss. The source calls this part exploratory, and that is what it is.
+# Not one of the nineteen survives. The largest gain, truck's 5.3, has the widest interval: three runs of B alone spread by 4.4. The
+# source calls this part exploratory, and that is what it is.
 #
 # ## Short runs
 #
@@ -1179,8 +1173,7 @@ reversal.query("p < 0.05").round(3)
 # epochs no single one is left, but the order of the signs is no accident.) So the two do change places.
 #
 # But all these are *stops on the way* of one long schedule, whose learning rate has not fallen yet. A short study would let its
-# rate fall within its own few epochs. Nobody has run that, so the table does not show that short *studies* mislead. We try it on
-# CamVid, with a quarter of the epochs.
+# rate fall within its own few epochs, and nobody has run that. We try it on CamVid, with a quarter of the epochs.
 
 # %% [markdown]
 # ## What CamVid says
@@ -1190,16 +1183,17 @@ reversal.query("p < 0.05").round(3)
 # frame of one of them, `Seq05VD` (171), was trained on.
 
 # %%
-def camvid_runs(quarter=""):
+def camvid_runs(suffix=""):
     """Finished laptop runs on CamVid, with a column "name": A to D, or D strong."""
     found = common.find_runs()
     if not len(found):
         return found
     found = found.query("notebook == @NOTEBOOK and dataset == 'camvid11'")
     found = found[found["mode"] == "laptop"]
-    strong = found["method"].str.fullmatch(r"D-lambda_b[\d.]+-normnone")
-    names = found["method"].str.removesuffix(quarter).mask(strong, "D strong")
-    return found.assign(name=names)[names.isin([*VARIANTS, "D strong"])]
+    strong = found["method"].str.fullmatch(r"D-lambda_b[\d.]+-normnone" + suffix)
+    names = found["method"].map({f"{letter}{suffix}": letter for letter in VARIANTS})
+    found = found.assign(name=names.mask(strong.astype(bool), "D strong"))
+    return found.dropna(subset="name").drop_duplicates(["name", "seed"])
 
 
 # %%
@@ -1290,7 +1284,6 @@ def over_epochs(found, columns):
 
 short = camvid_runs("-epochs3")
 if len(found) and len(short):
-    short = short[short["method"].str.endswith("-epochs3")]
     way, ends = (over_epochs(some, list(STRICT)).groupby(["epoch", "name"]).mean()
                  for some in (found, short))
     table = {"on the way, after 3": way.loc[3], "3 epochs, whole": ends.loc[3],
@@ -1323,8 +1316,8 @@ if len(found):
 # which one learns; [results/sources.md](../results/sources.md) has the others. [report] marks the text of version 0.2.2, [code] the
 # author's programs.
 #
-# **1. "Short-epoch ablations are systematically misleading"** [report, §7]. Its reversal of C and D is real and significant. But it
-# compares stops on the way of one schedule. The sentence is about short studies, and none was run.
+# **1. "Short-epoch ablations are systematically misleading"** [report, §7]. The reversal of C and D is real, between stops on the way
+# of one schedule. The sentence is about short studies, and none was run.
 #
 # **2. "+2.26 → -.46 in the C-B gap, a 2.7-point swing"** [report, §6.3]. The first number is C - B, the last one C - D:
 
@@ -1336,8 +1329,7 @@ gaps[[10, 20, 160]].rename("C - {}".format).round(2)
 # C ends *above* B. The swing of that gap is 2.1 points, and at epoch 20 B leads already.
 #
 # **3. "Kervadec default λ = 0.2", "no hyperparameter"** [report, §3.2, §6.3]. The reference code starts at .01 with distances in pixels
-# and raises it, or takes 1. And there are two numbers to choose, $\lambda_b$ and the unit of $\phi$; the second is not stated. You saw
-# how far it matters.
+# and raises it, or takes 1. And there are two numbers to choose, $\lambda_b$ and the unit of $\phi$; the second is not stated.
 #
 # **4. "About 70 % of the swing" comes from four classes, and "larger classes dominate mIoU"** [report, §5.3]. It does not name the four. With
 # wall, truck, bus and terrain:
@@ -1491,10 +1483,9 @@ with common.exercise("Exercise 6.3"):
 # ### Exercise 6.4: three seeds without a bell curve
 #
 # A small project. The t test takes differences for normal. The *sign-flip test* does not: if neither variant were better, each
-# seed's difference could as well have had the other sign. So give the $S$ differences, one per seed, all $2^S$ combinations of
-# signs; $p$ is the share of these, what happened included, whose mean is at least as far from 0 as what happened (allow 1e-9 for
-# rounding). Test all pairs, in the order of `combinations`, and correct with `holm`. How small can $p$ be with three seeds, at the
-# clearest lead?
+# seed's difference could as well have had the other sign. Give the $S$ differences all $2^S$ combinations of signs; $p$ is the share
+# of these, what happened included, whose mean is at least as far from 0 as what happened (allow 1e-9 for rounding). Test all pairs, in
+# the order of `combinations`, and correct with `holm`. How small can $p$ be with three seeds?
 
 # %%
 # Exercise 6.4

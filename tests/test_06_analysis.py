@@ -170,10 +170,10 @@ def test_cosine_of_gradients_over_a_mask(nb):
 
 def test_runs_on_camvid_are_found_by_the_name_of_their_loss_and_others_are_left_out(nb, tmp_path, monkeypatch):
     rows = [("A", "laptop", "camvid11"), ("D-lambda_b0.35-normnone", "laptop", "camvid11"), ("B-epochs3", "laptop", "camvid11"),
-            ("D-lambda_b0.35", "laptop", "camvid11"), ("C", "course", "camvid11"), ("C", "laptop", "camvid32")]  # fmt: skip
+            ("D-lambda_b0.5-normnone", "laptop", "camvid11"), ("D-lambda_b0.35", "laptop", "camvid11"), ("C", "course", "camvid11"), ("C", "laptop", "camvid32")]  # fmt: skip
     table = pd.DataFrame(rows, columns=["method", "mode", "dataset"]).assign(notebook=NAME, seed=42)
     monkeypatch.setattr(common, "find_runs", lambda: table)
     assert nb.camvid_runs()["name"].tolist() == ["A", "D strong"]
-    assert nb.camvid_runs("-epochs3")["name"].tolist() == ["A", "D strong", "B"]
+    assert nb.camvid_runs("-epochs3")["name"].tolist() == ["B"]
     monkeypatch.setattr(common, "find_runs", lambda: table.iloc[:0])
     assert not len(nb.camvid_runs())
