@@ -1027,8 +1027,8 @@ def paired_t(a, b):
     mean, half_width = common.student_interval(differences)
     if len(differences) < 2:
         return mean, half_width, float("nan")
-    if np.ptp(differences) == 0:  # no spread to judge by
-        return mean, 0.0, float(mean == 0)
+    if np.ptp(differences) < 1e-9:  # no spread to judge by
+        return mean, 0.0, float(abs(mean) < 1e-9)
     return mean, half_width, float(stats.ttest_1samp(differences, 0).pvalue)
 
 
