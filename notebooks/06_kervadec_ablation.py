@@ -376,7 +376,7 @@ for name, guess in guesses.items():
           f"  boundary {boundary_loss(probs, phi, truth):+.5f}")
 
 # %% [markdown]
-# TODO-READ Cross-entropy and Dice notice the shift at once; the boundary loss moves in the fourth decimal. Dice is not 0 for the truth,
+# TODO-QUICK Cross-entropy and Dice notice the shift at once; the boundary loss moves in the fourth decimal. Dice is not 0 for the truth,
 # because the 1 % that is shared out falls on classes that the picture does not hold.
 #
 # ## Four losses, one network
@@ -743,7 +743,7 @@ shown = ("miou", "boundary_f1_strict", "trimap_iou", "iou_pole")
 common.show(common.show_history(histories, shown, colors))
 
 # %% [markdown]
-# TODO-READ curves.
+# TODO-QUICK curves.
 #
 # ## The four streets
 #
@@ -783,7 +783,7 @@ common.class_legend(fig, scheme, np.unique(seen_label[seen_label < 255]))
 common.show(fig)
 
 # %% [markdown]
-# TODO-READ streets. And in numbers, in per cent. Beside ours stand the published ones, of 160 epochs on Cityscapes; the *majority class*
+# TODO-QUICK streets. And in numbers, in per cent. Beside ours stand the published ones, of 160 epochs on Cityscapes; the *majority class*
 # names road everywhere:
 
 # %%
@@ -806,7 +806,7 @@ pd.concat({"ours": pd.DataFrame(ours).T.round(1),
 
 # %% [markdown]
 # **So which loss draws the sharpest streets?** By the published numbers that depends on the score. With Dice (B, C) the trimap IoU is
-# 1.6 points better, without it (A, D) the boundary F1 is .8 better, and in mIoU the four are within .6. TODO-READ ours.
+# 1.6 points better, without it (A, D) the boundary F1 is .8 better, and in mIoU the four are within .6. TODO-QUICK ours.
 #
 # To look around, open this page in a browser. (`python results/checkpoints.py export` writes predictions for the official evaluation.)
 
@@ -881,7 +881,7 @@ for name, model in stages.items():
 pd.DataFrame(table).T.round(4)
 
 # %% [markdown]
-# TODO-READ Dice pulls with a seventh of cross-entropy's strength, the boundary loss with less than a thousandth. And no cosine of the two
+# TODO-QUICK Dice pulls with a seventh of cross-entropy's strength, the boundary loss with less than a thousandth. And no cosine of the two
 # is negative: so there is no sign of a tug of war here, on four pictures of toy streets. Where do they pull? One street,
 # with one scale for the three; yellow is strong:
 
@@ -956,7 +956,7 @@ for term in ("ce", "boundary"):
 pd.DataFrame(alone).T
 
 # %% [markdown]
-# TODO-READ alone. Where $p$ is near 0 the gradient of the boundary loss vanishes, so that a class once given up hardly
+# TODO-QUICK alone. Where $p$ is near 0 the gradient of the boundary loss vanishes, so that a class once given up hardly
 # comes back, and a thin class has no inside that could earn anything. (AdamW divides a gradient by its own size: no $\lambda_b$
 # would change this.) So it is a loss to add, and not one to begin with. Kervadec's own code raises its weight epoch by epoch.
 #
