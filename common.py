@@ -741,9 +741,9 @@ def kept_scores(folder: Path, split: str = "test", drive: str = "") -> dict:
     """The metrics of a finished run on a split, or on the pictures of one drive, from the scores kept for each picture."""
     with np.load(folder / f"{split}_per_image.npz") as arrays:
         mine = np.char.startswith(arrays["image"], f"{drive}/" if drive else "")
+        if not mine.any():
+            raise StreetsError(f"{folder / f'{split}_per_image.npz'} has no picture of {drive or 'any drive'}.")
         per_image = {name: arrays[name][mine] for name in arrays if name != "image"}
-    if not mine.any():
-        raise StreetsError(f"{folder / f'{split}_per_image.npz'} has no picture of {drive or 'any drive'}.")
     return metrics_of(per_image, list(read_json(folder / "summary.json")["metrics"]["iou"]))
 
 

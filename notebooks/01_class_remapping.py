@@ -83,8 +83,7 @@ if home is None:
     except (OSError, subprocess.CalledProcessError):
         raise RuntimeError(
             f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the "
-            "internet on (Kaggle: in the settings), or set STREETS_HOME to their "
-            "folder.") from None
+            "internet on (Kaggle: in the settings), or set STREETS_HOME.") from None
 sys.path.insert(0, str(home.resolve()))
 
 # %% [markdown]
@@ -434,7 +433,8 @@ answer = np.array([[0, 0, 0, 0],
 # %%
 def draw_small(axis, picture, title):
     """Show a small label (H, W) of the three classes, with its numbers."""
-    scheme, numbers = common.SCHEMES["cityscapes19"], np.array([0, 13, 5])  # road, car, pole
+    scheme = common.SCHEMES["cityscapes19"]
+    numbers = np.array([0, 13, 5])  # road, car, pole
     known = np.where(picture == 255, 255, numbers[picture % 255])
     axis.imshow(common.as_colors(known, scheme), interpolation="nearest")
     for (row, column), value in np.ndenumerate(picture):
@@ -683,7 +683,8 @@ def invented(small, label):
 ghosts = invented(bilinear, label)
 contour = cv2.dilate(nearest, np.ones((3, 3))) != cv2.erode(nearest, np.ones((3, 3)))
 print(f"nearest pixel: {invented(nearest, label).sum()} invented")
-print(f"bilinear: {ghosts.sum()} invented,", f"{ghosts[contour].mean():.0%} at contours")
+print(f"bilinear: {ghosts.sum()} invented,",
+      f"{ghosts[contour].mean():.0%} at contours")
 
 # %% [markdown]
 # So three in ten pixels at a contour are invented. To see them we look for the window that holds the most:

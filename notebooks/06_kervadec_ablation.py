@@ -94,8 +94,7 @@ if home is None:
     except (OSError, subprocess.CalledProcessError):
         raise RuntimeError(
             f"The helpers, {TAG} of {source}, cannot be cloned with git: turn the "
-            "internet on (Kaggle: in the settings), or set STREETS_HOME to their "
-            "folder.") from None
+            "internet on (Kaggle: in the settings), or set STREETS_HOME.") from None
 sys.path.insert(0, str(home.resolve()))
 
 # %% [markdown]

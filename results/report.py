@@ -29,7 +29,7 @@ ALPHA = 0.05
 MARGIN = 0.10  # a score this close to that of naming the most frequent class everywhere shows nothing learnt
 JUDGES = {"test_split": "test split", "official_test": "test split", "test": "test", "val": "val"}  # the first that there is
 NAMED = {"held_out": "held-out fold", "official_val": "official val"}
-OF_A_METHOD = {"variant", "approach", "stage", "fold", "lambdas", "parent", "recipe", "images_per_step", "best_by"}
+OF_A_METHOD = {"variant", "approach", "stage", "fold", "folds", "lambdas", "parent", "recipe", "images_per_step", "best_by"}
 EARLIER = "made by an earlier state of the code"
 CAMVID_TEST = 233  # images of the test split; a score on some of them compares with nothing published
 CAMVID_CLASSES = ("sky", "building", "pole", "road", "sidewalk", "vegetation", "traffic sign", "fence", "car", "person", "rider")
@@ -56,9 +56,14 @@ class Run(NamedTuple):
     @property
     def group(self) -> str:
         """Equal for the seeds that may be averaged, and for the folds of one cross-validation."""
-        fold = self.recipe.startswith("fold")
-        aside = {name for name in self.recorded if fold and (name == "fold" or name.startswith("n_"))}
+        aside = {name for name in self.recorded if fold_of(self.recipe)[1] and (name == "fold" or name.startswith("n_"))}
         return json.dumps({name: value for name, value in self.recorded.items() if name not in aside}, sort_keys=True)
+
+
+def fold_of(recipe: str) -> tuple[str, str]:
+    """("image-fold", "2") of the run "image-fold2", which holds out the second of the folds by image; else (recipe, "")."""
+    found = re.fullmatch(r"((?:image|city)-fold)(\d+)", recipe)
+    return found.groups() if found else (recipe, "")
 
 
 def plain(value) -> str:
@@ -135,6 +140,7 @@ def recorded_facts(run: dict, config: dict, recipe: str) -> dict:
     aside = ("parameters", "settings", "images", "drives", "arguments", "recorded", "changes", "method")
     found = {name: value for name, value in config.items() if name not in aside and (name, value) != ("recipe", recipe)}
     found, settings = found | (config.get("changes") or {}), config.get("settings", {})
+    found |= {"folds": fold_of(recipe)[0].removesuffix("-fold")} if fold_of(recipe)[1] else {}
     found |= config.get("parameters", {}) | settings | {f"settings.{name}": value for name, value in settings.items()}
     found |= {f"n_{split}": n for split, n in config.get("images", {}).items()}
     named = ("dataset", "mode", "n_train", "n_val", "n_test", "epochs", "weights", "num_processes", "images_per_step", "best_by")
@@ -211,6 +217,7 @@ def measure(x: Run, y: Run, split: str, a: str, b: str) -> float | None:
 def comparable(x: dict, y: dict) -> bool:
     """Whether two runs were made alike but for what their methods are: what both read has one value."""
     names, silent = (x.keys() & y.keys()) - OF_A_METHOD, (None, "not used")
+    names -= {name for name in names if "folds" in x and name.startswith("n_")}  # folds of one data set differ in size
     names -= {"epochs"} if "settings.epochs" in names else set()  # those of a stage, where the settings are what counts
     return all(x[name] == y[name] or x[name] in silent or y[name] in silent for name in names)
 
@@ -256,11 +263,12 @@ def alike(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def sides(runs: Sequence[Run], name: str) -> list[dict]:
-    """The groups of runs of a recipe, each {(fold, seed): run}; "fold" means all folds of one cross-validation."""
+    """The groups of runs of a recipe, each {(fold, seed): run}; "image-fold" means all folds of one cross-validation."""
     groups = {}
     for run in runs:
-        if run.recipe == name or (name == "fold" and run.recipe.startswith("fold")):
-            groups.setdefault(run.group, {})[run.recipe if name == "fold" else "", run.seed] = run
+        family, number = fold_of(run.recipe)
+        if name in (run.recipe, family):
+            groups.setdefault(run.group, {})[number, run.seed] = run
     return list(groups.values())
 
 

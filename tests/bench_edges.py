@@ -1,4 +1,4 @@
-"""The edges and the E-measure of notebook 05, one thread: pooling beside eight shifted comparisons, counts beside maps.
+"""The edges and the losses of notebook 05, one thread: pooling beside eight shifted comparisons, losses beside cross-entropy.
 
 pytest tests/bench_edges.py
 """
@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import notebook_definitions
-from py_sod_metrics import Emeasure
 from street_labels import drawn_label
 from torch.nn import functional as F
-
-import common
 
 nb = notebook_definitions("05_semeda")
 SIZE, CLASSES, VOID = (512, 1024), 19, 255
@@ -59,23 +56,18 @@ def test_semantic_edges(labels, capsys):
               f"in torch {1000 * in_torch:.0f} ms (ratio {in_torch / ours:.2f})")
 
 
-def reference_scores(pred, truth):
-    """E-measure of each class of an image by the reference code, from the class's map of the valid pixels; nan where it is absent."""
-    valid, scores = truth != VOID, np.full(CLASSES, np.nan)
-    for c in np.unique(truth[valid]):
-        measure = Emeasure()
-        measure.step(255 * (pred == c)[valid][None].astype(np.uint8), 255 * (truth == c)[valid][None].astype(np.uint8))
-        scores[c] = measure.get_results()["em"]["curve"][128]
-    return scores
-
-
-def test_e_measure(labels, capsys):
-    truths = labels.numpy().astype(np.uint8)
-    preds = np.roll(np.where(truths == VOID, 0, truths), (4, 3), (1, 2))
-    counting, confusion = timed(lambda: np.stack([common.confusion_matrix(p, t, CLASSES) for p, t in zip(preds, truths)]))
-    ours, scores = timed(lambda: nb.e_measure(confusion, "n-1"))
-    theirs, expected = timed(lambda: np.stack([reference_scores(p, t) for p, t in zip(preds, truths)]), repeats=1)
-    np.testing.assert_allclose(scores, expected, atol=1e-12)
+def test_structural_losses(labels, capsys):
+    """Forward and backward beside cross-entropy, at a crop of 320, and what a prediction's embeddings take of a whole picture."""
+    label = labels[:2, :320, :320]
+    logits = torch.randn(2, CLASSES, 320, 320, generator=torch.Generator().manual_seed(0))
+    proxy = nb.EdgeNet().requires_grad_(False)
+    losses = {"cross-entropy": lambda z: nb.cross_entropy(z, label)}
+    for name, recipe in {"Sobel": ("sobel", (4,)), "SEMEDA (4, 2, 0)": ("semeda", (4, 2, 0)), "SEMEDA (.5, .5, .5)": ("semeda", (0.5, 0.5, 0.5))}.items():
+        losses[name] = lambda z, recipe=recipe: nb.structural_loss(z, label, *recipe, proxy)
+    seconds = {}
+    for name, loss in losses.items():
+        seconds[name], slope = timed(lambda loss=loss: nb.pull(loss, logits), repeats=3)
+        assert torch.isfinite(slope).all() and slope.any()
     with capsys.disabled():
-        print(f"\nE-measure of 19 classes in four images: {1000 * ours:.2f} ms from confusion matrices that took {1000 * counting:.0f} ms, "
-              f"the reference code {1000 * theirs:.0f} ms, ratio {theirs / (ours + counting):.0f}")
+        print("\nforward and backward at 2x19x320x320:", *(f"{name} {1000 * s:.0f} ms ({s / seconds['cross-entropy']:.1f} x)" for name, s in seconds.items()))
+        print(f"two embeddings of a picture of 1024x2048: {(16 + 32) * 1024 * 2048 * 4 / 1e6:.0f} MB in float32")

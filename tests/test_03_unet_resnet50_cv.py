@@ -15,7 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import common
 import data_prep
-from results import report
+from results import report, runs
 
 NAME = "03_unet_resnet50_cv"
 TINY = {"epochs": 1, "images": 8, "height": 32, "weights": "none"}
@@ -33,7 +33,7 @@ def nb(notebook):
 def full(nb):
     """The published network, without numbers."""
     with torch.device("meta"):
-        return nb.ResNetUNet()
+        return nb.EncoderUNet()
 
 
 def frames_of(cities):
@@ -47,29 +47,19 @@ def test_the_published_network_has_147_million_parameters_half_of_them_in_the_bo
     assert nb.count_parameters(full) == 147_376_915
     assert nb.count_parameters(full.bottleneck) == 75_505_664
     with torch.device("meta"):
-        assert nb.count_parameters(full) + nb.count_parameters(nb.ConvBlock(2048, 2048)) == 222_882_579
+        assert nb.count_parameters(full) + nb.count_parameters(nb.DoubleConv(2048, 2048)) == 222_882_579
         assert nb.count_parameters(full) + nb.count_parameters(torchvision.models.resnet50().fc) == 149_425_915
-        assert nb.count_parameters(nb.ResNetUNet(bottleneck=False)) == 147_376_915 - 75_505_664 == 71_871_251
+        assert nb.count_parameters(nb.EncoderUNet(bottleneck=False)) == 147_376_915 - 75_505_664 == 71_871_251
     assert not any("fc" in name for name, _ in full.named_parameters())
 
 
 def test_the_encoder_gives_the_maps_of_torchvisions_network(nb):
-    net, encoder = torchvision.models.resnet18().eval(), nb.Encoder("resnet18", False).eval()
-    encoder.stem.load_state_dict(nn.Sequential(net.conv1, net.bn1, net.relu).state_dict())
-    for ours, theirs in zip(encoder.stages, (net.layer1, net.layer2, net.layer3, net.layer4), strict=True):
-        ours.load_state_dict(theirs.state_dict())
+    net, encoder = torchvision.models.resnet18().eval(), nb.EncoderUNet("resnet18").encoder.eval()
+    encoder.load_state_dict({name: value for name, value in net.state_dict().items() if not name.startswith("fc.")})
     image = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         wanted = create_feature_extractor(net, ["relu", "layer1", "layer2", "layer3", "layer4"])(image)
-        assert all(torch.equal(a, b) for a, b in zip(encoder(image), wanted.values(), strict=True))
-
-
-def test_a_step_enlarges_to_an_odd_skip_map_without_aligned_corners(nb):
-    step, seen = nb.UpStep(4, 3, 2), []
-    step.block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    x, skip = torch.rand(2, 4, 2, 3), torch.rand(2, 3, 5, 7)
-    step(x, skip)
-    torch.testing.assert_close(seen[0][:, :2], nn.functional.interpolate(step.up(x), (5, 7), mode="bilinear", align_corners=False))
+        assert all(torch.equal(a, b) for a, b in zip(encoder(image)[1:], wanted.values(), strict=True))
 
 
 def test_every_tap_and_step_has_the_published_shape(full):
@@ -77,15 +67,15 @@ def test_every_tap_and_step_has_the_published_shape(full):
     for part in (*full.steps, full.head):
         part.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[1:])))
     image = torch.zeros(2, 3, 512, 1024, device="meta")
-    taps = [tuple(tap.shape[1:]) for tap in full.encoder(image)]
+    taps = [tuple(tap.shape[1:]) for tap in full.encoder(image)[1:]]
     assert taps == [(64, 256, 512), (256, 128, 256), (512, 64, 128), (1024, 32, 64), (2048, 16, 32)]
     assert full(image).shape == (2, 19, 512, 1024)
     assert shapes == [(1024, 32, 64), (512, 64, 128), (256, 128, 256), (64, 256, 512), (19, 512, 1024)]
 
 
 def test_the_last_step_goes_from_256_to_64_and_merges_128_channels(full):
-    up, block = full.steps[-1].up, full.steps[-1].block
-    assert (up.in_channels, up.out_channels, block[0].in_channels, block[0].out_channels) == (256, 64, 128, 64)
+    up, merge = full.steps[-1].up, full.steps[-1].merge
+    assert (up.in_channels, up.out_channels, merge[0].in_channels, merge[0].out_channels) == (256, 64, 128, 64)
 
 
 def test_there_is_one_dropout_and_convolutions_before_batch_norm_have_no_bias(full):
@@ -96,31 +86,41 @@ def test_there_is_one_dropout_and_convolutions_before_batch_norm_have_no_bias(fu
 
 
 def test_the_upsampled_map_comes_before_the_skip(nb):
-    step, seen = nb.UpStep(4, 3, 2), []
-    step.block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    x, skip = torch.rand(2, 4, 2, 2), torch.rand(2, 3, 4, 4)
+    step, seen = nb.UpStep(4, 2), []
+    step.merge.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x, skip = torch.rand(2, 4, 2, 2), torch.rand(2, 2, 4, 4)
     step(x, skip)
     torch.testing.assert_close(seen[0][:, :2], step.up(x))
     torch.testing.assert_close(seen[0][:, 2:], skip)
 
 
-@pytest.mark.parametrize("size", [(64, 96), (50, 75), (33, 97)])
-def test_logits_have_the_size_of_the_image_also_where_it_is_odd(nb, size):
-    net = nb.ResNetUNet("resnet18").eval()
+@pytest.mark.parametrize("encoder", ["lite0", "resnet18"])
+def test_logits_have_the_size_of_the_image(nb, encoder):
+    net = nb.EncoderUNet(encoder).eval()
     with torch.no_grad():
-        assert net(torch.rand(1, 3, *size)).shape == (1, 19, *size)
+        assert net(torch.rand(1, 3, 64, 96)).shape == (1, 19, 64, 96)
 
 
-def test_building_a_network_leaves_the_statistics_of_batch_norm_untouched(nb):
-    net = nb.ResNetUNet("resnet18")
-    assert net.training and net.encoder.training
-    assert all((b == 0).all() for name, b in net.named_buffers() if name.endswith(("running_mean", "tracked")))
+def test_quick_and_laptop_have_the_same_decoder_on_five_smaller_maps(nb, full):
+    assert nb.MODES["quick"]["encoder"] == nb.MODES["laptop"]["encoder"] == "lite0"
+    with torch.device("meta"):
+        small = nb.EncoderUNet("lite0")
+    channels = {net: [step.up.in_channels for step in net.steps] + [net.head[0].in_channels] for net in (full, small)}
+    assert channels == {full: [2048, 1024, 512, 256, 64], small: [320, 112, 40, 24, 16]}
+    parts = [[type(module) for name, module in net.named_modules() if not name.startswith("encoder")][1:] for net in (full, small)]
+    assert parts[0] == parts[1]
 
 
 def test_paper_mode_is_the_published_recipe(nb):
     paper = nb.MODES["paper"]
     assert (paper["encoder"], paper["height"], paper["epochs"], paper["batch_size"]) == ("resnet50", 512, 65, 2)
     assert (paper["lr"], paper["eval_every"], paper["precision"]) == (1e-4, 5, "fp32")
+
+
+@pytest.mark.parametrize("mode", ["quick", "laptop", "paper"])
+def test_each_of_these_modes_validates_thirteen_times(nb, mode):
+    settings = nb.MODES[mode]
+    assert len(runs.epochs_named(settings["eval_every"], settings["epochs"])) == 13
 
 
 # the folds
@@ -213,7 +213,7 @@ def test_published_scaling_multiplies_by_1_plus_the_factor_as_albumentations_doe
 
 
 def test_an_enlarged_street_is_cropped_at_random(nb, street):
-    boxes = {nb.box_of(nb.scale_intended(*street, 1.2, np.random.default_rng(seed))[1] == 13) for seed in range(10)}
+    boxes = {tuple(nb.box_of(nb.scale_intended(*street, 1.2, np.random.default_rng(seed))[1] == 13)) for seed in range(10)}
     assert len(boxes) > 5
 
 
@@ -249,7 +249,7 @@ def test_a_view_has_the_network_size_depends_on_its_generator_only_and_spares_it
 
 def test_one_view_in_four_is_scaled_and_half_are_flipped(nb, street):
     boxes = [nb.box_of(nb.street_view(*street, np.random.default_rng(seed), (128, 256), "intended")[1] == 13) for seed in range(300)]
-    unscaled = [box for box in boxes if box == (96, 48, 160, 80)]  # flipped or not: the object is in the middle
+    unscaled = [box for box in boxes if box == [96, 48, 160, 80]]  # flipped or not: the object is in the middle
     assert 0.68 < len(unscaled) / 300 < 0.82
     columns = np.tile(np.arange(256, dtype=np.uint8) // 2, (128, 1))
     flips = [nb.street_view(street[0], columns, np.random.default_rng(s), (128, 256), "as_published")[1][64, 10] > 64 for s in range(300)]
@@ -290,21 +290,23 @@ def fitted(nb, monkeypatch):
     """What train_fold hands to common.fit, for three different lists of frames."""
     seen = {}
     monkeypatch.setattr(common, "fit", lambda folder, model, loss, train, val, **options: seen.update(options, train=train, val=val))
-    splits = {name: [data_prep.Frame(name, "city", None, None)] for name in ("train", "val", "official_val")}
+    splits = {name: [data_prep.Frame(name, "city", None, None)] for name in ("train", "val", "official_val", "test")}
     nb.train_fold("f", splits, nb.MODES["quick"], (32, 64), (64, 128), "intended", "published", "none", 0)
     return seen | {"splits": splits}
 
 
 def test_a_fold_trains_on_its_training_images_augmented_and_is_scored_on_the_held_out_ones(nb, fitted):
     train, val, splits = fitted["train"], fitted["val"], fitted["splits"]
-    assert train.frames == splits["train"] and val.frames == splits["val"]
+    assert train.frames == splits["train"] and val.frames == splits["val"] and fitted["test_data"].frames == splits["test"]
     assert train.size == (64, 128) and val.size == (32, 64) and val.augment is None
     assert train.augment.func is nb.street_view and train.augment.keywords == {"size": (32, 64), "version": "intended"}
     grid = fitted["final_scores"].keywords["data"]
-    assert all(data.frames == splits["val"] for data in grid["held_out"].values())
-    assert all(data.frames == splits["official_val"] for data in grid["official_val"].values())
+    for name, split in (("held_out", "val"), ("official_val", "official_val"), ("test", "test")):
+        assert all(data.frames == splits[split] for data in grid[name].values())
     settings = nb.MODES["quick"]
     assert all(fitted[key] == settings[key] for key in ("epochs", "batch_size", "eval_every", "precision"))
+    for data in (train, val, fitted["test_data"], *grid["held_out"].values()):
+        assert data.mean == data.std == common.LITE0_MEAN
 
 
 def test_the_rate_is_halved_at_the_third_validation_without_a_new_best(fitted):
@@ -315,19 +317,20 @@ def test_the_rate_is_halved_at_the_third_validation_without_a_new_best(fitted):
     for score in (0.5, 0.4, 0.4, 0.4, 0.6):  # common.fit steps it once per validation
         scheduler.step(score)
         rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == [1e-3, 1e-3, 1e-3, 5e-4, 5e-4]
+    assert rates == [2e-3, 2e-3, 2e-3, 1e-3, 1e-3]
 
 
 def test_the_grid_holds_the_scores_of_an_independent_computation(nb, toy, tmp_path):
     metrics = pytest.importorskip("torchmetrics.classification")
     size, native, frames = (32, 64), (64, 128), common.list_frames(toy, "val")
-    net = nb.ResNetUNet("resnet18")
+    net = nb.EncoderUNet("resnet18")
     for seed, checkpoint in enumerate(("best", "last")):
         torch.manual_seed(seed)
         for p in net.parameters():
             nn.init.normal_(p, std=0.05)
         common.save_weights(tmp_path / f"{checkpoint}.safetensors", net)
-    data = {"held_out": nb.both_resolutions(frames[:2], size, native), "official_val": nb.both_resolutions(frames[2:], size, native)}
+    data = {"held_out": nb.both_resolutions(frames[:2], size, native, "resnet18"),
+            "official_val": nb.both_resolutions(frames[2:], size, native, "resnet18")}
     grid = nb.evaluation_grid(tmp_path, net, common.make_accelerator("fp32"), data)
     table = common.SCHEMES["cityscapes19"].table
     for checkpoint in ("best", "last"):
@@ -348,6 +351,9 @@ def test_the_grid_holds_the_scores_of_an_independent_computation(nb, toy, tmp_pa
                 expected = oracle.compute()[present[present < 255]].mean().item()
                 assert grid[images][resolution][checkpoint] == pytest.approx(expected, abs=1e-6)
     assert grid["held_out"]["low"]["best"] != grid["held_out"]["low"]["last"]
+    kept = nb.held_out_matrices([tmp_path])
+    assert list(kept) == [f"{frame.city}/{frame.name}" for frame in frames[:2]]
+    assert common.miou(sum(kept.values())) == grid["held_out"]["low"]["last"], "of the last epoch, at the network's size"
 
 
 def test_steps_add_up_to_the_whole_drop_in_every_order(nb):
@@ -359,6 +365,79 @@ def test_steps_add_up_to_the_whole_drop_in_every_order(nb):
         assert sum(effects.values()) == pytest.approx(drop) and list(effects) == list(order)
     assert nb.step_effects(grid, ("image_set", "resolution", "checkpoint"))["image_set"] == pytest.approx(
         grid["official_val"]["low"]["best"] - grid["held_out"]["low"]["best"])
+    elsewhere = nb.step_effects({"held_out": grid["held_out"], "test": grid["official_val"]}, nb.STEPS, nb.END | {"image_set": "test"})
+    assert sum(elsewhere.values()) == pytest.approx(drop) and set(nb.STEPS) == set(nb.START) == set(nb.END)
+
+
+# statistics
+
+
+@pytest.fixture
+def matrices():
+    """Confusion matrices of 40 pictures by two networks, (40, 3, 3) each, the first a little better."""
+    rng = np.random.default_rng(3)
+    a = rng.integers(0, 50, (40, 3, 3)) + np.diag([400, 200, 30]) * rng.uniform(0.5, 1.5, (40, 1, 1)).astype(int)
+    return a + np.diag([30, 20, 3]), a
+
+
+def test_the_bootstrap_of_the_lesson_is_that_of_common_on_the_same_draws(nb, matrices):
+    ours, rng = nb.bootstrap(*matrices, repeats=200, seed=5), np.random.default_rng(5)
+    times = np.array([np.bincount(rng.integers(40, size=40), minlength=40) for _ in range(200)])
+    theirs = [common._resampled(each, times, common.miou) for each in matrices]
+    np.testing.assert_allclose(ours, theirs[0] - theirs[1], rtol=0, atol=1e-12)
+
+
+def test_with_draws_of_its_own_common_finds_nearly_the_same_interval(nb, matrices):
+    low, high = np.quantile(nb.bootstrap(*matrices, repeats=4000), [0.025, 0.975])
+    _, *theirs, _ = common.paired_bootstrap(*matrices, common.miou)
+    assert [low, high] == pytest.approx(theirs, abs=0.05 * (high - low))
+
+
+def test_pictures_are_paired_by_name_whatever_the_order_of_folds_and_files(nb, tmp_path):
+    for folder, names in {"a": "pqr", "b": "st", "c": "tsx", "d": "rq"}.items():
+        (tmp_path / folder).mkdir()
+        stored = np.array([np.full((2, 2), ord(name)) for name in names])
+        np.savez(tmp_path / folder / "held_out_per_image.npz", image=np.array(list(names)), confusion=stored)
+    folders = {"image": [tmp_path / "a", tmp_path / "b"], "city": [tmp_path / "c", tmp_path / "d"]}
+    pictures, by_image, by_city = nb.paired_matrices(folders)
+    assert pictures == list("qrst") and (by_image == by_city).all() and by_image[:, 0, 0].tolist() == list(map(ord, "qrst"))
+    assert nb.paired_matrices({"image": folders["image"]})[0] == []
+
+
+def test_students_t_covers_with_three_scores_and_1_96_does_not(nb):
+    draws = np.random.default_rng(1).normal(67, 1, (20000, 3))
+    error = np.abs(draws.mean(axis=1) - 67)
+    covered = [np.mean(error <= nb.half_widths(draws, q, ddof)) for q, ddof in ((1.96, 0), (1.96, 1), (4.303, 1))]
+    assert covered == pytest.approx([0.75, 0.81, 0.95], abs=0.015)
+    assert nb.half_widths(draws[:1], 4.3026527, 1)[0] == pytest.approx(common.student_interval(draws[0])[1])
+
+
+def test_the_best_of_13_on_a_plateau_gains_what_order_statistics_say(nb):
+    assert nb.best_minus_last(np.zeros(13), 2.0) == pytest.approx(2 * 1.668, rel=0.04)
+    assert nb.best_minus_last(np.arange(13), 0.1) == pytest.approx(0, abs=0.01), "what still rises is best at its end"
+
+
+def test_the_noise_of_a_history_is_measured_around_its_trend(nb):
+    rng = np.random.default_rng(0)
+    noise = [nb.trend_and_noise(np.linspace(20, 40, 13) + rng.normal(0, 1.5, 13))[1] for _ in range(400)]
+    assert np.sqrt(np.mean(np.square(noise))) == pytest.approx(1.5, rel=0.05)
+    assert nb.trend_and_noise(np.array([0.1]))[0].tolist() == [0.1]
+
+
+def test_the_nearest_relative_of_a_picture_lies_in_another_fold(nb):
+    thumbnails = np.array([[0.0], [1.0], [10.0], [11.5], [13.0], [2.5]])
+    split = [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])]
+    assert nb.most_alike(0, split, thumbnails) == (5, 2.5) and nb.most_alike(3, split, thumbnails) == (4, 1.5)
+
+
+@pytest.mark.parametrize(("text", "kinds"), [("both", ["image", "city"]), ("image", ["image"]), ("city,image", ["city", "image"])])
+def test_folds_names_one_kind_or_both(nb, text, kinds):
+    assert nb.kinds_of(text) == kinds
+
+
+def test_another_kind_of_folds_is_refused_in_one_sentence(nb):
+    with pytest.raises(common.StreetsError, match="folds does not know 'street': use image, city"):
+        nb.kinds_of("street")
 
 
 def test_the_published_spread_divides_by_n():
@@ -381,16 +460,15 @@ def test_batch_norm_on_a_single_value_is_refused_in_words(nb, toy, tmp_path):
         nb.train_fold(tmp_path, splits, settings, (32, 32), (64, 128), "intended", "published", "none", 0)
 
 
-def test_pretrained_weights_come_from_torchs_cache_without_a_network(nb, tmp_path, monkeypatch):
-    torch.manual_seed(7)
-    source = torchvision.models.resnet18()
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save(source.state_dict(), tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("results.runs.hub_reachable", lambda: False)
-    net, used = nb.build_network(nb.MODES["quick"], "published", "imagenet")
-    assert used == "imagenet" and torch.equal(net.encoder.stem[0].weight, source.conv1.weight)
-    assert torch.equal(net.encoder.stages[3][1].conv2.weight, source.layer4[1].conv2.weight)
+def test_pretrained_weights_come_without_a_hub_for_lite0_and_from_the_hub_for_the_source(nb, monkeypatch):
+    monkeypatch.setattr("results.runs.hub_reachable", lambda: pytest.fail("asked the hub"))
+    net, used = nb.build_network("lite0", "published", "imagenet")
+    wanted = runs.lite0_weights()
+    assert used == "lite0" and all(torch.equal(net.encoder.state_dict()[name], value) for name, value in wanted.items())
+    asked = []
+    make = nb.smp.encoders.get_encoder
+    monkeypatch.setattr(nb.smp.encoders, "get_encoder", lambda name, weights: asked.append((name, weights)) or make(name, weights=None))
+    assert nb.build_network("resnet50", "no_bottleneck", "imagenet")[1] == "imagenet" and asked == [("resnet50", "imagenet")]
 
 
 def test_without_weights_auto_starts_from_scratch_and_says_so_and_imagenet_stops(nb, tmp_path, monkeypatch, capsys):
@@ -398,13 +476,14 @@ def test_without_weights_auto_starts_from_scratch_and_says_so_and_imagenet_stops
         raise OSError("no network in this test")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr(socket, "create_connection", no_network)
     monkeypatch.setattr("results.runs.hub_reachable", lambda: False)
     common.say_once.cache_clear()
-    assert nb.build_network(nb.MODES["quick"], "published", "auto")[1] == "none"
+    assert nb.build_network("resnet18", "published", "auto")[1] == "none"
     assert "random initialisation" in capsys.readouterr().out
-    with pytest.raises(common.StreetsError, match="cannot be fetched"):
-        nb.build_network(nb.MODES["quick"], "published", "imagenet")
+    with pytest.raises(common.StreetsError, match="weights imagenet cannot be"):
+        nb.build_network("resnet18", "published", "imagenet")
 
 
 # the whole notebook
@@ -421,42 +500,55 @@ def run_notebook(out, cwd=ROOT, kernel=False, **parameters):
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
 
 
-def test_one_fold_leaves_its_eight_scores_and_a_second_run_in_course_mode_loads_it(toy, tmp_path):
-    wanted = {"mode": "course", "fold": 2, "folds": "city", "network": "smp", "augment": "as_published", "epochs": 3}
+def test_one_fold_leaves_its_scores_and_a_second_run_in_course_mode_loads_it(toy, tmp_path):
+    wanted = {"mode": "course", "encoder": "resnet18", "fold": 2, "folds": "image", "network": "no_bottleneck",
+              "augment": "as_published", "epochs": 3}
     summaries = run_notebook(tmp_path, data_dir=str(toy), **wanted)
     [(name, summary)] = summaries.items()
-    assert name.startswith("fold2-foldscity-augmentas_published-networksmp-height32-epochs3-w") and len(name) < 100
+    assert name.startswith("image-fold2-augmentas_published-networkno_bottleneck-height32-epo") and len(name) < 100
     assert summary["method"] + "_seed42" == name
-    for images in ("held_out", "official_val"):
+    for images in ("held_out", "official_val", "test"):
         for resolution in ("low", "full"):
             assert set(summary["final"][images][resolution]) == {"best", "last"}
     assert summary["final"]["held_out"]["low"]["best"] == summary["metrics"]["miou"] and summary["selected"] == "best"
     assert summary["n_train"] + summary["n_val"] == 8 and summary["weights"] == "none"
     history = pd.read_csv(next((tmp_path / "results").rglob("history.csv")))
     assert history["epoch"].tolist() == [2, 3], "a row per validation: every second epoch, and the last"
-    again = wanted | {"fold_seed": 7, "eval_every": 2}  # city folds read no seed, and the mode's own value is no change
+    again = wanted | {"eval_every": 2}  # the mode's own value is no change
     assert run_notebook(tmp_path, ROOT / "notebooks", data_dir=str(toy), **again) == summaries
     assert f"{name}: trained on" in (tmp_path / "printed").read_text()
     assert "66.96" in report.report(str(tmp_path / "results"))[0], "the report finds the published fold 2"
     config = common.read_json(next((tmp_path / "results").rglob("config.json")))
     published = common.headline(common.read_published(NAME), "miou").set_index("method")["value"]
     assert float(published[config["recipe"]]) == 66.96, "reports find the published fold 2"
-    assert config["changes"] == {"folds": "city", "augment": "as_published", "network": "smp", "height": 32, "epochs": 3, "weights": "none",
-                                 "images": 8}
+    assert config["changes"] == {"augment": "as_published", "network": "no_bottleneck", "height": 32, "epochs": 3, "weights": "none",
+                                 "encoder": "resnet18", "images": 8}
 
 
-def test_all_three_folds_run_in_quick_mode_and_share_out_every_image(toy, tmp_path):
+def test_both_kinds_of_folds_run_in_quick_mode_and_share_out_every_image(toy, tmp_path):
     summaries = run_notebook(tmp_path, kernel=True, data_dir=str(toy))
-    assert set(summaries) == {f"fold{k}-height32-epochs1-weightsnone-images8_seed42" for k in (1, 2, 3)}
-    assert sorted(summary["n_val"] for summary in summaries.values()) == [2, 3, 3]
+    assert set(summaries) == {f"{kind}-fold{k}-height32-epochs1-weightsnone-images8_seed42" for k in (1, 2, 3) for kind in ("image", "city")}
+    assert sorted(summary["n_val"] for summary in summaries.values()) == [2, 2, 3, 3, 3, 3]
     assert all(summary["n_train"] + summary["n_val"] == 8 for summary in summaries.values()), "each fold has its own images"
-    assert "n = 3 of 3 folds" in (tmp_path / "out.ipynb").read_text()
+    assert "8 pictures were held out by one network of either kind" in (tmp_path / "out.ipynb").read_text()
 
 
-def test_one_fold_alone_claims_no_spread_and_runs_without_the_bottleneck(toy, tmp_path):
-    summaries = run_notebook(tmp_path, data_dir=str(toy), fold="1", network="no_bottleneck")
-    assert list(summaries) == ["fold1-networkno_bottleneck-height32-epochs1-weightsnone-images8_seed42"]
-    assert "one fold has no mean and no spread" in (tmp_path / "printed").read_text()
+def test_one_fold_by_city_alone_runs_to_the_end_and_reads_no_seed_of_a_shuffle(toy, tmp_path):
+    for fold_seed in (42, 7):
+        summaries = run_notebook(tmp_path, data_dir=str(toy), fold="1", folds="city", fold_seed=fold_seed)
+        assert list(summaries) == ["city-fold1-height32-epochs1-weightsnone-images8_seed42"]
+    assert "0 pictures were held out by one network of either kind" in (tmp_path / "printed").read_text()
+
+
+def test_where_there_are_too_few_cities_only_folds_by_image_are_trained(toy, tmp_path):
+    root = tmp_path / "street"
+    for path in (toy / "leftImg8bit/val", toy / "gtFine/val"):
+        for split in ("train", "val"):
+            (root / path.parent.name).mkdir(parents=True, exist_ok=True)
+            (root / path.parent.name / split).symlink_to(path)
+    summaries = run_notebook(tmp_path, data_dir=str(root), fold="3", images=3, batch_size=2)
+    assert list(summaries) == ["image-fold3-height32-epochs1-weightsnone-images3-batch_size2_seed42"]
+    assert "too few cities for folds by city" in (tmp_path / "printed").read_text()
 
 
 @pytest.mark.parametrize("form", ["camvid11", "camvid32"])

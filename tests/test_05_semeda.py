@@ -1,4 +1,4 @@
-"""Notebook 05: its edges, proxy network, losses, networks and scores against oracles and naive loops, and whole runs."""
+"""Notebook 05: its edges, proxy network, losses, strengths, network and scores against oracles and naive loops, and whole runs."""
 
 import json
 import math
@@ -9,11 +9,9 @@ import cv2
 import jupytext
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 import tiny_run
 import torch
-import torchvision
 from conftest import ROOT, notebook_definitions, run_script
 from street_labels import real_label
 from torch import nn
@@ -22,7 +20,7 @@ from torch.nn import functional as F
 import common
 
 NAME = "05_semeda"
-TINY = {"height": 64, "crop": 64, "epochs": 1, "images": 6, "batch_size": 3, "weights": "none"}
+TINY = {"height": 64, "crop": 64, "epochs": 1, "stage_epochs": 1, "images": 6, "batch_size": 3, "weights": "none"}
 REDUCTIONS = ("pixels", "elements", "sum")
 LAMBDAS = ((4.0, 2.0, 0.0), (0.5, 1.0, 0.25), (0.0, 1.5, 0.0), (0.0, 0.0, 3.0))
 
@@ -485,60 +483,6 @@ def test_sobels_responses_are_those_of_kornia_without_its_scale(nb):
     torch.testing.assert_close(nb.sobel(maps), expected.flatten(1, 2))
 
 
-# the E-measure
-
-
-def reference_e(pred, truth):
-    """E-measure of a binary map by the reference code, which divides by n - 1.
-
-    Not its adaptive threshold, by which a map that holds nothing counts as one that holds everything.
-    """
-    measure = pytest.importorskip("py_sod_metrics").Emeasure()
-    measure.step(255 * pred.astype(np.uint8), 255 * truth.astype(np.uint8))
-    return measure.get_results()["em"]["curve"][128]
-
-
-def e_cases(classes):
-    """Predictions and truths: random ones, a class that fills the image, one that is never hit, one never predicted."""
-    rng, size = np.random.default_rng(classes), (7, 9)
-    truths = [rng.integers(0, classes, size) for _ in range(4)] + [np.full(size, 1)] * 3 + [np.where(np.indices(size)[1] < 4, 0, 1)] * 2
-    preds = [rng.integers(0, classes, size), truths[1], np.roll(truths[2], 1, axis=0), np.zeros(size, int), truths[4], np.zeros(size, int),
-             rng.integers(0, classes, size), 1 - truths[7], np.zeros(size, int)]
-    return preds, truths
-
-
-@pytest.mark.parametrize("classes", [2, 3, 7])
-def test_the_e_measure_from_counts_is_that_of_the_reference_code_from_maps(nb, classes):
-    preds, truths = e_cases(classes)
-    found = nb.e_measure(np.stack([common.confusion_matrix(p, t, classes) for p, t in zip(preds, truths)]), divisor="n-1")
-    for (i, c), value in np.ndenumerate(found):
-        if (truths[i] == c).any():
-            assert value == pytest.approx(reference_e(preds[i] == c, truths[i] == c), abs=1e-12)
-        else:
-            assert math.isnan(value)
-
-
-def test_the_papers_divisor_is_the_number_of_pixels(nb):
-    preds, truths = e_cases(3)
-    confusion = np.stack([common.confusion_matrix(p, t, 3) for p, t in zip(preds, truths)])
-    np.testing.assert_allclose(nb.e_measure(confusion) * 63, nb.e_measure(confusion, "n-1") * 62)
-
-
-def test_void_is_no_part_of_the_e_measure(nb):
-    rng = np.random.default_rng(0)
-    truth, pred = random_labels(classes=3, size=(12, 14), void=0.3, batch=1)[0].numpy(), rng.integers(0, 3, (12, 14))
-    valid = truth != 255
-    found = nb.e_measure(common.confusion_matrix(pred, truth, 3)[None], "n-1")[0]
-    for c in range(3):
-        assert found[c] == pytest.approx(reference_e((pred == c)[valid][None], (truth == c)[valid][None]), abs=1e-12)
-    assert np.isnan(nb.e_measure(np.zeros((1, 3, 3), int))).all(), "an image of void only has no score, and gives no warning"
-
-
-def test_a_perfect_prediction_has_an_e_measure_of_1_and_absent_classes_have_none(nb):
-    truth = random_labels(classes=4, size=(12, 14), void=0.1, batch=1)[0].numpy()
-    np.testing.assert_allclose(nb.e_measure(common.confusion_matrix(np.where(truth == 255, 0, truth), truth, 6)[None]), [[1, 1, 1, 1, np.nan, np.nan]])
-
-
 # trimaps, means and F1
 
 
@@ -548,14 +492,18 @@ def scenes_with_predictions(n=3, classes=4, size=(24, 30)):
 
 
 def naive_band(truth, radius):
-    """Valid pixels at most `radius` rows and columns away from a valid pixel beside another valid class."""
-    shape, seams = truth.shape, []
-    for y, x in np.argwhere(truth != 255):
-        beside = [truth[v, w] for v, w in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)) if 0 <= v < shape[0] and 0 <= w < shape[1]]
-        if any(other not in (truth[y, x], 255) for other in beside):
-            seams.append((y, x))
-    away = np.abs(np.indices(shape)[:, None] - np.array(seams).reshape(-1, 2).T[:, :, None, None]).max(0)
+    """Valid pixels at most `radius` rows and columns away from an edge."""
+    edges = np.argwhere(shifted_edges(truth)[0])
+    away = np.abs(np.indices(truth.shape)[:, None] - edges.T[:, :, None, None]).max(0)
     return (away <= radius).any(0) & (truth != 255)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 4])
+def test_near_edges_is_what_lies_at_most_a_radius_from_an_edge_of_eight_neighbours(nb, radius):
+    for truth in random_labels(7, classes=4, size=(24, 30), void=0.01, batch=4).numpy().astype(np.uint8):
+        band = nb.near_edges(truth, radius)
+        np.testing.assert_array_equal(band, naive_band(truth, radius))
+        assert band.any() and not band.all()
 
 
 def naive_counts(pred, truth, classes):
@@ -563,7 +511,7 @@ def naive_counts(pred, truth, classes):
     return np.array([[((pred == c) & (truth == c)).sum(), ((pred == c) & (truth != c)).sum(), ((pred != c) & (truth == c)).sum()] for c in range(classes)])
 
 
-def test_counts_in_trimaps_are_those_of_pixels_near_a_seam(nb):
+def test_counts_in_trimaps_are_those_of_pixels_near_an_edge(nb):
     assert nb.RADII == (1, 2, 3, 5, 10)
     for pred, truth in zip(*scenes_with_predictions()):
         found = nb.counts_in_trimaps(pred, truth, 4)
@@ -584,7 +532,7 @@ def test_a_wider_trimap_holds_a_narrower_one_and_with_its_outside_every_valid_pi
     everything = nb.tp_fp_fn(common.confusion_matrix(pred, label, 2)[None])[0]
     np.testing.assert_array_equal(everything, naive_counts(pred[label != 255], label[label != 255], 2))
     for counts, radius in zip(inside, nb.RADII):
-        beyond = ~common.trimap_band(label, 2, radius) & (label != 255)
+        beyond = ~nb.near_edges(label, radius) & (label != 255)
         np.testing.assert_array_equal(everything - counts, naive_counts(pred[beyond], label[beyond], 2))
 
 
@@ -595,10 +543,10 @@ def test_trimap_curves_are_mean_ious_inside_and_outside_over_all_images(nb):
     curves = nb.trimap_curves(per_image)
     assert list(curves) == ["inside", "outside"] and all(list(curve) == ["1", "2", "3", "5", "10"] for curve in curves.values())
     for radius in nb.RADII:
-        bands = np.stack([common.trimap_band(t, 4, radius) for t in truths])
+        bands = np.stack([nb.near_edges(t, radius) for t in truths])
         for name, part in (("inside", bands), ("outside", ~bands & (truths != 255))):
             expected = common.miou(common.confusion_matrix(preds[part], truths[part], 4))
-            assert curves[name][str(radius)] == pytest.approx(expected, nan_ok=True)
+            assert curves[name][str(radius)] == (None if math.isnan(expected) else pytest.approx(expected))
 
 
 def test_the_mean_iou_of_counts_is_that_of_the_confusion_matrix(nb):
@@ -607,7 +555,7 @@ def test_the_mean_iou_of_counts_is_that_of_the_confusion_matrix(nb):
     confusion[:, 2] = 0  # a class that is predicted and never true
     confusion[:, 4], confusion[:, :, 4] = 0, 0
     assert nb.mean_iou(nb.tp_fp_fn(confusion).sum(0)) == pytest.approx(common.miou(confusion.sum(0)))
-    assert math.isnan(nb.mean_iou(np.zeros((6, 3), int)))
+    assert nb.mean_iou(np.zeros((6, 3), int)) is None
 
 
 def test_pixel_f1_is_a_function_of_the_iou():
@@ -630,86 +578,129 @@ def test_the_published_f1_says_nothing_that_the_published_iou_does_not(method):
         assert row.mean() == pytest.approx(printed, abs=0.06)
 
 
-def test_an_evaluation_averages_e_over_the_images_that_hold_a_class(nb, toy):
+def test_an_evaluation_scores_contours_and_both_sides_of_trimaps(nb, toy):
     torch.manual_seed(0)
     net, data = nn.Conv2d(3, 19, 1).eval(), common.StreetScenes(common.list_frames(toy, "val"), (64, 128))
     metrics, per_image = nb.evaluate(net, data)
     pairs = [(net(item["image"][None]).argmax(1)[0].numpy(), item["label"].numpy()) for item in data]
-    values = {c: [reference_e(p[t != 255][None] == k, t[t != 255][None] == k) * (1 - 1 / (t != 255).sum()) for p, t in pairs if (t == k).any()]
-              for k, c in enumerate(data.scheme.classes)}
-    for c, found in metrics["e"].items():
-        assert found == (pytest.approx(np.mean(values[c])) if values[c] else None)
-    assert metrics["e_mean"] == pytest.approx(np.mean([v for v in metrics["e"].values() if v is not None]))
-    assert {len(v) for v in values.values()} >= {0, len(data)}, "classes in all images and in none"
     for radius in nb.RADII:
-        bands = [common.trimap_band(t, 19, radius) for _, t in pairs]
+        bands = [nb.near_edges(t, radius) for _, t in pairs]
         pred, truth = (np.concatenate([pair[k][band] for pair, band in zip(pairs, bands)]) for k in (0, 1))
         assert metrics["inside"][str(radius)] == pytest.approx(common.miou(common.confusion_matrix(pred, truth, 19)))
-    assert set(per_image) == {"confusion", "boundary_f1", "trimaps"} and {"miou", "accuracy", "iou", "outside"} <= set(metrics)
-    contours = common.boundary_f1(*pairs[0], 19, 3, count_frame=False, count_void_rim=False)
-    np.testing.assert_array_equal(per_image["boundary_f1"][0], contours)
-    assert not np.array_equal(nb.evaluate(net, data, tolerance=1)[1]["boundary_f1"][0], contours, equal_nan=True)
+    assert set(per_image) == {"confusion", "boundary_f1", "trimap_iou", "trimaps"}
+    assert {"miou", "accuracy", "iou", "boundary_f1", "trimap_iou", "outside"} <= set(metrics)
 
 
-# the networks
+# how strongly a loss pulls
 
 
-@pytest.fixture(scope="module")
-def v2(nb):
-    """A DeepLab v2 whose batch norms have seen something."""
+def test_the_pull_of_cross_entropy_at_the_logits_is_p_minus_y_over_the_pixels_that_count(nb):
+    logits, label = random_case(dtype=torch.float32)
+    expected = (logits.softmax(1) - nb.one_hot(label, 4)) * (label != 255)[:, None] / (label != 255).sum()
+    torch.testing.assert_close(nb.pull(nb.cross_entropy, logits, label), expected)
+    assert logits.grad is None and not logits.requires_grad
+
+
+def test_the_length_of_a_gradient_is_that_of_the_pixels_asked_for(nb):
+    gradient, where = torch.randn(2, 5, 6, 7), torch.rand(2, 6, 7) < 0.4
+    expected = math.sqrt(sum(gradient[b, :, y, x].square().sum().item() for b, y, x in where.nonzero().tolist()))
+    assert nb.length(gradient, where) == pytest.approx(expected)
+    assert nb.length(gradient, torch.ones_like(where)) == pytest.approx(gradient.norm().item())
+
+
+@pytest.mark.parametrize("method", ["sobel", "semeda"])
+def test_a_loss_times_its_matching_scale_pulls_as_hard_as_cross_entropy(nb, method):
     torch.manual_seed(0)
-    net = nb.DeepLabV2().eval()
-    for module in net.encoder.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.2, 0.6)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return net
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout(0.5))
+    data = [{"image": torch.randn(3, 9, 8), "label": label} for label in random_labels(size=(9, 8), void=0.1, batch=3)]
+    recipe = (method, (3.0, 2.0, 0.0), frozen_proxy(nb), "pixels")
+    scale = nb.matching_scale(model.train(), data, *recipe)
+    lengths = np.zeros(2)
+    for item in data:
+        logits, label = model.eval()(item["image"][None]).detach(), item["label"][None]
+        lengths += [nb.pull(nb.cross_entropy, logits, label).norm().item(),
+                    nb.pull(lambda z, y: scale * nb.structural_loss(z, y, *recipe), logits, label).norm().item()]
+    assert lengths[0] == pytest.approx(lengths[1], rel=1e-4) and lengths[0] > 0
+    assert nb.matching_scale(model, data, method, (6.0, 4.0, 0.0), *recipe[2:]) == pytest.approx(scale / 2, rel=1e-4)
 
 
-def test_deeplab_v2_scores_at_stride_8_and_answers_at_the_size_of_the_image(nb, v2):
-    image = torch.randn(2, 3, 48, 256)  # features so wide that the widest branch reaches its neighbours
-    with torch.no_grad():
-        features, logits = v2.encoder(image), v2(image)
-        parts = [F.conv2d(features, b.weight, b.bias, padding=rate, dilation=rate) for b, rate in zip(v2.branches, (6, 12, 18, 24), strict=True)]
-    assert features.shape == (2, 2048, 6, 32) and logits.shape == (2, 19, 48, 256)
-    scores = parts[0] + parts[1] + parts[2] + parts[3]
-    torch.testing.assert_close(logits, F.interpolate(scores, (48, 256), mode="bilinear", align_corners=False), atol=1e-5, rtol=1e-4)
-    assert [b.weight.shape for b in v2.branches] == [(19, 2048, 3, 3)] * 4
+@pytest.mark.parametrize("name", ["sobel_matched", "semeda_matched", "semeda_elements", "sobel_tuned", "continued"])
+def test_a_recipe_is_scaled_only_where_it_asks_for_a_pull(nb, toy, name):
+    torch.manual_seed(0)
+    recipe, data = nb.RECIPES[name], common.StreetScenes(common.list_frames(toy, "train"), (64, 128))
+    data.augment = partial(nb.random_crop, crop=32)
+    model, proxy = nn.Conv2d(3, 19, 1), frozen_proxy(nb, 19)
+    loss, scale = nb.recipe_loss(recipe, model, data, proxy, {"reduction": "sum"})
+    given = loss.keywords
+    weights = (*recipe.get("lambdas", ()), 0, 0, 0)[:3]
+    assert given["lambdas"] == pytest.approx([scale * weight for weight in weights])
+    assert given["reduction"] == recipe.get("reduction", "sum") and given["method"] == recipe["loss"]
+    if "pull" in recipe:
+        assert 0 < scale == nb.matching_scale(model, data, recipe["loss"], weights, proxy, "sum") != 1
+    else:
+        assert scale == 1
 
 
-def test_the_dilated_resnet_computes_what_the_plain_one_does_at_four_times_as_many_places(nb, v2):
-    plain = torchvision.models.resnet101(weights=None)
-    plain = nn.Sequential(*list(plain.children())[:-2]).eval()
-    plain.load_state_dict(v2.encoder.state_dict())
-    image = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        dense, sparse = v2.encoder(image), plain(image)
-    assert sparse.shape == (1, 2048, 3, 4) and sparse.std() > 0
-    torch.testing.assert_close(dense[..., ::4, ::4], sparse, atol=1e-4 * sparse.abs().max().item(), rtol=1e-3)
+# the network
 
 
-def test_stages_three_and_four_are_dilated_by_2_and_4(v2):
-    stages = [[block.conv2 for block in stage] for stage in v2.encoder[-2:]]
-    assert [{conv.dilation for conv in stage[1:]} for stage in stages] == [{(2, 2)}, {(4, 4)}]
-    assert all(conv.stride == (1, 1) for stage in stages for conv in stage)
+def network(nb, name, crop=128, weights="none"):
+    return nb.build_network(name, crop, weights)
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("v3plus_xception71", 43_463_915), ("v3plus_resnet101", 45_674_339)])
 def test_deeplab_v3_plus_has_the_size_of_smps(nb, name, parameters):
     with torch.device("meta"):
-        net, got = nb.build_network(name)
+        net, got = network(nb, name, 320)
     assert got == "none" and sum(p.numel() for p in net.parameters()) == parameters
 
 
-@pytest.mark.parametrize("size", [(320, 320), (64, 128)])
-def test_deeplab_v3_plus_answers_at_the_size_of_the_image_from_stride_16_on(nb, size):
-    net, got = nb.build_network("v3plus_resnet18")
+@pytest.mark.parametrize("name", ["v3plus_resnet18", "v3plus_lite0"])
+@pytest.mark.parametrize("size", [(192, 192), (64, 128)])
+def test_deeplab_v3_plus_answers_at_the_size_of_the_image_from_stride_16_on(nb, name, size):
+    net, got = network(nb, name)
     with torch.no_grad():
         image = torch.randn(2, 3, *size)
         logits = net(image)
         deepest = net.encoder(image)[-1]
     assert got == "none" and logits.shape == (2, 19, *size) and logits.dtype == torch.float32
     assert deepest.shape[-2:] == (size[0] // 16, size[1] // 16)
+
+
+def test_the_rates_are_deeplabs_where_the_crop_is_large_enough_and_smaller_where_it_is_not(nb):
+    assert nb.aspp_rates(320) == nb.aspp_rates(768) == (6, 12, 18)
+    assert nb.aspp_rates(128) == (2, 4, 6) and nb.aspp_rates(16) == (1, 2, 3)
+    assert all(nb.aspp_rates(crop)[2] < crop // 16 for crop in range(64, 1024, 16))
+
+
+def aspp_taps(net):
+    """The 3x3 convolutions of a network's ASPP, one for each rate."""
+    return [m for m in net.decoder.aspp[0].modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+
+
+@pytest.mark.parametrize("mode", ["quick", "laptop", "course", "paper"])
+def test_every_tap_of_every_aspp_branch_gets_a_gradient_at_the_modes_crop(nb, mode):
+    torch.manual_seed(0)
+    crop = nb.MODES[mode]["crop"]
+    net, _ = network(nb, "v3plus_lite0", crop)  # the ASPP is the same on every encoder
+    net(torch.randn(2, 3, crop, crop)).square().mean().backward()
+    taps = aspp_taps(net)
+    assert [conv.dilation[0] for conv in taps] == list(nb.aspp_rates(crop))
+    assert all((conv.weight.grad.abs().sum((0, 1)) > 0).all() for conv in taps)
+
+
+def test_the_default_rates_of_the_library_would_leave_taps_without_a_gradient(nb):
+    torch.manual_seed(0)
+    net = nb.DeepLabV3Plus("resnet18", rates=(12, 24, 36))
+    net(torch.randn(2, 3, 320, 320)).square().mean().backward()
+    dead = [int((conv.weight.grad.abs().sum((0, 1)) == 0).sum()) for conv in aspp_taps(net)]
+    assert dead == [0, 8, 8]
+
+
+def test_dropout_and_corners_are_deeplabs(nb):
+    net = nb.DeepLabV3Plus("resnet18")
+    assert [m.p for m in net.decoder.modules() if isinstance(m, nn.Dropout)] == [0.1]
+    assert [m.align_corners for m in net.decoder.modules() if isinstance(m, nn.Upsample)] == [False]
 
 
 @pytest.fixture
@@ -729,26 +720,6 @@ def caches(tmp_path, monkeypatch):
     return tmp_path
 
 
-def put_torchvision(caches, weights, state):
-    """Leave weights where torchvision looks before it downloads them."""
-    folder = caches / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.save(state, folder / weights.url.rpartition("/")[2])
-
-
-def put_resnet101(caches, kind):
-    """The state of a random ResNet-101 in torch's cache, alone (imagenet) or inside a DeepLab v3 (coco)."""
-    torch.manual_seed(3)
-    segmentation = torchvision.models.segmentation
-    if kind == "coco":
-        net = segmentation.deeplabv3_resnet101(weights=None, weights_backbone=None, aux_loss=True, num_classes=21)
-        put_torchvision(caches, segmentation.DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1, net.state_dict())
-        return net.backbone
-    net = torchvision.models.resnet101(weights=None)
-    put_torchvision(caches, torchvision.models.ResNet101_Weights.IMAGENET1K_V1, net.state_dict())
-    return net
-
-
 def put_resnet18(caches):
     """A random encoder of smp in the hub's cache."""
     import segmentation_models_pytorch as smp
@@ -766,14 +737,15 @@ def put_resnet18(caches):
 
 def check_frozen(nb, net):
     """Batch norms of the encoder stay as they came, in training too, and all else learns."""
-    assert isinstance(net, nb.WithFrozenNorm)
-    norms = [m for m in net.net.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert net.frozen
+    norms = [m for m in net.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     fixed = {id(p) for norm in norms for p in norm.parameters()}
     assert norms and len(fixed) == 2 * len(norms)
     for training in (True, False, True):
         net.train(training)
         assert not any(norm.training for norm in norms)
-        assert all(m.training == training for m in net.modules() if m not in norms)
+        within = {id(m) for norm in norms for m in norm.modules()}  # timm's hold an activation
+        assert all(m.training == training for m in net.modules() if id(m) not in within)
     assert all(p.requires_grad == (id(p) not in fixed) for p in net.parameters())
     before = [norm.running_mean.clone() for norm in norms]
     net(torch.randn(2, 3, 64, 64)).sum().backward()
@@ -781,50 +753,41 @@ def check_frozen(nb, net):
     assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before))
 
 
-@pytest.mark.parametrize(("weights", "kind"), [("coco", "coco"), ("auto", "imagenet")])
-def test_deeplab_v2_takes_the_layers_of_a_trained_resnet_and_freezes_their_norms(nb, caches, weights, kind):
-    source = put_resnet101(caches, kind)
-    net, got = nb.build_network("v2_resnet101", weights)
-    layers = ("conv1", "bn1", None, None, "layer1", "layer2", "layer3", "layer4")
-    assert got == kind and len(net.net.encoder) == len(layers)
-    for ours, name in zip(net.net.encoder, layers):
-        if name:
-            theirs = getattr(source, name).state_dict()
-            assert theirs.keys() == ours.state_dict().keys() and all(torch.equal(value, theirs[key]) for key, value in ours.state_dict().items())
-    check_frozen(nb, net)
-
-
 @pytest.mark.parametrize("weights", ["auto", "imagenet"])
 def test_deeplab_v3_plus_takes_an_encoder_trained_on_imagenet_and_freezes_its_norms(nb, caches, weights):
     source = put_resnet18(caches).state_dict()
-    net, got = nb.build_network("v3plus_resnet18", weights)
-    ours = net.net.encoder.state_dict()
+    net, got = network(nb, "v3plus_resnet18", weights=weights)
+    ours = net.encoder.state_dict()
     assert got == "imagenet" and ours.keys() == source.keys() and all(torch.equal(ours[key], source[key]) for key in source)
     check_frozen(nb, net)
 
 
+def test_the_small_network_takes_lite0_without_a_hub_and_freezes_its_norms(nb, caches):
+    net, got = network(nb, "v3plus_lite0", weights="auto")
+    theirs = common.runs.lite0_weights()
+    assert got == "lite0" and all(torch.equal(value, theirs[key]) for key, value in net.encoder.state_dict().items())
+    check_frozen(nb, net)
+
+
 @pytest.mark.parametrize("weights", ["auto", "none"])
-@pytest.mark.parametrize("name", ["v3plus_resnet18", "v2_resnet101"])
-def test_without_weights_nothing_is_frozen_and_auto_says_so(nb, caches, name, weights, capsys):
-    net, got = nb.build_network(name, weights)
-    assert got == "none" and not isinstance(net, nb.WithFrozenNorm)
+def test_without_weights_nothing_is_frozen_and_auto_says_so(nb, caches, weights, capsys):
+    net, got = network(nb, "v3plus_resnet18", weights=weights)
+    assert got == "none" and not net.frozen
     assert all(p.requires_grad for p in net.parameters()) and all(m.training for m in net.train().modules())
     assert ("random initialisation" in capsys.readouterr().out) == (weights == "auto")
 
 
-@pytest.mark.parametrize(("name", "weights"), [("v3plus_resnet18", "imagenet"), ("v2_resnet101", "coco")])
-def test_weights_that_are_asked_for_and_not_there_stop_with_one_sentence(nb, caches, name, weights):
-    with pytest.raises(common.StreetsError, match=f"^The pretrained weights {weights} cannot be fetched[^.]*\\.$"):
-        nb.build_network(name, weights)
+def test_weights_that_are_asked_for_and_not_there_stop_with_one_sentence(nb, caches):
+    with pytest.raises(common.StreetsError, match="^The pretrained weights imagenet cannot be fetched[^.]*\\.$"):
+        network(nb, "v3plus_resnet18", weights="imagenet")
 
 
 @pytest.mark.parametrize(("kind", "momentum"), [("sgd", 0.9), ("adamw", None)])
-def test_the_optimizer_moves_what_is_not_frozen_at_the_rate_for_what_it_started_from(nb, kind, momentum):
+def test_the_optimizer_moves_what_is_not_frozen(nb, kind, momentum):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4).requires_grad_(False))
-    for started_from, rate in (("none", 0.2), ("imagenet", 0.1), ("coco", 0.1)):
-        (group,) = nb.make_optimizer(model, {"optimizer": kind, "lr": 0.1, "scratch_lr": 0.2, "weight_decay": 0.03}, started_from).param_groups
-        assert (group["lr"], group["weight_decay"], group.get("momentum")) == (rate, 0.03, momentum)
-        assert [id(p) for p in group["params"]] == [id(p) for p in model[0].parameters()]
+    (group,) = nb.make_optimizer(model, {"optimizer": kind, "weight_decay": 0.03}, 0.1).param_groups
+    assert (group["lr"], group["weight_decay"], group.get("momentum")) == (0.1, 0.03, momentum)
+    assert [id(p) for p in group["params"]] == [id(p) for p in model[0].parameters()]
 
 
 # the crops
@@ -896,43 +859,39 @@ def test_a_crop_depends_on_its_generator_only(nb):
 # the plan of runs
 
 
-@pytest.mark.parametrize(("text", "settings"), [
-    ("4,2,0", [(4, 2, 0)]), ("2", [(2, 0, 0)]), ("1, .5", [(1, 0.5, 0)]), (" 2,4,0 ; 0.5,0.5,0.5", [(2, 4, 0), (0.5, 0.5, 0.5)]), ("0,0,1", [(0, 0, 1)]), ("1e-1,2.", [(0.1, 2, 0)]),
-    ("all", [])])
-def test_lambdas_are_one_to_three_weights_per_setting(nb, text, settings):
-    assert nb.read_lambdas(text) == settings
+def test_every_setting_of_table_1_is_a_recipe_under_the_name_of_its_published_number(nb):
+    table = common.read_published(NAME).query("metric == 'miou'")["method"]
+    names = [name for name in table if "resnet101" not in name]
+    assert len(names) == 13 and nb.read_methods(",".join(names)) == names
+    for name in names:
+        method, *weights = name.split("_")
+        recipe = nb.recipe_named(name)
+        assert recipe["loss"] == method and recipe.get("lambdas", ()) == tuple(map(float, weights))
 
 
-@pytest.mark.parametrize("text", ["", "four", "1.2.3", "4 2", ",", "1,2,3,4", "-1,2,0", "nan,1,0", "inf", "4,2,0;", "4;2;x", "all,1"])
-def test_lambdas_that_are_none_stop_with_one_sentence(nb, text):
-    with pytest.raises(common.StreetsError, match=r"^lambdas does not know '[^']*': use one to three weights such as 4,2,0, [^.]*\.$"):
-        nb.read_lambdas(text)
+@pytest.mark.parametrize(("text", "names"), [
+    ("", []), ("semeda_2_4_0", ["semeda_2_4_0"]), (" ppce , sobel_.5", None), ("direct", ["ppce", "sobel_4", "semeda_4_2_0"]),
+    ("ppce,sobel_2 ,ppce", ["ppce", "sobel_2"]), ("continued,direct", ["continued", "ppce", "sobel_4", "semeda_4_2_0"]),
+    ("dice", None), ("semeda", None), ("semeda_4_2", None), ("sobel_four", None), ("sobel_-1", None), (",", None), ("sobel_nan", None), ("_", None)])
+def test_methods_are_recipes_or_groups_of_them_or_name_their_weights(nb, text, names):
+    if names is None:
+        with pytest.raises(common.StreetsError, match=r"^method does not know '[^']*': use all, direct, tuned, ppce, [^.]*\.$"):
+            nb.read_methods(text)
+    else:
+        assert nb.read_methods(text) == names
 
 
-def test_by_default_one_run_of_each_method_is_planned(nb):
-    plan = nb.plan_runs(nb.METHODS, "4,2,0")
-    assert {name: method for name, (method, _) in plan.items()} == {"ppce": "ppce", "sobel_4": "sobel", "semeda_4_2_0": "semeda"}
-    assert plan["semeda_4_2_0"][1] == (4, 2, 0) and plan["sobel_4"][1][0] == 4 and not any(plan["ppce"][1])
+def test_all_are_the_direct_and_the_fine_tuned_recipes(nb):
+    assert nb.read_methods("all") == list(nb.RECIPES) == nb.read_methods("direct,tuned")
+    assert all(recipe["parent"] == "ppce" for recipe in map(nb.recipe_named, nb.read_methods("tuned")))
 
 
-def test_all_plans_the_settings_of_table_1_under_the_names_of_their_published_numbers(nb):
-    plan = nb.plan_runs(nb.METHODS, "all")
-    published = common.headline(common.read_published(NAME), "miou")["method"]
-    assert list(plan) == [name for name in published if "resnet101" not in name] and len(plan) == 13
-    assert [method for method, _ in plan.values()] == ["ppce"] + 4 * ["sobel"] + 8 * ["semeda"]
-    for name, (method, weights) in plan.items():
-        assert name == "_".join([method, *(f"{weight:g}" for weight in weights[: {"ppce": 0, "sobel": 1, "semeda": 3}[method]])])
-
-
-def test_several_settings_are_several_runs_and_sobel_takes_the_first_weights(nb):
-    assert list(nb.plan_runs(["sobel", "semeda"], "4,2,0; 2,4,0; 4,4")) == ["sobel_4", "sobel_2", "semeda_4_2_0", "semeda_2_4_0", "semeda_4_4_0"]
-    assert list(nb.plan_runs(["sobel", "semeda"], "2")) == ["sobel_2", "semeda_2_0_0"]
-    assert list(nb.plan_runs(nb.METHODS, "4,2,0", "_v2_resnet101")) == ["ppce_v2_resnet101", "sobel_4_v2_resnet101", "semeda_4_2_0_v2_resnet101"]
-
-
-def test_what_sobel_does_not_read_is_no_part_of_its_run(nb):
-    plans = [nb.plan_runs(["sobel"], text)["sobel_4"] for text in ("4,2,0", "4,4,0", "4", "all")]
-    assert all(plan == plans[0] for plan in plans), "else one of them is refused where another was run before"
+def test_a_fine_tuning_is_planned_once_for_each_rate_and_what_it_starts_from_stands_before_it(nb):
+    plan = nb.plan_runs(["continued", "sobel_2"], "1e-4, 3e-4", "_x")
+    assert list(plan) == ["ppce_x", "continued_x_lr1e-4", "continued_x_lr3e-4", "sobel_2_x"]
+    assert [rate for _, rate in plan.values()] == [0, 1e-4, 3e-4, 0]
+    with pytest.raises(common.StreetsError, match="^stage_lr must be"):
+        nb.plan_runs(["continued"], "1e-4,fast")
 
 
 def run_cells(parts, given=(), **parameters):
@@ -950,30 +909,35 @@ def run_cells(parts, given=(), **parameters):
     return scope
 
 
-CHECK = ("MODES = {", "NOTEBOOK = ", "common.check_parameters(")
+CHECK = ("MODES = {", "NOTEBOOK = ", "crop_that_fits =", 'settings["batch_size"] < 2')
 
 
 @pytest.mark.parametrize(("parameters", "sentence"), [
-    ({"lambdas": "much"}, "lambdas does not know 'much'"), ({"reduction": "mean"}, "reduction does not know 'mean'"),
-    ({"network": "unet"}, "network does not know 'unet'"), ({"weights": "coco"}, "weights coco is a backbone of v2_resnet101"),
+    ({"method": "much"}, "method does not know 'much'"), ({"reduction": "mean"}, "reduction does not know 'mean'"),
+    ({"network": "unet"}, "network does not know 'unet'"), ({"weights": "coco"}, "weights does not know 'coco'"),
     ({"crop": 321}, "crop must be a multiple of 16, not 321"), ({"batch_size": 1}, "batch_size must be at least 2"), ({"photo": "missing.jpg"}, "photo: there is no file missing.jpg"),
-    ({"lamdas": "4"}, "There is no parameter 'lamdas' here: this notebook has mode, method, lambdas")])
+    ({"methods": "ppce"}, "There is no parameter 'methods' here: this notebook has mode, method, reduction")])
 def test_a_wrong_parameter_stops_with_one_sentence(parameters, sentence):
     with pytest.raises(common.StreetsError) as caught:
         run_cells(CHECK, **parameters)
     assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
 
 
+HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
 def test_parameters_replace_what_the_mode_says_and_0_takes_it(nb):
     settings = run_cells(CHECK, lr=0.25, epochs=3, reduction="sum")["settings"]
-    quick = nb.MODES["quick"]
+    quick = {name: value for name, value in nb.MODES["quick"].items() if name != "method"} | HALVES
     assert settings == quick | {"lr": 0.25, "scratch_lr": 0.25, "epochs": 3, "reduction": "sum"}
     assert run_cells(CHECK)["settings"] == quick
 
 
-def test_in_paper_mode_deeplab_v2_sees_images_of_half_the_size():
-    heights = [run_cells(CHECK, mode="paper", **more)["settings"]["height"] for more in ({}, {"network": "v2_resnet101"}, {"network": "v2_resnet101", "height": 1024})]
-    assert heights == [1024, 512, 1024]
+def test_each_mode_has_recipes_of_its_own_unless_others_are_asked_for(nb):
+    assert run_cells(CHECK)["names"] == ["ppce", *nb.read_methods("tuned")]
+    assert run_cells(CHECK, mode="paper")["names"] == nb.read_methods("direct")
+    assert run_cells(CHECK, mode="laptop")["names"] == list(nb.RECIPES)
+    assert run_cells(CHECK, mode="laptop", method="sobel_2")["names"] == ["sobel_2"]
 
 
 @pytest.fixture
@@ -997,7 +961,7 @@ def asked_for(monkeypatch):
 def methods_of(asked_for, toy, tmp_path):
     """[(folder, configuration, options)] of the runs of the methods."""
     given = {"root": toy, "splits": {}, "size": (64, 128), "proxy_run": common.runs.Run(tmp_path, {})}
-    return lambda **parameters: asked_for(("plan = plan_runs(", "jobs, unused"), given, parameters)
+    return lambda **parameters: asked_for(("plan = plan_runs(", "jobs = {", "runs = common.train_runs(globals(), jobs"), given, parameters)
 
 
 @pytest.fixture
@@ -1008,34 +972,40 @@ def names_of(methods_of):
 
 def test_runs_of_the_published_networks_have_the_names_of_their_published_numbers(names_of):
     published = set(common.headline(common.read_published(NAME), "miou")["method"])
-    for more in ({}, {"network": "v3plus_resnet101"}, {"network": "v2_resnet101"}, {"network": "v2_resnet101", "weights": "coco"}):
-        names = names_of(mode="paper", method="ppce,semeda", **more)
+    for more in ({}, {"network": "v3plus_resnet101"}):
+        names = names_of(mode="paper", method="ppce,semeda_4_2_0", **more)
         assert len(names) == 2 and set(names) <= published
 
 
-def test_what_departs_from_the_mode_stands_in_the_name_where_it_is_read(names_of):
-    assert names_of() == ["ppce", "sobel_4", "semeda_4_2_0"]
-    assert names_of(reduction="sum", epochs=3) == ["ppce-epochs3", "sobel_4-reductionsum-epochs3", "semeda_4_2_0-reductionsum-epochs3"]
-    assert names_of(method="ppce", weights="none", lr=0.25) == ["ppce-weightsnone-lr0.25"]
-    assert names_of(method="ppce", mode="course", network="v3plus_xception71") == ["ppce-networkv3plus_xception71"]
-    assert names_of(method="ppce", network="v2_resnet101", weights="coco", tolerance=2) == ["ppce_v2_resnet101_coco-tolerance2"]
+def test_what_departs_from_the_mode_stands_in_the_name_where_it_is_read(names_of, nb):
+    tuned = [f"{name}_lr3e-4" for name in nb.read_methods("tuned")]
+    assert names_of() == ["ppce", *tuned]
+    assert names_of(method="direct", reduction="sum", epochs=3) == ["ppce-epochs3", "sobel_4-reductionsum-epochs3", "semeda_4_2_0-reductionsum-epochs3"]
+    assert names_of(method="sobel_matched", reduction="sum", stage_epochs=3) == ["ppce", "sobel_matched_lr3e-4-reductionsum-stage_epochs3"]
+    assert names_of(method="semeda_elements", reduction="sum")[1] == "semeda_elements_lr3e-4"
+    assert names_of(method="ppce", weights="none", lr=0.25, stage_epochs=3) == ["ppce-weightsnone-lr0.25"]
+    assert names_of(method="sobel_matched", network="v3plus_resnet18") == ["ppce_v3plus_resnet18", "sobel_matched_v3plus_resnet18_lr3e-4"]
 
 
-def test_what_the_mode_says_anyway_leaves_no_mark_also_where_it_is_given(methods_of):
-    plain = methods_of()
-    given = methods_of(network="v3plus_resnet18", height=128, crop=128, epochs=30, reduction="elements", batch_size=8, images=40)
+def test_a_fine_tuning_starts_from_the_network_that_was_trained_alike(methods_of):
+    (first, _, options), (_, config, _) = methods_of(method="continued", epochs=3, network="v3plus_resnet18")
+    assert config["parent"] == first.name == "ppce_v3plus_resnet18-epochs3_seed42" and options["parent"]
+
+
+def test_what_the_mode_says_anyway_leaves_no_mark_also_where_it_is_given(methods_of, nb):
+    quick = nb.MODES["quick"]
+    given = {name: quick[name] for name in ("network", "height", "crop", "epochs", "stage_epochs", "reduction", "batch_size", "images")}
+    plain, given = methods_of(), methods_of(**given)
     assert [folder for folder, *_ in given] == [folder for folder, *_ in plain]
     assert all(common.runs.differing_keys(a[1], b[1]) == [] for a, b in zip(given, plain, strict=True))
 
 
 def test_a_run_is_compared_by_its_own_weights_and_all_that_it_reads(methods_of):
-    sobel = [methods_of(method="sobel", **more)[0] for more in ({}, {"lambdas": "4"}, {"lambdas": "4,0,1"})]
-    assert all(folder == sobel[0][0] and common.runs.differing_keys(config, sobel[0][1]) == [] for folder, config, _ in sobel)
     ppce, other = (methods_of(method="ppce", mode="course", reduction=reduction)[0] for reduction in ("", "sum"))
     assert ppce[0] == other[0] and common.runs.differing_keys(ppce[1], other[1]) == [] and "reduction" not in ppce[1]["settings"]
-    named = methods_of(method="ppce", mode="paper", network="v2_resnet101", weights="coco")[0][1]
-    assert (named["settings"]["network"], named["settings"]["height"], named["parameters"]["weights"]) == ("v2_resnet101", 512, "coco")
-    changes = [{}, {"weights": "none"}, {"lr": 0.1}, {"lr": 5e-4}, {"scale_to": 2.0}, {"precision": "bf16"}, {"optimizer": "sgd"}, {"seed": 1}]
+    rates = [methods_of(method="continued", stage_lrs=rates)[1] for rates in ("1e-4", "1e-4,1e-3")]
+    assert rates[0][0] == rates[1][0] and common.runs.differing_keys(rates[0][1], rates[1][1]) == []
+    changes = [{}, {"weights": "none"}, {"lr": 0.1}, {"lr": 5e-5}, {"scale_to": 2.0}, {"precision": "bf16"}, {"optimizer": "sgd"}, {"seed": 1}]
     configs = [methods_of(method="ppce", mode="course", **change)[0] for change in changes]
     assert len({folder for folder, *_ in configs}) == len(changes)
     assert all(common.runs.differing_keys(config, configs[0][1]) for _, config, _ in configs[1:])
@@ -1045,22 +1015,22 @@ def test_a_run_is_compared_by_its_own_weights_and_all_that_it_reads(methods_of):
 def proxy_of(asked_for, toy):
     """(folder, configuration) of the proxy network that a run would train or load."""
     def only(**parameters):
-        ((folder, config, options),) = asked_for(("PROXY_READS =",), {"root": toy, "splits": {}, "size": (64, 128)}, parameters)
+        ((folder, config, options),) = asked_for(("reads = (",), {"root": toy, "splits": {}, "size": (64, 128)}, parameters)
         assert options["parent"] and options["rerun"] == "no", "it is loaded where it is there, in quick mode, too"
         return folder, config
     return only
 
 
 @pytest.mark.parametrize("changes", [
-    {"method": "ppce"}, {"lambdas": "2"}, {"reduction": "sum"}, {"weights": "none"}, {"lr": 0.1}, {"epochs": 3}, {"batch_size": 4},
-    {"precision": "fp32"}, {"optimizer": "sgd"}, {"tolerance": 3}, {"eval_every": 1}, {"height": 128}, {"network": "v3plus_resnet101"}, {"network": "v2_resnet101", "weights": "coco"}, {"rerun": "yes"}])
+    {"method": "ppce"}, {"reduction": "sum"}, {"weights": "none"}, {"lr": 0.1}, {"epochs": 3}, {"stage_epochs": 3}, {"batch_size": 4},
+    {"precision": "fp32"}, {"optimizer": "sgd"}, {"eval_every": 1}, {"height": 128}, {"network": "v3plus_resnet101"}, {"rerun": "yes"}])
 def test_what_a_proxy_network_does_not_depend_on_leaves_it_the_same(proxy_of, changes):
     folder, config = proxy_of()
     other_folder, other = proxy_of(**changes)
     assert other_folder == folder and common.runs.differing_keys(other, config) == []
 
 
-@pytest.mark.parametrize("changes", [{"height": 64}, {"crop": 64}, {"images": 6}, {"seed": 1}, {"mode": "course"}, {"network": "v2_resnet101"},
+@pytest.mark.parametrize("changes", [{"height": 64}, {"crop": 64}, {"images": 6}, {"seed": 1}, {"mode": "course"},
                                      {"scale_from": 0.75}, {"proxy_lr": 1e-2}])
 def test_proxy_networks_that_differ_have_folders_of_their_own(proxy_of, changes):
     (folder, config), (other_folder, other) = (proxy_of(**({"mode": "paper"} | more)) for more in ({}, changes))
@@ -1070,18 +1040,18 @@ def test_proxy_networks_that_differ_have_folders_of_their_own(proxy_of, changes)
 # training
 
 
-def train_tiny(root, out, method="semeda", epochs=3, **changes):
-    """One method as the notebook trains it, with a proxy network of random weights; returns its folder."""
+def train_tiny(root, out, name="semeda_4_2_0", epochs=3, parent=None, **changes):
+    """One recipe as the notebook trains it, with a proxy network of random weights; returns its folder."""
     common.SAVE_SECONDS = 0.0  # a state after every epoch
     nb = notebook_definitions(NAME)
     torch.manual_seed(7)
     common.save_weights(out.parent / "proxy" / "best.safetensors", nb.EdgeNet())
     splits = {split: common.list_frames(root, split) for split in ("train", "val", "test")}
-    settings = nb.MODES["quick"] | {"height": 64, "crop": 64, "epochs": epochs, "eval_every": 1, "batch_size": 3} | changes
-    config = {"method": method, "parameters": {"seed": 1, "mode": "course"}, "dataset": "toy", "images": {"train": 8, "val": 3},
+    settings = nb.MODES["quick"] | HALVES | {"height": 64, "crop": 64, "epochs": epochs, "stage_epochs": 1, "eval_every": 1, "batch_size": 3} | changes
+    config = {"method": name, "parameters": {"seed": 1, "mode": "course"}, "dataset": "toy", "images": {"train": 8, "val": 3},
               "recorded": {"versions": {}, "command": "", "definitions": "", "started": "2026"}}
-    run = partial(nb.train_method, method=method, lambdas=(4.0, 2.0, 0.0), proxy_folder=out.parent / "proxy", settings=settings,
-                  splits=splits, size=(64, 128), weights="none", seed=1)
+    run = partial(nb.train_method, recipe=nb.recipe_named(name), rate=1e-3 * bool(parent), proxy_folder=out.parent / "proxy", settings=settings,
+                  splits=splits, size=(64, 128), weights="none", seed=1, parent=parent)
     common.runs.train_or_load(out, config, run)
     return out
 
@@ -1113,68 +1083,91 @@ def test_the_proxy_network_is_frozen_while_a_network_is_trained(nb, toy, tmp_pat
     assert moved == {id(p) for p in model.parameters()}
 
 
-def test_a_network_learns_from_crops_and_is_judged_on_whole_images(toy, tmp_path, monkeypatch):
-    _, loss, train, val, options = handed_to_fit(toy, tmp_path, monkeypatch, crop=32, reduction="sum", tolerance=2)
+def test_a_network_learns_from_crops_and_is_judged_on_whole_images(nb, toy, tmp_path, monkeypatch):
+    _, loss, train, val, options = handed_to_fit(toy, tmp_path, monkeypatch, crop=32, reduction="sum")
     assert (len(train), len(val), len(options["test_data"])) == (8, 3, 2)
     assert train[1, 0]["label"].shape == (32, 32) and not torch.equal(train[1, 0]["image"], train[2, 0]["image"])
     assert val[1, 0]["label"].shape == options["test_data"][1, 0]["label"].shape == (64, 128)
-    assert loss.keywords["reduction"] == "sum" and options["evaluate"].keywords == {"tolerance": 2}
+    assert loss.keywords["reduction"] == "sum" and options["evaluate"].__name__ == "evaluate"
 
 
-def test_xception_sees_colours_scaled_as_its_weights_expect(toy, tmp_path, monkeypatch):
+def test_a_fine_tuning_starts_from_its_parents_weights_at_its_own_rate_and_matched_pull(nb, toy, tmp_path, monkeypatch):
+    parent = tmp_path / "parent"
+    torch.manual_seed(5)
+    source, _ = nb.build_network("v3plus_lite0", 64)
+    common.save_weights(parent / "best.safetensors", source)
+    model, loss, *_, options = handed_to_fit(toy, tmp_path, monkeypatch, name="semeda_matched", parent=parent)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), source.state_dict().values(), strict=True))
+    assert options["optimizer"].param_groups[0]["lr"] == 1e-3 and options["epochs"] == 1
+    scale = options["final_scores"](None, None, None)["scale"]
+    assert loss.keywords["lambdas"] == pytest.approx((4 * scale, 2 * scale, 0)) and scale not in (0, 1)
+
+
+@pytest.mark.parametrize(("network", "scaled"), [("v3plus_lite0", HALVES), ("v3plus_xception71", HALVES), ("v3plus_resnet18", {})])
+def test_each_encoder_sees_colours_scaled_as_its_weights_expect(network, scaled):
     timm = pytest.importorskip("timm")
-    expected = timm.get_pretrained_cfg("xception71")
-    inputs = {name: run_cells(CHECK, mode="paper")["settings"][name] for name in ("mean", "std")}
-    assert inputs == {"mean": expected.mean, "std": expected.std} and "mean" not in run_cells(CHECK)["settings"]
-    for given in (inputs, {}):
-        *_, train, val, options = handed_to_fit(toy, tmp_path, monkeypatch, **given)
-        assert {(data.mean, data.std) for data in (train, val, options["test_data"])} == {tuple(given.values()) or (common.IMAGENET_MEAN, common.IMAGENET_STD)}
+    assert run_cells(CHECK, network=network)["scaled"] == scaled
+    expected = {"v3plus_xception71": "xception71", "v3plus_lite0": "tf_efficientnet_lite0"}.get(network)
+    assert expected is None or timm.get_pretrained_cfg(expected).mean == scaled["mean"]
+
+
+def test_photos_are_scaled_alike_in_all_splits(toy, tmp_path, monkeypatch):
+    *_, train, val, options = handed_to_fit(toy, tmp_path, monkeypatch)
+    assert {(data.mean, data.std) for data in (train, val, options["test_data"])} == {tuple(HALVES.values())}
 
 
 # the whole notebook
 
 
-def run_notebook(out, kernel=False, **parameters):
-    """Summaries by folder name of a run, by papermill in a kernel or as a script."""
-    parameters = TINY | {"out_dir": str(out / "results")} | parameters
-    if not kernel:
-        run_script(NAME, out, **parameters)
-        return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
-    jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAME}.py"), out / "in.ipynb")
-    papermill.execute_notebook(str(out / "in.ipynb"), str(out / "out.ipynb"), parameters=parameters, cwd=str(ROOT), progress_bar=False)
+def run_notebook(out, **parameters):
+    """Summaries by folder name of a run as a script."""
+    run_script(NAME, out, **TINY | {"out_dir": str(out / "results")} | parameters)
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
 
 
-TAG = "-weightsnone-height64-crop64-batch_size3-epochs1-images6_seed42"
+TAG = "-weightsnone-height64-crop64-batch_size3-epochs1"
 PROXY = "proxy_64-crop64-images6_seed42"
+PPCE = f"ppce{TAG}-images6_seed42"
 
 
 @pytest.fixture(scope="module")
 def all_methods(toy, tmp_path_factory):
-    """(folder, summaries) of one run of all methods."""
+    """(folder, summaries) of one run of what quick mode trains."""
     out = tmp_path_factory.mktemp("all")
-    return out, run_notebook(out, kernel=True, data_dir=str(toy))
+    return out, run_notebook(out, data_dir=str(toy))
 
 
-def test_all_methods_run_under_papermill_and_leave_complete_results(all_methods):
+def test_all_recipes_run_and_leave_complete_results(nb, all_methods):
     out, summaries = all_methods
-    assert set(summaries) == {PROXY} | {name + TAG for name in ("ppce", "sobel_4", "semeda_4_2_0")}
-    losses = set()
+    recipes, losses = [], set()
     for name, summary in summaries.items():
         folder = out / "results" / NAME / "toy-quick" / name
         config, history = json.loads((folder / "config.json").read_text()), pd.read_csv(folder / "history.csv")
-        assert config["method"] == summary["method"] and (summary["mode"], summary["n_train"], summary["n_val"]) == ("quick", 6, 2)
+        assert config["method"] == summary["method"] and (summary["mode"], summary["n_train"], summary["n_val"]) == ("quick", 6, 3)
         assert np.isfinite(history["train_loss"]).all() and (folder / "best.safetensors").exists()
         if name == PROXY:
             continue
+        recipes.append(config["recipe"])
         losses.add(history["train_loss"][0])
         for scores in (summary["metrics"], summary["test"]):
-            assert {"miou", "accuracy", "iou", "e", "e_mean", "inside", "outside"} <= set(scores)
-            assert 0 < scores["e_mean"] < 1 and 0 < scores["miou"] < 1
-            assert all(list(scores[side]) == ["1", "2", "3", "5", "10"] for side in ("inside", "outside"))
-            assert [c for c, v in scores["e"].items() if v is None] == [c for c, v in scores["iou"].items() if v is None]
-        assert summary["weights"] == "none" and config["settings"].get("reduction") == (None if "ppce" in name else "elements")
-    assert len(losses) == 3, "three methods, three losses"
+            assert {"miou", "accuracy", "iou", "boundary_f1", "trimap_iou", "inside", "outside"} <= set(scores)
+            assert 0 < scores["miou"] < 1 and all(list(scores[side]) == ["1", "2", "3", "5", "10"] for side in ("inside", "outside"))
+        assert summary["weights"] == "none" and config["parent"] == ("" if name == PPCE else PPCE)
+        assert (summary["final"]["scale"] == 1) == ("matched" not in name)
+    assert sorted(recipes) == sorted(["ppce", *(f"{name}_lr3e-4" for name in nb.read_methods("tuned"))])
+    assert len(losses) == 7, "seven recipes, seven losses"
+
+
+def test_the_scores_kept_of_a_run_give_its_curves_again_also_of_one_drive(nb, all_methods):
+    out, summaries = all_methods
+    folder = out / "results" / NAME / "toy-quick" / PPCE
+    scores = nb.on_test(folder)
+    assert all(scores[side] == summaries[PPCE]["test"][side] for side in ("inside", "outside"))
+    assert scores["miou"] == pytest.approx(summaries[PPCE]["test"]["miou"])
+    city = str(np.load(folder / "test_per_image.npz")["image"][0]).split("/")[0]
+    assert set(nb.on_test(folder, city)) == set(scores)
+    with pytest.raises(common.StreetsError, match="has no picture of nowhere"):
+        nb.on_test(folder, "nowhere")
 
 
 def test_the_run_of_the_proxy_network_says_what_it_reached(nb, all_methods):
@@ -1186,31 +1179,28 @@ def test_the_run_of_the_proxy_network_says_what_it_reached(nb, all_methods):
     common.load_weights(folder / "best.safetensors", nb.EdgeNet())
 
 
-def test_a_later_run_finds_the_proxy_network_and_takes_a_whole_number_for_lambdas(toy, all_methods, tmp_path):
+def test_a_later_run_finds_the_proxy_network_and_needs_no_other_recipe(toy, all_methods, tmp_path):
     out, before = all_methods
     weights = out / "results" / NAME / "toy-quick" / PROXY / "best.safetensors"
     written = weights.stat().st_mtime_ns
     cv2.imwrite(str(tmp_path / "mine.jpg"), np.random.default_rng(0).integers(0, 255, (90, 130, 3), np.uint8))
-    after = run_notebook(tmp_path, data_dir=str(toy), out_dir=str(out / "results"), method="sobel", lambdas=2, epochs=1,
-                         photo=str(tmp_path / "mine.jpg"))
+    after = run_notebook(tmp_path, data_dir=str(toy), out_dir=str(out / "results"), method="sobel_2", photo=str(tmp_path / "mine.jpg"))
     assert not after  # it went to the other results
     later = {p.parent.name for p in (out / "results").rglob("summary.json")} - set(before)
-    assert later == {"sobel_2" + TAG} and weights.stat().st_mtime_ns == written
-    config = json.loads(next((out / "results").rglob(f"sobel_2{TAG}/config.json")).read_text())
-    assert config["recipe"] == "sobel_2" and "-p lambdas 2 " in config["recorded"]["command"] + " "
+    assert later == {f"sobel_2{TAG}-images6_seed42"} and weights.stat().st_mtime_ns == written
+    config = json.loads(next((out / "results").rglob(f"sobel_2{TAG}*/config.json")).read_text())
+    assert config["recipe"] == "sobel_2" and "-p method sobel_2 " in config["recorded"]["command"] + " "
+    assert config["arguments"]["recipe"] == {"loss": "sobel", "lambdas": [2.0]}
 
 
 def test_an_unknown_method_stops_the_notebook_before_anything_is_trained(toy, tmp_path):
-    with pytest.raises(common.StreetsError, match="^method does not know 'dice': use ppce, sobel, semeda, several with commas, or all.$"):
+    with pytest.raises(common.StreetsError, match="^method does not know 'dice': use all, direct, tuned, ppce"):
         run_notebook(tmp_path, data_dir=str(toy), method="dice")
     assert not list(tmp_path.rglob("config.json"))
 
 
 @pytest.mark.parametrize("lambdas", [(0, 0, 0), (1, 0, 0)])
-def test_a_method_of_ones_own_is_trained_or_refused_and_never_taken_for_another(nb, lambdas):
+def test_a_loss_of_ones_own_is_trained_or_refused_and_never_taken_for_another(nb, lambdas):
     batch = {"image": torch.zeros(1, 19, 16, 16), "label": torch.zeros(1, 16, 16, dtype=torch.long)}
-    with pytest.raises(common.StreetsError, match="training_loss does not know the method 'mine': give it a branch"):
+    with pytest.raises(common.StreetsError, match="training_loss does not know the loss 'mine': give it a branch"):
         nb.training_loss(lambda image: image, batch, "mine", lambdas, None)
-    for text in ("all", "1,2,3"):
-        with pytest.raises(common.StreetsError, match="METHODS: of 'mine' it is not known how many lambdas it reads"):
-            nb.plan_runs(["ppce", "mine"], text)

@@ -273,12 +273,25 @@ def test_scores_after_an_epoch_come_from_the_history(tmp_path):
 def test_folds_are_paired_with_themselves_and_count_as_one_run(tmp_path):
     for fold, (start, end) in enumerate(((0.6, 0.5), (0.7, 0.65), (0.8, 0.65)), start=1):
         final = {"held_out": {"low": {"best": start}}, "official_val": {"full": {"last": end}}}
-        put_run(tmp_path, f"fold{fold}", notebook="03_unet_resnet50_cv", miou=start, final=final, facts={"fold": fold, "variant": None}, n_train=1980 + fold)
+        put_run(tmp_path, f"image-fold{fold}", notebook="03_unet_resnet50_cv", miou=start, final=final, facts={"fold": fold, "variant": None}, n_train=1980 + fold)
     page = page_of(tmp_path)
     row = row_of(page, "The score falls from the held-out fold at low")
     assert row[1:4] == ["-2.21", "-10.00", "1"] and row[-1].startswith("One seed")
     spread = row_of(page, "The score is stable: standard deviation over the folds at low")
     assert spread[1:3] == ["1.15", "10.00"] and spread[-1].startswith("Shown, not judged.")
+
+
+def test_folds_by_image_and_by_city_are_compared_fold_by_fold_although_their_sizes_differ(tmp_path):
+    for seed in range(2):
+        for kind, scores in {"image": (0.6, 0.7, 0.8), "city": (0.55, 0.5, 0.6 + 0.01 * seed)}.items():
+            for fold, last in enumerate(scores, start=1):
+                final = {"held_out": {"low": {"last": last}}}
+                put_run(tmp_path, f"{kind}-fold{fold}", seed, notebook="03_unet_resnet50_cv", final=final, facts={"variant": None},
+                        n_train=len(kind) * 100 + fold, dataset="camvid11", mode="laptop")  # fmt: skip
+    row = row_of(page_of(tmp_path), "Folds by image score higher than folds by city")
+    assert row[2].startswith("+14.83") and row[3] == "2" and row[-1].startswith("Points the claimed way.")
+    assert not any("folds image, source" in reason for run in report.read_runs(tmp_path)[0] for reason in run.reasons)
+    assert "folds city, source image" in report.read_runs(tmp_path)[0][0].reasons
 
 
 def test_the_share_of_classes_that_gain_is_shown_and_not_judged(tmp_path):

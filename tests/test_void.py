@@ -39,7 +39,7 @@ def loss_of_03(nb):
 
 def loss_of_04(nb, approach):
     recipe = nb.APPROACHES[approach]
-    return lambda logits: nb.hybrid_loss(logits[:, :7], VOID, recipe["terms"], recipe["class_weights"])
+    return lambda logits: nb.hybrid_loss(logits[:, :7], VOID, recipe["terms"], recipe.get("class_weights"))
 
 
 def loss_of_05(nb, method, reduction):

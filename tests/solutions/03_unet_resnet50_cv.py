@@ -2,7 +2,7 @@
 
 # %% Exercise 3.1: solution (1 point)
 def share_learnt_twice(k):
-    """Share (0 to 1) of one network's training images that another one has too, with k >= 2 folds of equal size."""
+    """Share (0 to 1) of a network's training pictures that another has, too; k >= 2."""
     ### BEGIN SOLUTION
     # each learns from k - 1 folds, and of these the one that the other network holds out is missing there
     return (k - 2) / (k - 1)
@@ -21,7 +21,7 @@ def share_learnt_twice(k):
 
 # %% Exercise 3.2: solution (3 points)
 def scale_about_middle(image, label, factor, size):
-    """Image (H, W, 3) and label (H, W) scaled about the middle, padded (0, void 255) or cropped to (H, W), at `size`."""
+    """Image (H, W, 3), label (H, W) scaled, padded (0, 255) or cropped, at `size`."""
     ### BEGIN SOLUTION
     h, w = label.shape
     image, label = common.resize_pair(image, label, (round(h * factor), round(w * factor)))
@@ -34,15 +34,14 @@ def scale_about_middle(image, label, factor, size):
 
 # %% Exercise 3.2: hidden tests
 for factor, half in ((0.75, 3), (1.25, 5), (2.0, 8)):
-    box = [32 - half, 16 - half, 32 + half, 16 + half]
-    common.check(f"box, scaled by {factor}", box_of_square(scale_about_middle, factor), box)
     image_seen, label_seen = scaled_square(scale_about_middle, factor)
+    common.check(f"box, scaled by {factor}", box_of(label_seen == 11), [32 - half, 16 - half, 32 + half, 16 + half])
     common.check("shapes are right", (image_seen.shape, label_seen.shape) == ((32, 64, 3), (32, 64)), True)
     common.check("share of void", (label_seen == 255).mean(), max(0, 1 - factor**2), tolerance=1e-3)
     common.check("pixels that are void but not black", ((image_seen[..., 0] < 40) != (label_seen == 255)).sum(), 0)
     common.check("pixels where image and label differ", ((image_seen[..., 0] > 160) != (label_seen == 11)).sum(), 0)
-squeezed = box_of_square(scale_about_middle, 1.0, size=(64, 64))
-common.check("box for a network that sees 64 x 64", squeezed, [28, 24, 36, 40])
+_, squeezed = scaled_square(scale_about_middle, 1.0, size=(64, 64))
+common.check("box for a network that sees 64 x 64", box_of(squeezed == 11), [28, 24, 36, 40])
 
 # %% Exercise 3.2: a wrong answer
 def scale_about_middle(image, label, factor, size):
@@ -57,32 +56,46 @@ def scale_about_middle(image, label, factor, size):
     return common.resize_pair(image, label, size)
 
 # %% Exercise 3.3: solution (2 points)
-def half_width_of_mean(scores):
-    """Half-width of the 95 % Student interval for the mean of independent scores; nan for a single one."""
+def interval_of_blocks(a, b, blocks, repeats=200, seed=0):
+    """Central 95 % of the mean of a - b, scores (N,) each, for drawn blocks (N,)."""
     ### BEGIN SOLUTION
-    from scipy import stats
-
-    n = len(scores)
-    if n < 2:
-        return float("nan")
-    return stats.t.ppf(0.975, n - 1) * np.std(scores, ddof=1) / np.sqrt(n)
+    rng, differences = np.random.default_rng(seed), []
+    members = [np.flatnonzero(blocks == name) for name in np.unique(blocks)]
+    for _ in range(repeats):
+        drawn = np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))])
+        differences.append(a[drawn].mean() - b[drawn].mean())
+    return np.quantile(differences, [0.025, 0.975])
     ### END SOLUTION
 
 # %% Exercise 3.3: hidden tests
-for n in (2, 3, 5, 30):
-    seeds = (67 + np.random.default_rng(n).normal(size=n)).tolist()
-    common.check(f"half-width for {n} scores", half_width_of_mean(seeds), common.student_interval(seeds)[1])
-common.check("half-width for a single score", half_width_of_mean([67.0]), float("nan"))
+sizes = np.array([1, 30, 4, 12, 2, 25, 9, 17])
+ids = np.repeat([5, 2, 9, 11, 40, 1, 7, 3], sizes)
+worth = np.repeat([0.5, 0.1, -0.3, 0.2, -0.6, 0.05, 0.4, -0.1], sizes)
+order = np.random.default_rng(4).permutation(len(ids))  # blocks that do not stand side by side
+times = np.random.default_rng(5).multinomial(8, np.full(8, 1 / 8), size=20000)
+of_blocks = np.array([0.5, 0.1, -0.3, 0.2, -0.6, 0.05, 0.4, -0.1])
+wanted = np.quantile((times @ (sizes * of_blocks)) / (times @ sizes), [0.025, 0.975])
+found = np.array(interval_of_blocks((worth + 0.5)[order], np.full(len(ids), 0.5), ids[order], repeats=3000))
+common.check("blocks of different lengths", found, wanted, tolerance=0.03)
+everything = interval_of_blocks(worth, worth - 0.25, ids)
+common.check("a difference that is everywhere the same", np.array(everything), [0.25, 0.25])
 
 # %% Exercise 3.3: a wrong answer
-def half_width_of_mean(scores):
-    """The quantile for three scores, whatever their number."""
-    return 4.303 * np.std(scores, ddof=1) / np.sqrt(len(scores))
+def interval_of_blocks(a, b, blocks, repeats=200, seed=0):
+    """Takes ten neighbours for a block, whatever the ids say."""
+    rng, differences = np.random.default_rng(seed), []
+    for _ in range(repeats):
+        starts = 10 * rng.integers(len(a) // 10, size=len(a) // 10)
+        drawn = (starts[:, None] + np.arange(10)).ravel()
+        differences.append(a[drawn].mean() - b[drawn].mean())
+    return np.quantile(differences, [0.025, 0.975])
 
 # %% Exercise 3.4: solution (4 points)
 def shares_of_drop(score, steps):
-    """{step: mean over all orders of the change of score(taken) at that step}; `steps` is a list of names."""
+    """{step: mean over all orders of the change of score(taken) at that step}."""
     ### BEGIN SOLUTION
+    from itertools import permutations
+
     orders = list(permutations(steps))
     shares = dict.fromkeys(steps, 0.0)
     for order in orders:

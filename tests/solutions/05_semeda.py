@@ -1,30 +1,30 @@
 """Solutions, hidden tests and typical wrong answers to the exercises of notebooks/05_semeda.py, cell by cell."""
 
 # %% Exercise 5.1: solution (1 point)
-def diagonal_seam_widths():
-    """Edge pixels in one row of a diagonal seam: (with 8 neighbours, with 4 neighbours)."""
+def diagonal_edge_widths():
+    """Edge pixels in one row of a diagonal edge: (8 neighbours, 4 neighbours)."""
     ### BEGIN SOLUTION
     return 4, 2
     ### END SOLUTION
 
 # %% Exercise 5.1: hidden tests
-halves = (torch.arange(12)[None] > torch.arange(12)[:, None]).long()
-of_eight = semantic_edges(halves[None])[0][0, 6].sum()
-of_four = torch.stack([halves != halves.roll(step, axis) for step in (1, -1) for axis in (0, 1)]).any(0)[6, 1:-1].sum()
-common.check("both", diagonal_seam_widths(), [int(of_eight), int(of_four)])
+corner = (torch.arange(12)[None] > torch.arange(12)[:, None]).long()
+of_eight = semantic_edges(corner[None])[0][0, 6].sum()
+of_four = torch.stack([corner != corner.roll(step, axis) for step in (1, -1) for axis in (0, 1)]).any(0)[6, 1:-1].sum()
+common.check("both", diagonal_edge_widths(), [int(of_eight), int(of_four)])
 
 # %% Exercise 5.1: a wrong answer
-def diagonal_seam_widths():
-    """Edge pixels in one row of a diagonal seam: (with 8 neighbours, with 4 neighbours)."""
+def diagonal_edge_widths():
+    """Counts one side only."""
     return 3, 2
 
 # %% Exercise 5.2: solution (3 points)
-def trimap_miou_mended(preds, labels, radius, num_classes):
-    """mIoU within a radius of the seams, for predictions and labels (N, H, W) uint8, void 255; nan where there is no seam."""
+def trimap_miou(preds, labels, radius, num_classes):
+    """Mean IoU near the edges, of predictions and labels (N, H, W) uint8, void 255."""
     ### BEGIN SOLUTION
     confusion = np.zeros((num_classes, num_classes), int)
     for pred, label in zip(preds, labels):
-        band = common.trimap_band(label, num_classes, radius)
+        band = near_edges(label, radius)
         confusion += common.confusion_matrix(pred[band], label[band], num_classes)
     return common.miou(confusion)
     ### END SOLUTION
@@ -33,22 +33,22 @@ def trimap_miou_mended(preds, labels, radius, num_classes):
 draw = np.random.default_rng(0)
 labels, preds = (draw.integers(0, [[[2]], [[3]], [[5]]], (3, 4, 5), np.uint8).repeat(8, 1).repeat(8, 2) for _ in range(2))
 labels[2][:9] = 255
-pairs = [np.stack([p, t])[:, common.trimap_band(t, 6, 2)] for p, t in zip(preds, labels)]
+pairs = [np.stack([p, t])[:, near_edges(t, 2)] for p, t in zip(preds, labels)]
 pooled = common.miou(common.confusion_matrix(*np.concatenate(pairs, axis=1), 6))
-common.check("three images", trimap_miou_mended(preds, labels, 2, 6), pooled)
+common.check("three pictures", trimap_miou(preds, labels, 2, 6), pooled)
 
 # %% Exercise 5.2: a wrong answer
-def trimap_miou_mended(preds, labels, radius, num_classes):
-    """mIoU within a radius of the seams, for predictions and labels (N, H, W) uint8, void 255; nan where there is no seam."""
+def trimap_miou(preds, labels, radius, num_classes):
+    """Bands and classes are right, but it is a mean over pictures."""
     scores = []
     for pred, label in zip(preds, labels):
-        band = common.trimap_band(label, num_classes, radius)
+        band = near_edges(label, radius)
         scores.append(common.miou(common.confusion_matrix(pred[band], label[band], num_classes)))
     return float(np.mean(scores))
 
 # %% Exercise 5.3: solution (3 points)
 def with_unit_embeddings(proxy, label):
-    """Copy of an EdgeNet that answers alike and whose first two embeddings of the one-hot label (B, H, W) have the mean 1."""
+    """Copy of an EdgeNet with the same answers, whose embeddings have the mean 1."""
     ### BEGIN SOLUTION
     scaled = copy.deepcopy(proxy)
     first, second, third = scaled.layers
@@ -63,16 +63,16 @@ def with_unit_embeddings(proxy, label):
     ### END SOLUTION
 
 # %% Exercise 5.3: hidden tests
-net = EdgeNet(4)
-before = [e.detach() for e in net.embeddings(one_hot(streets, 4))]
-after = with_unit_embeddings(net, streets).embeddings(one_hot(streets, 4))
+tiny = EdgeNet(4)
+before = [e.detach() for e in tiny.embeddings(one_hot(streets, 4))]
+after = with_unit_embeddings(tiny, streets).embeddings(one_hot(streets, 4))
 common.check("means", [e.mean().item() for e in after[:2]], [1, 1])
 common.check("largest difference to the answers before", (after[2] - before[2]).abs().max(), 0)
-common.check("change of the given network", (net.embeddings(one_hot(streets, 4))[0] - before[0]).abs().max(), 0)
+common.check("change of the given network", (tiny.embeddings(one_hot(streets, 4))[0] - before[0]).abs().max(), 0)
 
 # %% Exercise 5.3: a wrong answer
 def with_unit_embeddings(proxy, label):
-    """Copy of an EdgeNet that answers alike and whose first two embeddings of the one-hot label (B, H, W) have the mean 1."""
+    """Changes the network that it was given."""
     first, second, third = proxy.layers
     with torch.no_grad():
         a, b = (e.mean() for e in proxy.embeddings(one_hot(label, first.in_channels), 2))
@@ -84,26 +84,30 @@ def with_unit_embeddings(proxy, label):
     return proxy
 
 # %% Exercise 5.4: solution (2 points)
-def e_of_rare_class(r):
-    """E-measure of a class with a vanishing share of the pixels, a fraction r (0 to 1) of which is found, no false alarms."""
+def shares_of_taps(cells, rate):
+    """Share of the positions at which each tap reads the map, (3, 3) in [0, 1]."""
     ### BEGIN SOLUTION
-    xi = 2 * r / (1 + r**2)  # b = r * a
-    return (1 + xi) ** 2 / 4
+    outer = max(0, cells - rate) / cells
+    along = np.array([outer, 1, outer])
+    return np.outer(along, along)
     ### END SOLUTION
 
 # %% Exercise 5.4: hidden tests
-for tenths in (1, 3, 5, 9):
-    counts = np.array([[[10**9, 0], [1000 * (10 - tenths), 1000 * tenths]]])
-    common.check(f"{tenths} tenths found", e_of_rare_class(tenths / 10), e_measure(counts)[0, 1], tolerance=1e-4)
+for cells, rate in ((8, 6), (8, 8), (8, 12), (20, 18), (5, 1)):
+    conv = nn.Conv2d(1, 1, 3, padding=rate, dilation=rate, bias=False)
+    conv(torch.ones(1, 1, cells, cells)).mean().backward()  # the gradient of a tap counts where it reads a 1
+    common.check(f"{cells} cells, rate {rate}", shares_of_taps(cells, rate), conv.weight.grad[0, 0])
 
 # %% Exercise 5.4: a wrong answer
-def e_of_rare_class(r):
-    """E-measure of a class with a vanishing share of the pixels, a fraction r (0 to 1) of which is found, no false alarms."""
-    return 0.25 + 0.75 * r
+def shares_of_taps(cells, rate):
+    """Forgets that a share cannot be negative: two taps that never read would multiply to a positive one."""
+    outer = (cells - rate) / cells
+    along = np.array([outer, 1, outer])
+    return np.outer(along, along)
 
 # %% Exercise 5.5: solution (4 points)
 def soft_edge_loss(probs, label):
-    """(loss, share that flat pixels pay) of probabilities (B, C, H, W) and a label (B, H, W), void 255; two scalars."""
+    """(loss, share that flat pixels pay), of probs (B, C, H, W) and label (B, H, W)."""
     ### BEGIN SOLUTION
     edges, valid = semantic_edges(label)
     highest = F.max_pool2d(probs, 3, stride=1, padding=1)
@@ -134,7 +138,7 @@ common.check("nothing valid", [float(x) for x in soft_edge_loss(probs.detach(), 
 
 # %% Exercise 5.5: a wrong answer
 def soft_edge_loss(probs, label):
-    """(loss, share that flat pixels pay) of probabilities (B, C, H, W) and a label (B, H, W), void 255; two scalars."""
+    """Takes all labelled pixels, also those beside void."""
     edges, valid = semantic_edges(label)[0], label != 255
     highest = F.max_pool2d(probs, 3, stride=1, padding=1)
     lowest = -F.max_pool2d(-probs, 3, stride=1, padding=1)
