@@ -18,7 +18,7 @@
 #
 # You train one network four times, and only its loss changes: cross-entropy alone, with Dice, with a boundary loss, with both.
 # In a published study of twelve long trainings the answer depends on the score: Dice gains 1.6 points of IoU near contours and loses
-# .8 of contour F1. The boundary loss moves both by a tenth of a point, and you will see how little it pulls.
+# .8 of contour F1. The boundary loss moves both by about a tenth of a point, and you will see how little it pulls.
 #
 # TODO-EVIDENCE picture `.github/06_four_losses.jpg`: a street of CamVid, its label, and what A, B, C and D make of it.
 #
@@ -165,9 +165,6 @@ NETWORKS = {
              "pretrained": "fcmae_ft_in22k_in1k_384", "decoder_width": 512},
 }
 
-# %% [markdown]
-# Mode and parameters together make what will run here:
-
 # %%
 import common
 import data_prep
@@ -203,7 +200,8 @@ size = common.network_size(splits["train"][0], settings["height"])
 print({name: len(frames) for name, frames in splits.items()}, "at", size)
 
 # %% [markdown]
-# We will come back to one street, which is to show both a car and a pole. Here are forty to choose from:
+# We will come back to one street, which is to show both a car and a pole. Of forty we take the one whose smaller amount of the two
+# is largest; a car's pixels count a tenth, as cars are thick.
 
 # %%
 import numpy as np
@@ -212,19 +210,14 @@ scheme = common.SCHEMES["cityscapes19"]
 CAR, POLE = 13, 5
 scenes = common.StreetScenes(common.evenly(splits["train"], 40), size, **scaling)
 labels = [scenes.read(k)[1] for k in range(len(scenes))]
-
-# %% [markdown]
-# We take the street whose smaller amount of the two is largest. A car's pixels count a tenth, as cars are thick:
-
-# %%
 best = max(range(len(scenes)),
            key=lambda k: min((labels[k] == CAR).sum() / 10, (labels[k] == POLE).sum()))
 picture, label = scenes.read(best)
 common.show(common.show_pair(picture, label, scheme))
 
 # %% [markdown]
-# A pole is a few pixels wide. Shift the label by four, and the pole stands beside itself, while the car is still mostly a car. What
-# do our three losses say to that?
+# A pole is a few pixels wide. Shift the label by four, and the pole stands beside itself, while the car still covers most of itself.
+# What do our three losses say to that?
 #
 # ## Cross-entropy counts pixels
 #
@@ -233,7 +226,7 @@ common.show(common.show_pair(picture, label, scheme))
 #
 # $$L_{CE} = -\frac{1}{|V|}\sum_{x\in V}\sum_c y_c(x) \log p_c(x)$$
 #
-# In code $y$ is a mask for each class:
+# In code $y$ is a mask for each class, and class weights (notebook 02) count above and below the line:
 
 # %%
 import torch
@@ -246,10 +239,6 @@ def one_hot(label, num_classes=19):
     return label[:, None] == classes[:, None, None]
 
 
-# %% [markdown]
-# The formula follows. With class weights, as in notebook 02, each class's pixels count more or less, above and below the line:
-
-# %%
 def cross_entropy(log_probs, label, class_weights=None):
     """Mean of -log p of the true class; log_probs (B, C, H, W), label (B, H, W)."""
     y = one_hot(label, log_probs.shape[1])
@@ -281,9 +270,8 @@ def dice_loss(probs, label, smooth=1.0):
 # %% [markdown]
 # ## The boundary loss counts distances
 #
-# Neither of the two knows *how far* a wrong pixel lies from where it belongs. SciPy measures such distances:
-# `distance_transform_edt` gives every `True` pixel its distance to the nearest `False` one. Here is a small bus, from outside and
-# from inside:
+# Neither of the two knows *how far* a wrong pixel lies from where it belongs. SciPy's `distance_transform_edt` does: it gives every
+# `True` pixel its distance to the nearest `False` one. Here is a small bus, from outside and from inside:
 
 # %%
 from scipy.ndimage import distance_transform_edt
@@ -295,8 +283,8 @@ inside = distance_transform_edt(bus)  # to the nearest pixel of anything else
 print(outside.round(1)[:3], inside.round(1)[:4], sep="\n\n")
 
 # %% [markdown]
-# Outside, the numbers grow away from the bus; inside, they grow to 3 in its middle. The *signed distance map* $\phi$ is positive
-# outside and negative inside. On the rim, the outermost pixels of the bus, it is to be 0, so we subtract 1 inside:
+# The first grow away from the bus, the second to 3 in its middle. The *signed distance map* $\phi$ is positive outside and negative
+# inside. On the rim, the outermost pixels of the bus, it is to be 0, so we subtract 1 inside:
 
 # %%
 def signed_distance(mask):
@@ -318,8 +306,7 @@ ours = np.stack([signed_distance(label == c) for c in there])
 print("largest difference:", np.abs(ours - pixels[there]).max())
 
 # %% [markdown]
-# They differ by rounding. Here are the maps of cars and poles. White is the rim, red outside, blue inside, each with a scale of its
-# own:
+# Here are the maps of cars and poles. White is the rim, red outside, blue inside, each with a scale of its own:
 
 # %%
 import matplotlib.pyplot as plt
@@ -329,7 +316,8 @@ fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.2), layout="constrained")
 for axis, c in zip(axes, (CAR, POLE)):
     low, high = min(pixels[c].min(), -1), max(pixels[c].max(), 1)
     shown = axis.imshow(pixels[c], cmap="RdBu_r", norm=TwoSlopeNorm(0, low, high))
-    fig.colorbar(shown, ax=axis, label="phi in pixels", ticks=[low, 0, high], format="%.0f")
+    fig.colorbar(shown, ax=axis, label="phi in pixels", ticks=[low, 0, high],
+                 format="%.0f")
     axis.set_title(f"{scheme.classes[c]}: down to {pixels[c].min():.0f}", fontsize=10)
     axis.set_axis_off()
 common.show(fig)
@@ -344,8 +332,8 @@ common.show(fig)
 # is no bug: a loss only has to fall when things get better.
 #
 # Its size depends on the unit of $\phi$. The source clips distances at 127 pixels, stores them as bytes, and scales them to [-1, 1].
-# How, its text does not say. We divide by 127 (`norm = "clip127"`). Its README, as an example, divides by the largest distance of
-# each class (`norm = "readme"`), and `norm = "none"` keeps pixels, as Kervadec's code does.
+# How, its text does not say. We divide by 127; `norm = "readme"` scales as an example in its README does, and `norm = "none"` keeps
+# pixels, as Kervadec's code does.
 
 # %%
 def distance_targets(label, num_classes, norm):
@@ -357,7 +345,7 @@ def distance_targets(label, num_classes, norm):
 
 
 # %% [markdown]
-# The loss is the formula. Void does not count, and bytes are divided by 127 here:
+# The formula; void does not count:
 
 # %%
 def boundary_loss(probs, phi, label):
@@ -369,7 +357,7 @@ def boundary_loss(probs, phi, label):
 
 
 # %% [markdown]
-# Now we can ask the three. We need predictions as probabilities: the predicted class gets 99 %, the others share the rest.
+# To ask the three losses we need probabilities. The predicted class gets 99 %, the others share the rest:
 
 # %%
 def soft_one_hot(label, num_classes=19, confidence=0.99):
@@ -406,8 +394,8 @@ for name, guess in guesses.items():
 # | C | $L_{CE} + \lambda_d L_{Dice} + \lambda_b L_B$ |
 # | D | $L_{CE} + \lambda_b L_B$ |
 #
-# with $\lambda_d = 1$ and $\lambda_b = 0.2$, as in the source. (The one configuration that its author published, later and of B,
-# halves both terms and weighs the classes: `recipe = "author_config"`.)
+# with $\lambda_d = 1$ and $\lambda_b = 0.2$, as in the source. (A configuration of B that its author published later halves both terms
+# and weighs the classes: `recipe = "author_config"`.)
 
 # %%
 def loss_terms(variant, recipe, lambda_d, lambda_b):
@@ -419,8 +407,7 @@ def loss_terms(variant, recipe, lambda_d, lambda_b):
 
 
 # %% [markdown]
-# You can add a loss of your own: a function of log probabilities (B, C, H, W) and label (B, H, W), say `focal_loss(log_probs,
-# label)`, and an entry in `VARIANTS`, say `"E": ("ce", "focal")`. It gets the weight 1.
+# Terms of your own would go in here (see *To go further*):
 
 # %%
 OURS = ("ce", "dice", "boundary")
@@ -452,8 +439,8 @@ def composite_as_written(logits, batch, terms, class_weights=None, own=None):
 
 
 # %% [markdown]
-# We train with the same sum, written for speed. You can skip these two cells at first reading. All three losses are made of a few
-# sums over pixels:
+# We train with the same sum, written for speed; you can skip these two cells at first reading. All three losses come from a few sums
+# over pixels:
 
 # %%
 def pixel_sums(logits, label, phi=None, class_weights=None):
@@ -471,7 +458,7 @@ def pixel_sums(logits, label, phi=None, class_weights=None):
 
 
 # %% [markdown]
-# Taken over strips of rows that fit into a cache, and added up, they give the same value and gradient TODO-RATIO2 times faster
+# Added up over strips of rows that fit into a cache, they give the same value and gradient TODO-RATIO2 times faster
 # (`tests/bench_composite.py`):
 
 # %%
@@ -545,7 +532,7 @@ def fcn_head(channels, num_classes):
 
 
 # %% [markdown]
-# Both heads' logits are enlarged to the size of the photo. Once trained, the network answers with the first alone:
+# The logits of both are enlarged to the size of the photo. Outside of training there is only the first:
 
 # %%
 class UPerNetWithAux(nn.Module):
@@ -593,12 +580,11 @@ for name, part in net.named_children():
 del net
 
 # %% [markdown]
-# Three quarters of the parameters are the encoder's. The finest map that UPerNet reads has one value for 4x4 pixels: a pole four pixels wide is one
-# value wide.
+# The finest map that UPerNet reads has one value for 4x4 pixels: a pole four pixels wide is one value wide.
 #
 # ### The rest of the recipe
 #
-# Photos are flipped, their colours jittered, half of them blurred. (The source does the same and does not say how strongly.)
+# Half of the photos are mirrored, all get other colours, half are blurred. (The source does not say how strongly.)
 
 # %%
 import cv2
@@ -644,17 +630,13 @@ def frequency_weights(frames, scheme):
     return torch.from_numpy(weights / weights[counts > 0].mean()).float()
 
 
-# %% [markdown]
-# Here are those of road, pole and traffic light:
-
-# %%
 class_weights = None
 if recipe == "author_config" or settings["class_weights"] == "inverse_sqrt":
     class_weights = frequency_weights(splits["train"], scheme)
     print({scheme.classes[c]: round(class_weights[c].item(), 2) for c in (0, POLE, 6)})
 
 # %% [markdown]
-# A pixel of a pole weighs nearly eight times as much as one of road. (The weights are for cross-entropy alone.)
+# In cross-entropy a pixel of a pole weighs nearly eight times as much as one of road.
 #
 # The learning rate falls to zero: along the source's straight line, or in *one cycle*, a short rise and a long fall.
 
@@ -672,7 +654,7 @@ def make_scheduler(optimizer, settings, steps_per_epoch):
 
 
 # %% [markdown]
-# The encoder starts from ImageNet weights, if they can be had. Which it got is returned, too, for the record:
+# The encoder starts from ImageNet weights, if they can be had:
 
 # %%
 def build_network(settings, weights):
@@ -688,8 +670,8 @@ def build_network(settings, weights):
 
 
 # %% [markdown]
-# Contours are scored by the *boundary F1* and the *trimap IoU* of notebook 04. The source's F1 also counts the picture's frame and
-# the rim of void as contours, and these always match. We judge our own runs by the *strict* one, which leaves them out.
+# Contours are scored by the *boundary F1* and the *trimap IoU* of notebook 04. The source's F1 also counts the frame of the picture
+# and the rim of void, which match for nothing. We judge our own runs by the *strict* one, which leaves them out:
 
 # %%
 def strict_contours(pred, truth):
@@ -699,7 +681,7 @@ def strict_contours(pred, truth):
 
 
 # %% [markdown]
-# And one training whole. `common.fit` is the loop of notebook 02, grown up.
+# And one training, whole. `common.fit` is the loop of notebook 02, grown up:
 
 # %%
 from functools import partial
@@ -743,10 +725,9 @@ def train_variant(folder, terms, own, class_weights, settings, size, splits, wei
 
 
 # %% [markdown]
-# As in the source, the last epoch counts. (If the last batches of an epoch are fewer than `accumulation`, the source drops them. Here
-# they make one more step, smaller and noisier than the others.)
-#
-# A without a boundary loss is the same run whatever $\lambda_b$ is. So that it is not trained twice, we say what a loss does not read:
+# As in the source, the last epoch counts. (If its last batches are fewer than `accumulation`, the source drops them. Here they make one
+# more step, smaller and noisier than the others.) A is the same run whatever $\lambda_b$ is. So that it is not trained twice, we say
+# what a loss does not read:
 
 # %%
 def unread(terms):
@@ -814,9 +795,6 @@ view = int(np.argmax(thin))
 seen_photo, seen_label = streets[view]
 seen = {k: common.predict(models[k], seen_photo, size, **scaling) for k in models}
 
-# %% [markdown]
-# Photo, label, and what the four networks say:
-
 # %%
 panels = {"photo": seen_photo, "label": common.as_colors(seen_label, scheme)}
 panels |= {f"variant {k}": common.as_colors(one, scheme) for k, one in seen.items()}
@@ -832,11 +810,10 @@ common.class_legend(fig, scheme, np.unique(seen_label[seen_label < 255]))
 common.show(fig)
 
 # %% [markdown]
-# Can you tell them apart? Trees and the edge of the road are well drawn by all; signs and people are blobs for all, and thin poles
-# are missed by all. (The bonnet below is void: nobody told the networks what to say there.)
+# Can you tell them apart? All draw trees and the edge of the road well, make blobs of signs and people, and miss thin poles. (The bonnet
+# below is void: nobody told the networks what to say there.)
 #
-# Now in numbers, in per cent. Beside ours stand the published ones, of 160 epochs on Cityscapes. The *majority class* names one
-# class everywhere:
+# Now in per cent, beside the published scores, of 160 epochs on Cityscapes. The *majority class* names one class everywhere:
 
 # %%
 import pandas as pd
@@ -856,9 +833,9 @@ pd.concat({"ours": pd.DataFrame(ours).T.round(1),
 
 # %% [markdown]
 # **So which loss draws the sharpest streets?** By the published numbers that depends on the score. With Dice (B, C) the trimap IoU is
-# 1.6 points better, without it (A, D) the boundary F1 is .8 better. In mIoU the four are within .6, and D leads. The boundary loss,
-# from A to D or from B to C, moves the contour scores by .05 to .11. Ours, from 42.7 to 43.5 in mIoU, are one seed on toy streets,
-# and prove nothing.
+# 1.6 points better, without it (A, D) the boundary F1 is .8 better. The boundary loss, from A to D or from B to C, moves the two by
+# .05 to .11. In mIoU the four are within .6, and D leads. Ours, from 42.7 to 43.5 in mIoU, are one seed on toy streets, and prove
+# nothing.
 #
 # To look around in the pictures, open this page in a browser:
 
@@ -873,9 +850,9 @@ print(f"{page.parent.name}/{page.name}, {page.stat().st_size / 1e6:.1f} MB")
 # %% [markdown]
 # ## How strongly does each loss pull?
 #
-# The source proposes *gradient interference* as the reason for its results: near a contour Dice and boundary loss push the same way;
-# inside of regions Dice still pushes while the boundary loss is nearly neutral, and so Dice keeps it from its last adjustments. It
-# adds that it did not measure this. We can. What a loss wants is its gradient at the logits, one number per pixel and class:
+# The source supposes *gradient interference*: near a contour Dice and boundary loss push the same way; inside of regions Dice still
+# pushes while the boundary loss is nearly neutral, and so Dice keeps it from its last adjustments. It did not measure this, it adds.
+# We can. What a loss wants is its gradient at the logits:
 
 # %%
 def term_gradients(logits, batch, terms, class_weights=None):
@@ -889,7 +866,8 @@ def term_gradients(logits, batch, terms, class_weights=None):
 
 
 # %% [markdown]
-# As in notebook 05, a loss is strong if this gradient is long. We take four val streets with their distance maps,
+# As in notebook 05, a loss is strong if this gradient is long. We take four val streets with their distance maps, and two networks:
+# the one that every variant starts from, and the first of our trained ones, A.
 
 # %%
 from torch.utils.data import default_collate
@@ -899,11 +877,6 @@ judged = common.StreetScenes(common.evenly(splits["val"], 4), size, targets=targ
                              **scaling)
 held_out = default_collate([judged[k] for k in range(len(judged))])
 all_terms = loss_terms("C", "paper", lambda_d or 1.0, lambda_b or 0.2)
-
-# %% [markdown]
-# and two networks: the one that every variant starts from, and the first of our trained ones, A:
-
-# %%
 torch.manual_seed(seed)
 stages = {"at the start": build_network(settings, weights)[0].eval(),
           "trained": next(iter(models.values())).cpu()}
@@ -920,7 +893,7 @@ def cosine(a, b, mask):
 
 
 # %% [markdown]
-# We ask near the seams between classes and inside of the regions, and compare the lengths with that of cross-entropy's gradient:
+# We ask near the seams between classes and inside of the regions, and measure lengths by that of cross-entropy's gradient:
 
 # %%
 bands = [common.trimap_band(one.numpy(), 19, radius=1) for one in held_out["label"]]
@@ -940,9 +913,9 @@ pd.DataFrame(table).T.round(4)
 
 # %% [markdown]
 # At the start Dice pulls with .02 of cross-entropy's strength, after training with .28; the boundary loss with less than a thousandth
-# both times. And no cosine of the two is negative, neither near seams nor inside. On these four toy streets they do not pull apart. The
-# boundary loss is weak beside Dice, as the source supposes, but not only inside. Where do they pull? One street after training, with one scale for
-# all three; yellow is strong, and void gets nothing:
+# both times. No cosine is negative: on these four toy streets the two do not pull apart. The boundary loss is weak beside Dice, as the
+# source supposes, but not only inside. Here is one street after training, with one scale for all three; yellow is strong, and void gets
+# nothing:
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(8.5, 1.9), layout="constrained")
@@ -956,10 +929,8 @@ fig.colorbar(shown, ax=axes, label="log10 of the pull")
 common.show(fig)
 
 # %% [markdown]
-# Cross-entropy and Dice pull at contours, where the network is in doubt. The boundary loss is dark everywhere.
-#
-# What if it were stronger? Its pull grows in proportion to $\lambda_b$. So we can say which $\lambda_b$ gives it any share of
-# cross-entropy's pull:
+# Cross-entropy and Dice pull at contours, where the network is in doubt. The boundary loss is dark everywhere. Which $\lambda_b$ would
+# give it a tenth of cross-entropy's pull, with our distances and with distances in pixels?
 
 # %%
 def lambda_for(share, logits, batch, class_weights=None):
@@ -968,9 +939,6 @@ def lambda_for(share, logits, batch, class_weights=None):
     found = term_gradients(logits, batch, terms, class_weights)
     return share * found["ce"].norm().item() / found["boundary"].norm().item()
 
-
-# %% [markdown]
-# How much is a tenth, with our distances and with distances in pixels?
 
 # %%
 in_pixels = [distance_targets(one.numpy().astype(np.uint8), 19, "none")["phi"]
@@ -981,17 +949,16 @@ for name, example in {norm: held_out, "none (pixels)": raw}.items():
           f"{lambda_for(0.1, logits, example, class_weights):.3g}")
 
 # %% [markdown]
-# A tenth takes a $\lambda_b$ of 56 with distances divided by 127, and .41 with distances in pixels. The source has .2. A $\lambda_b$ means
-# nothing without the unit of $\phi$. On CamVid, below, we train D also with distances in pixels and the $\lambda_b$ of a tenth.
+# 56 if distances are divided by 127, .41 if they are in pixels; the source has .2. A $\lambda_b$ means nothing without the unit of
+# $\phi$. On CamVid, below, we also train D in pixels, with the $\lambda_b$ of a tenth.
 #
 # All this **holds if distances are divided by 127**, which is our reading; the code of that loss is not public. Any other scale within
-# [-1, 1] leaves it weak: with $\lambda_b = 0.2$ it has at most .021 of plain cross-entropy's gradient at any pixel (exercise 6.2). But a later program
-# of the author calls the loss with `theta0=3`, which no text explains, and if the stored bytes went in undivided, it would pull
-# 127 times as hard.
+# [-1, 1] leaves it weak, with at most .021 of plain cross-entropy's gradient at any pixel (exercise 6.2). Undivided bytes would pull 127
+# times as hard. And a later program of the author calls the loss with `theta0=3`, which no text explains.
 #
 # ## The boundary loss alone
 #
-# Does it need cross-entropy at all? We take streets of 64 rows,
+# Does it need cross-entropy at all? We take smaller streets, of 64 rows,
 
 # %%
 from torch.utils.data import DataLoader
@@ -1023,16 +990,16 @@ for term in ("ce", "boundary"):
 pd.DataFrame(alone).T
 
 # %% [markdown]
-# With cross-entropy mIoU comes to .24 and nine classes are named, with the boundary loss alone to .14 and seven. Where $p$ is near 0,
-# the gradient of the boundary loss vanishes: a class once given up hardly comes back. And a thin class has no inside that could earn
-# anything. (AdamW divides a gradient by its own size, so no $\lambda_b$ would change this.) It is a loss to add, and not one to begin
-# with. Kervadec's own code raises its weight epoch by epoch.
+# With cross-entropy mIoU comes to .24 and nine classes are named, with the boundary loss alone to .14 and seven. Where $p$ is near 0, its
+# gradient vanishes: a class once given up hardly comes back. And a thin class has no inside that could earn anything. (AdamW divides a
+# gradient by its own size, so no $\lambda_b$ would change this.) It is a loss to add, not one to begin with; Kervadec's own code raises
+# its weight epoch by epoch.
 #
 # ## A perfect score for a wrong picture
 #
 # In version 0.1 of the source both contour scores had a fault, which its author himself found and mended two weeks later. They
-# took the map of class *numbers* for a mask: class 0, road, was the background, and everything else one object. A contour is where
-# both values of a mask meet:
+# took the map of class *numbers* for a mask: class 0, road, was the background, and everything else one object. Left, what that takes
+# for contours in our street; right, what it should have taken:
 
 # %%
 def contour(mask):
@@ -1040,9 +1007,6 @@ def contour(mask):
     square = np.ones((3, 3), np.uint8)
     return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, square) > 0
 
-
-# %% [markdown]
-# Left, what version 0.1 took for contours in our street; right, what it should have taken:
 
 # %%
 contours = {"version 0.1: not road": contour(label != 0),
@@ -1067,12 +1031,12 @@ for estimator in ("as_published", "per_class"):
     print(f"{estimator:13s} boundary F1 = {np.nanmean(f1):.3f}")
 
 # %% [markdown]
-# 1.000 for a wrong picture. By this score the four published variants lay within .22 points; by the mended one they lie within .93.
-# Before you trust a score, try it on a case that you can judge by eye.
+# 1.000 for a wrong picture. By this score the four published variants lay within .22 points, by the mended one within .93. Before you
+# trust a score, try it on a case that you can judge by eye.
 #
 # ## Three seeds and six comparisons
 #
-# What follows needs no training: it is the source's analysis, done again from its own numbers. Every variant has three runs:
+# From here to CamVid we train nothing, but analyse the source's own numbers. Every variant has three runs:
 
 # %%
 def per_seed(published, metric, epoch="last"):
@@ -1086,7 +1050,7 @@ per_seed(published, "miou")
 
 # %% [markdown]
 # D is the best with each seed. Is that luck? Version 0.1 multiplied standard errors by 1.96; for three seeds the factor is 4.303
-# (notebook 03), as version 0.2 has it. Runs of one seed have that much in common, so we test the *differences*, seed by seed:
+# (notebook 03), as version 0.2 has it. The four runs of a seed belong together, so we test their *differences*:
 
 # %%
 from scipy import stats
@@ -1122,7 +1086,8 @@ def holm(pvalues):
 print("by luck:", round(1 - 0.95**6, 2), "| holm:", holm([0.01, 0.04, 0.03]))
 
 # %% [markdown]
-# Of these three, .01 becomes .03, .03 becomes .06, and .04 is raised to the .06 before it. Now all pairs of variants:
+# Of these three, .01 becomes .03, .03 becomes .06, and .04 is raised to the .06 before it. Now all pairs of variants. *difference ± t*
+# is the interval in points, *holm* the corrected $p$:
 
 # %%
 from itertools import combinations
@@ -1138,10 +1103,6 @@ def paired_tests(scores):
     return table.assign(holm=holm(table["p"]))
 
 
-# %% [markdown]
-# *difference ± t* is the interval, in points, and *holm* the corrected $p$:
-
-# %%
 pairs = {METRICS[m]: paired_tests(per_seed(published, m)) for m in METRICS}
 pd.concat(pairs, axis=1).drop(columns="p", level=1).round(2)
 
@@ -1151,7 +1112,7 @@ pd.concat(pairs, axis=1).drop(columns="p", level=1).round(2)
 # - **mIoU**: of six differences one survives, D over C (.04). D leads A by .40 and B by .59, with every seed, but three seeds are too
 #   few to be sure.
 # - **Trimap IoU**: Dice is 1.6 to 1.7 better in all four comparisons, and all survive.
-# - **Boundary F1**: Dice is .7 to .9 worse. Against B both survive; against C they just miss (.05).
+# - **Boundary F1**: Dice is .7 to .9 worse. The two differences to B survive, the two to C just miss .05.
 #
 # Other seeds and other *images* are two questions. The source's main test resamples its 500 images, with the networks as they are:
 
@@ -1161,13 +1122,13 @@ for row in published.query("metric == 'p_images_miou'").itertuples():
           f"{pairs['mIoU'].loc[row.method, 'holm']:.3f} over seeds")
 
 # %% [markdown]
-# Over images, D's lead over B and over A is significant; with other seeds it is not shown to hold. For D over C it is the other way
-# about. The source shows both tests and takes either one for support. A difference that passes both is safer to believe.
+# Over images, D's lead over B and over A is significant; for other seeds it is not shown. For D over C it is the other way about. The
+# source shows both tests and takes either for support. A difference that passes both is safer to believe.
 #
 # ### Nineteen classes
 #
-# The source tells a story about classes: walls, trucks and buses gain with D, traffic lights lose. Here is D - B for each class, with
-# its paired interval and $p$ after Holm over 19:
+# The source reports that walls, trucks and buses gain with D, and traffic lights lose. Here is D - B for each class, with its paired
+# interval, and the smallest $p$ after Holm over 19:
 
 # %%
 of_class = published.query("metric == 'iou' and seed != '' and epoch == 'last'")
@@ -1177,9 +1138,6 @@ tests = pd.DataFrame(tests, index=["difference", "half", "p"]).T
 tests["holm"] = holm(tests["p"])
 tests = tests.sort_values("difference")
 print(f"smallest p after Holm: {tests['holm'].min():.2f}")
-
-# %% [markdown]
-# Not one of the nineteen survives. The intervals show why:
 
 # %%
 fig, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -1191,8 +1149,8 @@ axis.grid(alpha=0.3)
 common.show(fig)
 
 # %% [markdown]
-# The largest gain, truck's 5.3, has the widest interval: the three runs of B alone have a standard deviation of 4.4. The source calls
-# its classes exploratory, and that is what they are.
+# Not one of the nineteen survives. The largest gain, truck's 5.3, has the widest interval: B's three runs alone have a standard
+# deviation of 4.4. The source calls this part exploratory.
 #
 # ## Short runs
 #
@@ -1208,8 +1166,8 @@ half = pd.DataFrame({epoch: 4.303 * table.sem() for epoch, table in by_epoch.ite
 print("best by epoch:", " ".join(f"{k}:{name}" for k, name in means.idxmax().items()))
 
 # %% [markdown]
-# How likely does a study that stops there name a wrong winner? We take the means of an epoch as true, and draw runs with the spread
-# that the seeds have at that epoch:
+# How likely does a study that stops there name a wrong winner? We take an epoch's means as true, and draw runs with the spread of its
+# seeds:
 
 # %%
 def wrong_pick(by_epoch, winner, seeds=1, draws=20000):
@@ -1251,7 +1209,7 @@ reversal.query("p < 0.05").round(3)
 
 # %% [markdown]
 # C leads at epochs 10, 20, 30, 50 and 70, D at 130, 150 and 160, each time with all three seeds. (After Holm for sixteen epochs none
-# is left by itself, but first C leads and then D.) So the two do change places.
+# survives by itself.) So the two do seem to change places.
 #
 # But all these are *stops on the way* of one long schedule, whose learning rate has not fallen yet. A short study would let its
 # rate fall within its own few epochs, and nobody has run that. We try it on CamVid, with a quarter of the epochs.
@@ -1259,8 +1217,8 @@ reversal.query("p < 0.05").round(3)
 # ## What CamVid says
 #
 # The repository keeps runs on CamVid, real streets, in mode `laptop`, with three seeds each: A, B, C, D, and `D strong`, which has
-# distances in pixels and a $\lambda_b$ that gives the boundary loss a tenth of cross-entropy's pull. Test has 233 frames of two drives; no
-# frame of one of them, `Seq05VD` (171), was trained on.
+# distances in pixels and the $\lambda_b$ of a tenth. Test has 233 frames of two drives; no frame of one of them, `Seq05VD` (171), was
+# trained on. We find the runs, and take their scores of both drives and of that one alone:
 
 # %%
 def camvid_runs(suffix=""):
@@ -1276,9 +1234,6 @@ def camvid_runs(suffix=""):
     return found.dropna(subset="name").drop_duplicates(["name", "seed"])
 
 
-# %% [markdown]
-# Each run kept its scores on test. We take them of the whole split and of that drive alone:
-
 # %%
 found = camvid_runs()
 scores = []
@@ -1290,16 +1245,14 @@ for run in found.itertuples():
 scores = pd.DataFrame(scores)
 
 # %% [markdown]
-# The means over the seeds, and the largest minus the smallest seed:
+# The means over the seeds:
 
 # %%
 from IPython.display import display
 
 if len(scores):
-    by_name = scores.groupby(["drive", "name"])[list(STRICT.values())]
-    spread = by_name.max() - by_name.min()
-    both = {"mean": by_name.mean(), "largest - smallest": spread}
-    display(pd.concat(both, axis=1).round(1))
+    by_name = scores.groupby(["drive", "name"])
+    display(by_name[list(STRICT.values())].mean().round(1))
 
 # %% [markdown]
 # TODO-EVIDENCE read the table.
@@ -1323,7 +1276,8 @@ if len(scores):
 # TODO-EVIDENCE
 #
 # Now other seeds *and* other pictures in one interval: `common.compare_runs` draws seeds with replacement, and for each draw also
-# blocks of ten neighbouring frames. (Three seeds drawn so are often the same one, and the interval is rather too narrow.)
+# blocks of ten neighbouring frames. (Three seeds drawn so are often the same one, and the interval is rather too narrow.) Each entry
+# below is a difference in points, this interval, and the $p$ over seeds, after Holm for all pairs:
 
 # %%
 def compare(found, a, b, metric):
@@ -1332,9 +1286,6 @@ def compare(found, a, b, metric):
     folders = folders[[a, b]].dropna()
     return 100 * np.array(common.compare_runs(folders[a], folders[b], metric))
 
-
-# %% [markdown]
-# Each entry is a difference in points, its interval, and the $p$ over seeds, after Holm for all pairs:
 
 # %%
 PAIRS = (("A", "B"), ("A", "C"), ("A", "D"), ("A", "D strong"), ("C", "D"))
@@ -1354,8 +1305,8 @@ if asked:
 # %% [markdown]
 # TODO-EVIDENCE
 #
-# **Do short runs mislead?** Here are the same four with a quarter of the epochs, in which the rate falls to zero, beside the long runs
-# on their way, both on val:
+# **Do short runs mislead?** Here are the four with a quarter of the epochs, in which the rate falls to zero, beside the long runs on
+# their way, both on val:
 
 # %%
 def over_epochs(found, columns):
@@ -1379,8 +1330,8 @@ if len(found) and len(short):
 # TODO-EVIDENCE
 #
 # **Do rare classes saturate?** The source's second explanation is that rare classes reach their level early, after which Dice goes on
-# pushing them at the cost of others. Its table has no class by epoch. Ours has: here is the mean IoU of rare classes, beside that of
-# all, on val.
+# pushing them at the cost of others. Its table has no class by epoch. Here is ours, the mean IoU of rare classes beside that of all, on
+# val:
 
 # %%
 RARE = ("pole", "traffic sign", "person", "rider", "fence")
@@ -1396,27 +1347,17 @@ if len(found):
 #
 # ## Where the source is wrong
 #
-# This is a careful study: twelve long runs, its tables public, and two mistakes found and mended by its author. Four points remain from
+# This is a careful study: twelve long runs, its tables public, and two mistakes found and mended by its author. Three points remain from
 # which one learns; [results/sources.md](../results/sources.md) has the others. [report] marks the text of version 0.2.2.
 #
 # **1. "Short-epoch ablations are systematically misleading"** [report, §7]. C and D do change places, between stops on the way of one
 # schedule. The sentence is about short studies, and none was run.
 #
-# **2. "+2.26 → -.46 in the C-B gap, a 2.7-point swing"** [report, §6.3]. The first number is C - B, the last one C - D:
-
-# %%
-gaps = means.loc["C"] - means.loc[["B", "D"]]
-gaps[[10, 20, 160]].rename("C - {}".format).round(2)
-
-# %% [markdown]
-# C ends *above* B. The swing of that gap is 2.1 points, and at epoch 20 B leads already. (The reversal that the text rightly calls
-# significant is the other one, of C and D.)
-#
-# **3. "Kervadec default λ = 0.2", "no hyperparameter"** [report, §3.2, §6.3]. The reference code starts at .01 with distances in pixels
-# and raises it, or takes 1. The single $\lambda_b$ is named as a limit [§6.4]. But there are two numbers to choose, $\lambda_b$ and the
+# **2. "Kervadec default" λ = 0.2, "no hyperparameter"** [report, §3.2, §6.3]. Kervadec's code starts at .01 with distances in pixels and
+# raises it, or takes 1. That only one $\lambda_b$ was tried, §6.4 says itself. But there are two numbers to choose, $\lambda_b$ and the
 # scale of $\phi$, and the second is not stated.
 #
-# **4. "About 70 % of the swing" comes from four classes, and larger classes "dominate" mIoU** [report, §5.3]. Which four, it does not
+# **3. "About 70 % of the swing" comes from four classes, and larger classes "dominate" mIoU** [report, §5.3]. Which four, it does not
 # say. Its abstract names truck, wall and bus; the fourth large class in its table is terrain:
 
 # %%
@@ -1460,7 +1401,7 @@ common.show(common.show_pair(own_photo, answer, scheme))
 # %% [markdown]
 # ### Exercise 6.1: who pays the boundary loss?
 #
-# Predict, then check. A label of 4x12 pixels: the left six columns are class 0, the right six class 1. With `norm = "none"`, what
+# Predict, then check. A label of 4x12 pixels: the left six columns are class 0, the right six class 1. With distances in pixels, what
 # is $L_B$ of three predictions: the truth (probability 1 on the right class), one half for both classes everywhere, and the truth
 # with its classes exchanged? Write one row of $\phi_0$ first; no code is needed. Return the three numbers.
 
@@ -1485,9 +1426,9 @@ with common.exercise("Exercise 6.1"):
 # Derive the gradient of $\lambda_b L_B$ at logit $k$ of a pixel: it is $\frac{\lambda_b}{C\,|V|}\, p_k (\phi_k - \sum_c \phi_c p_c)$.
 # Write it for whole tensors, without autograd: logits and phi (B, C, H, W), floating point, label (B, H, W) with 255 for void.
 #
-# That of cross-entropy is $\frac{1}{|V|}(p_k - y_k)$. Show on paper that with $\phi$ in [-1, 1] the boundary loss has at most $2\lambda_b / C$ of
-# cross-entropy's gradient at the same pixel and logit, whatever the picture and the network, and return this bound from the second function. (Look
-# at $k = y$ and $k \ne y$ apart, and use that the $p_c$ add up to 1.)
+# That of cross-entropy is $\frac{1}{|V|}(p_k - y_k)$. Show on paper that with $\phi$ in [-1, 1] the boundary loss has at most
+# $2\lambda_b / C$ of it at the same pixel and logit, whatever the picture and the network, and return this bound from the second
+# function. (Look at $k = y$ and $k \ne y$ apart, and use that the $p_c$ add up to 1.)
 
 # %%
 # Exercise 6.2
@@ -1587,7 +1528,7 @@ with common.exercise("Exercise 6.4"):
 # These need training and are not checked.
 #
 # - Train D with `norm = "none"` and the $\lambda_b$ of a tenth. Which classes change, and is it more than a second seed changes?
-# - Write `focal_loss`, add it to `VARIANTS`, and train it beside A.
+# - Write `focal_loss(log_probs, label)` above the cell of `OURS`, add `"E": ("ce", "focal")` to `VARIANTS`, and train it beside A.
 # - Kervadec raises $\lambda_b$ epoch by epoch. Where in `train_variant` would that go?
 # - Keep the weights of every third epoch (`keep_at = "3"`). `python results/checkpoints.py score FOLDER` scores them again
 #   with today's metrics, without training.
