@@ -182,8 +182,8 @@ print(common.device_line())
 # %% [markdown]
 # ## A thin thing and a thick one
 #
-# We learn from `train` and judge on `val`. The classes are the 19 of notebook 01; void (255) is neither trained nor scored. The
-# encoder halves a picture five times, so its sides are multiples of 32.
+# We learn from `train` and judge on `val`, in the 19 classes of notebook 01; void (255) is neither trained nor scored. The encoder
+# halves a picture five times, so its sides are multiples of 32.
 
 # %%
 def make_splits(root, images):
@@ -226,7 +226,7 @@ common.show(common.show_pair(picture, label, scheme))
 #
 # $$L_{CE} = -\frac{1}{|V|}\sum_{x\in V}\sum_c y_c(x) \log p_c(x)$$
 #
-# In code $y$ is a mask for each class, and class weights (notebook 02) count above and below the line:
+# In code $y$ is a mask for each class. Class weights (notebook 02) count above and below the fraction line:
 
 # %%
 import torch
@@ -357,7 +357,7 @@ def boundary_loss(probs, phi, label):
 
 
 # %% [markdown]
-# To ask the three losses we need probabilities. The predicted class gets 99 %, the others share the rest:
+# To ask the three losses we need probabilities. Let the predicted class get 99 %, and the others share the rest:
 
 # %%
 def soft_one_hot(label, num_classes=19, confidence=0.99):
@@ -798,7 +798,7 @@ seen = {k: common.predict(models[k], seen_photo, size, **scaling) for k in model
 # %%
 panels = {"photo": seen_photo, "label": common.as_colors(seen_label, scheme)}
 panels |= {f"variant {k}": common.as_colors(one, scheme) for k, one in seen.items()}
-rows = -(-len(panels) // 2)
+rows = (len(panels) + 1) // 2
 shape = (8.5, rows * (4.25 * size[0] / size[1] + 0.25))
 fig, axes = plt.subplots(rows, 2, figsize=shape, layout="constrained")
 for axis in axes.flat:
@@ -1289,17 +1289,17 @@ def compare(found, a, b, metric):
 
 # %%
 PAIRS = (("A", "B"), ("A", "C"), ("A", "D"), ("A", "D strong"), ("C", "D"))
-asked = [p for p in PAIRS if len(found) and {*p} <= {*found["name"]}]
-rows = {f"{a}-{b}": {} for a, b in asked}
-for metric, title in STRICT.items() if asked else ():
-    whole = scores.query("drive == 'all'")
-    whole = whole.pivot(index="seed", columns="name", values=title)
-    p = paired_tests(whole)["holm"]
-    for pair in asked:
-        middle, low, high = compare(found, *pair, metric)
-        name = "-".join(pair)
-        rows[name][title] = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}], {p[name]:.2f}"
-if asked:
+if len(found):
+    names, rows = set(found["name"]), {}
+    for metric, title in STRICT.items():
+        whole = scores.query("drive == 'all'")
+        whole = whole.pivot(index="seed", columns="name", values=title)
+        p = paired_tests(whole)["holm"]
+        for a, b in PAIRS:
+            if a in names and b in names:
+                middle, low, high = compare(found, a, b, metric)
+                text = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}], {p[f'{a}-{b}']:.2f}"
+                rows.setdefault(f"{a}-{b}", {})[title] = text
     display(pd.DataFrame(rows).T)
 
 # %% [markdown]
@@ -1372,7 +1372,7 @@ for some in (["truck", "wall", "bus"], ["truck", "wall", "bus", "terrain"]):
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG or PNG of yours. Without one, a street serves that was not trained on:
+# Set `photo` to a JPEG or PNG of yours. Without one, a street serves that was not trained on. (Our D takes its bus for a train.)
 
 # %%
 own_photo = common.own_photo(photo, (splits["test"] or splits["val"])[0])
