@@ -580,7 +580,8 @@ for name, part in net.named_children():
 del net
 
 # %% [markdown]
-# The finest map that UPerNet reads has one value for 4x4 pixels: a pole four pixels wide is one value wide.
+# Three quarters of the parameters are the encoder's. The finest map has one value for 4x4 pixels: a pole four pixels wide is one value
+# wide.
 #
 # ### The rest of the recipe
 #
@@ -1388,7 +1389,7 @@ common.show(common.show_pair(own_photo, answer, scheme))
 # - Which loss draws the sharpest streets? By the published numbers Dice wins by trimap IoU and loses by boundary F1. The boundary loss
 #   hardly moves either.
 # - Cross-entropy counts pixels, Dice counts classes, the boundary loss counts distances. It is negative when all is well.
-# - The weight of a term means nothing without the unit of what it weighs. Measure how strongly it pulls before you explain what it does.
+# - Measure how strongly a term pulls before you explain what it does. Its weight alone does not say it.
 # - A score can be perfect for a wrong picture. Try it on a case that you can judge by eye.
 # - Test differences in pairs, and correct for their number. Other seeds and other images are two questions.
 # - A stop on the way of a long run is no short run.
@@ -1520,8 +1521,8 @@ with common.exercise("Exercise 6.4"):
     common.check("p of a lead of 30 points in three seeds", of_two["A-B"], 0.25)
 
 # %% [markdown]
-# A quarter is the least of one test, two of eight combinations; over six pairs Holm makes it 1. What is called significant
-# with three seeds leans on the normal distribution.
+# A quarter is the least that one test gives, two of eight combinations; over six pairs Holm makes it 1. What is called significant with
+# three seeds leans on the normal distribution.
 #
 # ### To go further
 #
