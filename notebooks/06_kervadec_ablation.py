@@ -194,14 +194,14 @@ def make_splits(root, images):
     return {name: common.evenly(some, images) for name, some in splits.items()}
 
 
+# %%
 root = common.find_data(data_dir, mode)
 splits = make_splits(root, settings["images"])
 size = common.network_size(splits["train"][0], settings["height"])
 print({name: len(frames) for name, frames in splits.items()}, "at", size)
 
 # %% [markdown]
-# We will come back to one street, which is to show both a car and a pole. Of forty we take the one whose smaller amount of the two
-# is largest; a car's pixels count a tenth, as cars are thick.
+# We will come back to one street, which is to show both a car and a pole. Here are forty:
 
 # %%
 import numpy as np
@@ -210,6 +210,11 @@ scheme = common.SCHEMES["cityscapes19"]
 CAR, POLE = 13, 5
 scenes = common.StreetScenes(common.evenly(splits["train"], 40), size, **scaling)
 labels = [scenes.read(k)[1] for k in range(len(scenes))]
+
+# %% [markdown]
+# We take the one whose smaller amount of the two is largest. A car's pixels count a tenth, as cars are thick:
+
+# %%
 best = max(range(len(scenes)),
            key=lambda k: min((labels[k] == CAR).sum() / 10, (labels[k] == POLE).sum()))
 picture, label = scenes.read(best)
@@ -226,7 +231,7 @@ common.show(common.show_pair(picture, label, scheme))
 #
 # $$L_{CE} = -\frac{1}{|V|}\sum_{x\in V}\sum_c y_c(x) \log p_c(x)$$
 #
-# In code $y$ is a mask for each class. Class weights (notebook 02) count above and below the fraction line:
+# In code $y$ is a mask for each class:
 
 # %%
 import torch
@@ -239,6 +244,10 @@ def one_hot(label, num_classes=19):
     return label[:, None] == classes[:, None, None]
 
 
+# %% [markdown]
+# Class weights, as in notebook 02, count above and below the fraction line:
+
+# %%
 def cross_entropy(log_probs, label, class_weights=None):
     """Mean of -log p of the true class; log_probs (B, C, H, W), label (B, H, W)."""
     y = one_hot(label, log_probs.shape[1])
@@ -577,7 +586,6 @@ with common.network_errors(settings["encoder"]), torch.no_grad():
     print("photo", tuple(batch.shape), "logits", [tuple(x.shape) for x in net(batch)])
 for name, part in net.named_children():
     print(f"{name:8s} {sum(p.numel() for p in part.parameters()):10,} parameters")
-del net
 
 # %% [markdown]
 # Three quarters of the parameters are the encoder's. The finest map has one value for 4x4 pixels: a pole four pixels wide is one value
@@ -631,6 +639,7 @@ def frequency_weights(frames, scheme):
     return torch.from_numpy(weights / weights[counts > 0].mean()).float()
 
 
+# %%
 class_weights = None
 if recipe == "author_config" or settings["class_weights"] == "inverse_sqrt":
     class_weights = frequency_weights(splits["train"], scheme)
@@ -823,6 +832,8 @@ METRICS = {"miou": "mIoU", "boundary_f1": "boundary F1", "trimap_iou": "trimap I
 STRICT = {"miou": "mIoU", "boundary_f1_strict": "strict boundary F1",
           "trimap_iou": "trimap IoU"}
 published = common.read_published(NOTEBOOK)
+
+# %%
 theirs = {METRICS[m]: common.headline(published, m).set_index("method")["value"]
           for m in METRICS}
 ours = {k: {STRICT[m]: 100 * run.summary["metrics"][m] for m in STRICT}
@@ -867,8 +878,7 @@ def term_gradients(logits, batch, terms, class_weights=None):
 
 
 # %% [markdown]
-# As in notebook 05, a loss is strong if this gradient is long. We take four val streets with their distance maps, and two networks:
-# the one that every variant starts from, and the first of our trained ones, A.
+# As in notebook 05, a loss is strong if this gradient is long. We take four val streets with their distance maps:
 
 # %%
 from torch.utils.data import default_collate
@@ -878,6 +888,11 @@ judged = common.StreetScenes(common.evenly(splits["val"], 4), size, targets=targ
                              **scaling)
 held_out = default_collate([judged[k] for k in range(len(judged))])
 all_terms = loss_terms("C", "paper", lambda_d or 1.0, lambda_b or 0.2)
+
+# %% [markdown]
+# And two networks, the one that every variant starts from, and the first of our trained ones, A:
+
+# %%
 torch.manual_seed(seed)
 stages = {"at the start": build_network(settings, weights)[0].eval(),
           "trained": next(iter(models.values())).cpu()}
@@ -894,12 +909,17 @@ def cosine(a, b, mask):
 
 
 # %% [markdown]
-# We ask near the seams between classes and inside of the regions, and measure lengths by that of cross-entropy's gradient:
+# We ask near the seams between classes and inside of the regions:
 
 # %%
 bands = [common.trimap_band(one.numpy(), 19, radius=1) for one in held_out["label"]]
 near = torch.from_numpy(np.stack(bands))
 regions = {"near seams": near, "inside": ~near & (held_out["label"] != 255)}
+
+# %% [markdown]
+# Lengths are given as shares of that of cross-entropy's gradient:
+
+# %%
 table = {}
 for name, model in stages.items():
     with torch.no_grad():
@@ -1087,8 +1107,7 @@ def holm(pvalues):
 print("by luck:", round(1 - 0.95**6, 2), "| holm:", holm([0.01, 0.04, 0.03]))
 
 # %% [markdown]
-# Of these three, .01 becomes .03, .03 becomes .06, and .04 is raised to the .06 before it. Now all pairs of variants. *difference ± t*
-# is the interval in points, *holm* the corrected $p$:
+# Of these three, .01 becomes .03, .03 becomes .06, and .04 is raised to the .06 before it. Now all pairs of variants:
 
 # %%
 from itertools import combinations
@@ -1104,6 +1123,10 @@ def paired_tests(scores):
     return table.assign(holm=holm(table["p"]))
 
 
+# %% [markdown]
+# *difference ± t* is the interval in points, *holm* the corrected $p$:
+
+# %%
 pairs = {METRICS[m]: paired_tests(per_seed(published, m)) for m in METRICS}
 pd.concat(pairs, axis=1).drop(columns="p", level=1).round(2)
 
