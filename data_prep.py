@@ -1937,13 +1937,15 @@ def make_release(repo: str, tag: str) -> list[Path]:
     address, after = repo.removeprefix("https://github.com/"), {}
     old = {match[3] for text in before.values() for match in REPO_TAG.finditer(text)}
     mention = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, old)) or '(?!)'})(?![\w-])")
+    folders = (re.escape(name.rpartition("/")[2]) for name in old)
+    enter = re.compile(rf"(?m)(?<=^cd )({'|'.join(folders) or '(?!)'})$")  # what git clone makes
     for path, text in before.items():
         places = [match.groups() for match in BADGE.finditer(text)]
         wanted = sorted((site, path.stem) for site in BADGE_SITES)
         if path.suffix != ".md" and (len(REPO_TAG.findall(text)), sorted(places)) != (1, wanted):
             raise StreetsError(f"{path} has not one line `REPO, TAG = ...` and one badge each for Colab and Kaggle: restore it.")
         text = REPO_TAG.sub(rf"\g<1>{address}\g<4>{tag}", BADGE.sub(rf"\g<1>{address}/blob/{tag}", text))
-        after[path] = mention.sub(address, text)
+        after[path] = enter.sub(address.partition("/")[2], mention.sub(address, text))
     known = [f":(exclude,literal){path.relative_to(home).as_posix()}" for path in before]
     for name in old - {address}:
         if files := _git(home, "grep", "-lF", "-e", name, "--", ".", *known, ends=(0, 1)).split("\n")[0]:

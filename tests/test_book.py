@@ -61,7 +61,7 @@ def pages(book, chromium):
     page = chromium.new_page(viewport={"width": 1366, "height": 768})
     page.route(re.compile("^https?:"), lambda route: route.abort())
     found = {}
-    for path in sorted({*book.glob("*.html"), *book.glob("[!_]*/*.html")} - {book / "index.html"}):
+    for path in sorted(path for path in book.rglob("*.html") if "_static" not in path.parts and path.name != "index.html"):
         page.goto(path.as_uri(), wait_until="load")
         found[path] = page.evaluate(SEEN)
     page.close()
@@ -76,8 +76,11 @@ def target(address):
 
 def test_every_page_leads_to_all_six_notebooks_the_results_and_the_sources(book, pages):
     chapters = [book / "README.html", *(book / "notebooks" / f"{name}.html" for name in NAMES),
-                book / "results" / "README.html", book / "results" / "sources.html"]
+                *(book / page for page in ("results/README.html", "results/sources.html", "notebooks/README.html",
+                                          "tests/solutions/README.html", "CONTRIBUTING.html"))]
     assert len(NAMES) == 6 and "url=README.html" in (book / "index.html").read_text().replace(" ", "")
+    hidden = [path for path in pages if any(part.startswith(".") for part in path.relative_to(book).parts)]
+    assert not hidden, "actions/upload-pages-artifact leaves these out"
     for chapter in chapters:
         sidebar = [target(address)[0] for address in pages[chapter]["sidebar"]]
         assert [path for path in sidebar if path in chapters] == chapters

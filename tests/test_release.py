@@ -32,7 +32,7 @@ def committed(tmp_path_factory):
     address = OLD.removeprefix("https://github.com/")
     badge = f"[Colab](https://colab.research.google.com/github/{address}/blob/main/notebooks/{NAMES[0]}.ipynb)"
     with open(folder / "README.md", "a", encoding="utf-8") as readme:
-        readme.write(f"\n{badge}\n`git clone {OLD}.git street-segmentation`, or see {OLD}.\n")
+        readme.write(f"\n{badge}\nSee {OLD}.\n\n    git clone {OLD}.git\ncd {address.split('/')[1]}\n")
     (folder / "tests.py").write_text("what names no address\n")
     git(folder, "init", "--quiet", "--initial-branch", "main")
     git(folder, "add", ".")
@@ -70,9 +70,10 @@ def test_a_release_sets_address_and_tag_in_all_places_and_changes_nothing_else(c
         assert address not in text
         lines = list(zip(before.splitlines(), text.splitlines(), strict=True))
         assert len([1 for old, new in lines if old != new]) == 3 or path == "README.md"
-        assert all(re.sub(r"blob/[^/]+|v\d+\.\d+\b", "", old.replace(address, new_address)) == re.sub(r"blob/[^/]+|v\d+\.\d+\b", "", new)
-                   for old, new in lines if old != new)
-    assert f"`git clone {NEW}.git street-segmentation`, or see {NEW}." in (clone / "README.md").read_text()
+        for old, new in lines:
+            old = old.replace(address, new_address).replace(f"cd {address.split('/')[1]}", f"cd {new_address.split('/')[1]}")
+            assert re.sub(r"blob/[^/]+|\bv\d+\.\d+\b", "", old) == re.sub(r"blob/[^/]+|\bv\d+\.\d+\b", "", new)
+    assert (clone / "README.md").read_text().endswith(f"\nSee {NEW}.\n\n    git clone {NEW}.git\ncd street-course.v2\n")
     assert capsys.readouterr().out.splitlines() == [
         f"{NEW} and {TAG} stand in 13 files, 13 of them changed. What remains:", f'  git commit -am "Release {TAG}"', f"  git tag {TAG}",
         f"  git push {NEW} HEAD:main {TAG}"]
