@@ -5,6 +5,7 @@
     python data_prep.py pairs --out data/pairs --source archive.zip     Kaggle's "cityscapes image pairs"
     python data_prep.py check data/camvid              what is there, missing, wrong
     python data_prep.py assignment 02 --out course/source/u-net         a notebook for nbgrader, with its helpers
+    python data_prep.py release --repo https://github.com/OWNER/NAME --tag v1.1     in all notebooks
 
     ROOT/leftImg8bit/<split>/<city>/<city>_<sequence>_<frame>_leftImg8bit.png    photo, 8-bit RGB
     ROOT/gtFine/<split>/<city>/<city>_<sequence>_<frame>_gtFine_labelIds.png     labelId (0 to 33) of each pixel
@@ -1909,6 +1910,72 @@ def _attach_pictures(cell, folder: Path) -> None:
         cell.source = cell.source.replace(link, f"attachment:{name}")
 
 
+# in a notebook's script and in its JSON: where it gets the helpers if it is opened alone, and its badges
+REPO_TAG = re.compile(r'(REPO, TAG = (\\?")https://github\.com/)([\w./-]+)(\2, \2)[^"\\]*(?=\2)')
+BADGE_SITES = ("colab.research.google.com/github/", "kaggle.com/kernels/welcome?src=https://github.com/")
+BADGE = re.compile(rf"({'|'.join(map(re.escape, BADGE_SITES))})[\w.-]+/[\w.-]+/blob/[\w.-]+(?=/notebooks/(\w+)\.ipynb)")
+
+
+def make_release(repo: str, tag: str) -> list[Path]:
+    """Set the address and the tag of a release in all notebooks and README.md.
+
+    That is where a notebook that is opened alone gets its helpers, where the badges lead, and every other mention of the
+    address: all of it, or nothing is changed. Prints the git commands that remain; returns the changed files.
+    """
+    home, repo = Path(__file__).resolve().parent, repo.removesuffix("/").removesuffix(".git")
+    if not re.fullmatch(r"https://github\.com/[a-z\d][a-z\d-]*/[\w.-]*\w[\w.-]*", repo, re.ASCII | re.IGNORECASE):
+        raise StreetsError(f"--repo cannot be {repo!r}: use https://github.com/OWNER/NAME, as the badges open nothing else.")
+    if not re.fullmatch(r"v\d+\.\d+(\.\d+)?", tag, re.ASCII):
+        raise StreetsError(f"--tag cannot be {tag!r}: use a version such as v1.1 or v1.1.2.")
+    if dirty := _git(home, "status", "--porcelain"):
+        raise StreetsError(f"{home} has changes ({dirty.splitlines()[0][3:]}): commit or remove them before a release.")
+    if _git(home, "tag", "--list", tag):
+        raise StreetsError(f"The tag {tag} is taken, and others may have fetched it: choose the next one.")
+    notebooks = sorted(home.glob("notebooks/[0-9][0-9]_*.py"))
+    before = {path.with_suffix(end): "" for path in notebooks for end in (".py", ".ipynb")} | {home / "README.md": ""}
+    before = {path: read_file(path).decode() for path in before}
+    address, after = repo.removeprefix("https://github.com/"), {}
+    old = {match[3] for text in before.values() for match in REPO_TAG.finditer(text)}
+    mention = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, old)) or '(?!)'})(?![\w-])")
+    folders = (re.escape(name.rpartition("/")[2]) for name in old)
+    enter = re.compile(rf"(?m)(?<=^cd )({'|'.join(folders) or '(?!)'})$")  # what git clone makes
+    for path, text in before.items():
+        places = [match.groups() for match in BADGE.finditer(text)]
+        wanted = sorted((site, path.stem) for site in BADGE_SITES)
+        if path.suffix != ".md" and (len(REPO_TAG.findall(text)), sorted(places)) != (1, wanted):
+            raise StreetsError(f"{path} has not one line `REPO, TAG = ...` and one badge each for Colab and Kaggle: restore it.")
+        text = REPO_TAG.sub(rf"\g<1>{address}\g<4>{tag}", BADGE.sub(rf"\g<1>{address}/blob/{tag}", text))
+        after[path] = enter.sub(address.partition("/")[2], mention.sub(address, text))
+    known = [f":(exclude,literal){path.relative_to(home).as_posix()}" for path in before]
+    for name in old - {address}:
+        if files := _git(home, "grep", "-lF", "-e", name, "--", ".", *known, ends=(0, 1)).split("\n")[0]:
+            raise StreetsError(f"{files} names {name}, too, which only you can change: edit and commit it first.")
+    changed = [path for path in after if after[path] != before[path]]
+    try:
+        for path in changed:
+            write_atomic(path, after[path].encode())
+    except BaseException:
+        for path in changed:
+            if read_file(path) != before[path].encode():
+                write_atomic(path, before[path].encode())
+        raise
+    print(f"{repo} and {tag} stand in {len(before)} files, {len(changed)} of them changed. What remains:")
+    print(f'  git commit -am "Release {tag}"\n' * bool(changed) + f"  git tag {tag}\n  git push {repo} HEAD:main {tag}")
+    return changed
+
+
+def _git(home: Path, *arguments: str, ends: tuple[int, ...] = (0,)) -> str:
+    """What a git command prints in the repository; StreetsError unless it `ends` with one of these exit codes."""
+    try:
+        done = subprocess.run(["git", "-C", home, *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace")
+        why = "" if done.returncode in ends else done.stderr.partition("\n")[0] or "it failed"
+    except OSError as error:
+        why = str(error)
+    if why:
+        raise StreetsError(f"git cannot look into {home} ({why}): make a release in a clone of the repository.")
+    return done.stdout
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         # argparse prints its usage and exits with 2; here a mistake is one sentence and exit code 1.
@@ -1924,7 +1991,7 @@ def _size(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     layout = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = _Parser(prog="data_prep.py", description=__doc__, **layout)
-    commands = parser.add_subparsers(required=True, metavar="toy | camvid | pairs | check | assignment")
+    commands = parser.add_subparsers(required=True, metavar="toy | camvid | pairs | check | assignment | release")
 
     def command(name: str, function: Callable) -> argparse.ArgumentParser:
         text = inspect.cleandoc(function.__doc__ or name)  # python -OO leaves docstrings out
@@ -1950,6 +2017,9 @@ def _parser() -> argparse.ArgumentParser:
     assignment = command("assignment", make_assignment)
     assignment.add_argument("number", metavar="NN", help="number of the notebook: 01 to 06")
     assignment.add_argument("--out", required=True, metavar="DIR", help="a new folder in the course's source/")
+    release = command("release", make_release)
+    release.add_argument("--repo", required=True, metavar="URL", help="https://github.com/OWNER/NAME")
+    release.add_argument("--tag", required=True, metavar="TAG", help="a new version, such as v1.1")
     return parser
 
 

@@ -23,7 +23,7 @@ from scipy import stats
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 import common
-from results.runs import NOT_OURS, definitions_digest, script_cells
+from results.runs import NOT_OURS, definitions_digest, run_summaries, script_cells
 
 ALPHA = 0.05
 MARGIN = 0.10  # a score this close to that of naming the most frequent class everywhere shows nothing learnt
@@ -172,16 +172,16 @@ def differences(notebook: str, recipe: str, recorded: dict, changes: dict) -> li
 
 def read_runs(out_dir: str | Path = "", quick: bool = False) -> tuple[list[Run], list[str]]:
     """(runs, a line for each folder that holds none of ours). Quick runs are no evidence and come only with `quick`."""
-    runs, skipped, root = {}, [], common.results_folder(out_dir)
-    for folder in (path.parent for path in sorted(root.glob("*/*/*/summary.json"))):
+    runs, skipped = {}, []
+    for folder, path in run_summaries(out_dir).items():
         try:
-            run = read_run(folder)
+            run = read_run(path.parent)
             same = run.notebook, run.method, run.seed, run.group
         except NOT_OURS as error:
-            skipped.append(f"{folder.relative_to(root)}: damaged or not ours ({type(error).__name__})")
+            skipped.append(f"{folder}: damaged or not ours ({type(error).__name__})")
             continue
         if same in runs:
-            skipped.append(f"{folder.relative_to(root)}: a copy of another run")
+            skipped.append(f"{folder}: a copy of another run")
         elif "miou" in run.scores["val"] and (quick or run.recorded["mode"] != "quick"):  # not so a network within a loss
             runs[same] = run
     return list(runs.values()), skipped

@@ -1102,6 +1102,17 @@ KINDS = dict.fromkeys(("notebook", "method", "mode", "dataset", "weights"), str)
 NOT_OURS = (StreetsError, OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
 
+def run_summaries(out_dir: str | Path = "") -> dict[Path, Path]:
+    """{folder of a finished run, seen from the results folder: its summary.json}, sorted.
+
+    "" is results/ of this repo. Where that is read-only (Kaggle's input), it is read beside the folder that is written
+    instead, whose runs count where both have one.
+    """
+    roots = [results_folder(out_dir)] if out_dir else [HERE / "results", results_folder()]
+    found = {path.parent.relative_to(root): path for root in roots for path in root.glob("*/*/*/summary.json")}
+    return dict(sorted(found.items()))
+
+
 def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
     """One row per finished run below a results folder; a line for each whose files are damaged or not a run's.
 
@@ -1109,7 +1120,7 @@ def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
     scored at the end as final_...
     """
     found = []
-    for path in sorted(results_folder(out_dir).glob("*/*/*/summary.json")):
+    for path in run_summaries(out_dir).values():
         try:
             summary, settings = read_json(path), (read_json(path.parent / "config.json") or {}).get("settings", {})
             facts = {"folder": path.parent, "rows": settings.get("height") or settings.get("size"), "test": None}

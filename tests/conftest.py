@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import runpy
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -88,6 +89,19 @@ def real_data() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("set STREETS_TEST_DATA to a folder with camvid11/ and camvid32/ to test on real photos")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser without a window, driven by playwright; $CHROMIUM names another program."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if not program:
+        pytest.skip("apt install chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from conftest import ROOT
 from test_interrupt import NAME, edited
 
 pytestmark = pytest.mark.browser
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 SMALL = {"stage": "scratch", "epochs": 2, "size": 32, "width": 4}
 MINUTES = 3 * 60_000  # milliseconds that anything may take
 SETTINGS = {
@@ -63,17 +62,6 @@ def lab(tmp_path_factory):
             yield address, root
         finally:
             server.terminate()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install jupyterlab playwright")
-    if not CHROMIUM:
-        pytest.skip("apt install chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield browser
-        browser.close()
 
 
 class Student:

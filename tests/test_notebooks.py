@@ -116,15 +116,6 @@ def test_a_name_is_defined_once(name):
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_repository_address_is_the_same_everywhere(name):
-    lines = {line for path in (ROOT / "notebooks").glob("*.py") for line in path.read_text().splitlines() if line.startswith("REPO, TAG = ")}
-    assert len(lines) == 1
-    address = ast.literal_eval(lines.pop().removeprefix("REPO, TAG = "))[0].removeprefix("https://github.com/")
-    source = (ROOT / "notebooks" / f"{name}.py").read_text()
-    assert source.count(f"github/{address}/blob/main/notebooks/{name}.ipynb") == 1  # the Colab badge
-
-
 @pytest.mark.parametrize(("place", "name"), list(enumerate(NAMES)))
 def test_a_notebook_opens_like_the_others_and_links_to_its_neighbours(place, name):
     opening = cells(name, "markdown")[0].source

