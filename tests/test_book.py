@@ -77,7 +77,7 @@ def target(address):
 def test_every_page_leads_to_all_six_notebooks_the_results_and_the_sources(book, pages):
     chapters = [book / "README.html", *(book / "notebooks" / f"{name}.html" for name in NAMES),
                 *(book / page for page in ("results/README.html", "results/sources.html", "notebooks/README.html",
-                                          "tests/solutions/README.html", "CONTRIBUTING.html"))]
+                                          "tests/solutions/README.html", "tests/README.html"))]
     assert len(NAMES) == 6 and "url=README.html" in (book / "index.html").read_text().replace(" ", "")
     hidden = [path for path in pages if any(part.startswith(".") for part in path.relative_to(book).parts)]
     assert not hidden, "actions/upload-pages-artifact leaves these out"
