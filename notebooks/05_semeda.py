@@ -118,9 +118,9 @@ if missing and subprocess.run(install).returncode:
 importlib.invalidate_caches()
 
 # %% [markdown]
-# A *mode* says what is trained, and how. `paper` is the published recipe as far as the paper states it: crops of 321x321
-# (320 here, as the network wants multiples of 16), batches of 2, a learning rate of 5e-4. It states no optimizer, schedule or
-# number of epochs; ours are DeepLab's usual ones.
+# A *mode* says what is trained, and how. `paper` is the published recipe as far as the paper states it: crops of 321 (here
+# 320, a multiple of 16), batches of 2, a learning rate of 5e-4. Optimizer, schedule and epochs are not stated; ours are
+# DeepLab's usual ones.
 
 # %%
 MODES = {
@@ -320,7 +320,7 @@ common.show(fig)
 # %% [markdown]
 # Both predictions have a cross-entropy of .2643, though one is a sieve and the other a slightly narrow square. (Even the truth
 # does not get 0, as we are only 90 % sure of it.) Cross-entropy counts wrong pixels; where they lie makes no difference. The
-# paper wants a loss that sees *structure*: sharp boundaries, and no holes inside objects.
+# paper wants a loss that sees *structure*: sharp boundaries, and no holes inside objects [draft].
 #
 # ## Edges of a label
 #
@@ -375,7 +375,7 @@ common.show(fig)
 # way. It calls $g$ a *proxy*, and the outputs of its layers *embeddings*.
 #
 # $g$ takes class maps: the one-hot label while it is trained, and the softmax probabilities later. It has three
-# convolutions, $C \to 16 \to 32 \to 2$ channels. (The paper does not state their kernel. Ours is 3x3.)
+# convolutions, $C \to 16 \to 32 \to 2$ channels. (The paper does not state the kernel; ours is 3x3.)
 
 # %%
 from itertools import pairwise
@@ -422,7 +422,7 @@ def edge_loss(logits, label):
 
 
 # %% [markdown]
-# How good is it? We take the F1 (the Dice score of notebook 02) of the edge pixels that it finds, over several labels together:
+# How good is it? The F1 (the Dice score of notebook 02) of the edge pixels that it finds:
 
 # %%
 @torch.no_grad()
@@ -438,8 +438,8 @@ def edge_f1(proxy, labels):
 
 
 # %% [markdown]
-# $g$ is trained on what the large network will see later, random crops: a square is cut out, enlarged or shrunk, and
-# mirrored half of the time. What lies beyond the picture is void:
+# $g$ is trained on what the large network will see later, random crops, enlarged or shrunk, and mirrored half of the time.
+# What lies beyond the picture is void:
 
 # %%
 import cv2
@@ -462,8 +462,7 @@ def random_crop(image, label, rng, crop=320, scales=(0.5, 1.5)):
 
 
 # %% [markdown]
-# The loop is that of notebook 02, without photos. It ends when $g$ finds the edges of labels that were held out, with an F1
-# above .99:
+# The loop is that of notebook 02, without photos. It ends when $g$ finds the edges of held-out labels with an F1 above .99:
 
 # %%
 def train_edge_net(proxy, data, held_out, lr, batch_size=8, goal=0.99, every=50,
@@ -564,8 +563,8 @@ proxy_run.history[["step", "train_loss", "edge_f1"]].round(3)
 #
 # ## What it sees
 #
-# There is an older way to find edges: Sobel's filter, the difference between the right and the left side of a pixel (and
-# between above and below). The paper takes it as a rival, and so do we. Here it is for every class map:
+# There is an older way to find edges: Sobel's filter, the difference between right and left of a pixel (and between below
+# and above). The paper takes it as a rival, and so do we. Here it is for every class map:
 
 # %%
 SOBEL = (((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0)),
@@ -581,8 +580,8 @@ def sobel(maps):
 
 
 # %% [markdown]
-# What has the first layer of $g$ learnt? We look at our street through the five of its filters whose answers vary most, and
-# through Sobel's, on the five class maps with most edges:
+# What has the first layer of $g$ learnt? We look at our street through its five filters whose answers vary most, and through
+# Sobel's on the five class maps with most edges:
 
 # %%
 with torch.no_grad():
@@ -631,8 +630,8 @@ def l1_distance(predicted, truth, valid, reduction="pixels"):
 
 
 # %% [markdown]
-# Now the loss. $g$ gets the *probabilities* of the prediction, not its argmax, so there is a gradient. It goes through $g$
-# to the large network and leaves $g$ as it is. Void is 0 in both maps, and does not count:
+# $g$ gets the *probabilities* of the prediction, not its argmax, so there is a gradient. It goes through $g$ to the large
+# network and leaves $g$ as it is. Void is 0 in both maps, and does not count:
 
 # %%
 def semeda_loss(probs, label, proxy, lambdas, reduction="pixels"):
@@ -722,8 +721,8 @@ def length(gradient, where):
 
 
 # %% [markdown]
-# We look at two moments. At the *start* a network knows nothing and says about 1/19 for every class. *Late*, a good one is
-# right everywhere, and, let us say, 90 % sure:
+# We look at two moments. At the *start* a network says about 1/19 for every class. *Late*, a good one is right everywhere
+# and, let us say, 90 % sure:
 
 # %%
 filled = torch.where(truth == 255, 0, truth)
@@ -756,20 +755,20 @@ for moment, logits in predictions.items():
         pulls[moment, name] = pull(structural_loss, logits, truth, *recipe)
 
 # %%
-strengths = pd.DataFrame(index=list(rivals))
+strengths = {}
 for moment in predictions:
     for place, mask in places.items():
         plain = length(pulls[moment, "cross-entropy"], mask)
-        strengths[f"{moment}, {place}"] = [length(pulls[moment, name], mask) / plain
-                                           for name in rivals]
-strengths.round(2)
+        strengths[moment, place] = {name: length(pulls[moment, name], mask) / plain
+                                    for name in rivals}
+pd.DataFrame(strengths).round(2)
 
 # %% [markdown]
 # At the start Sobel pulls 7.6 times as hard as cross-entropy, and SEMEDA 2.8 times. Late, Sobel pulls 19 times as hard, and
 # SEMEDA 213 times. The surer the network, the more SEMEDA takes over. Divided by elements it begins at .11 and ends at 7.8.
 #
-# The places tell as much. Late, Sobel's pull is three times as strong near edges as inside. SEMEDA's is nearly twice as
-# strong *inside*. Here are maps of it; the titles say which part of the squared length is near edges:
+# Late, Sobel's pull is three times as strong near edges as inside. SEMEDA's is nearly twice as strong *inside*. Here are
+# maps of it; the titles say which part of the squared length is near edges:
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(9, 2), layout="constrained")
@@ -782,14 +781,14 @@ for axis, name in zip(axes, ("cross-entropy", "Sobel", "SEMEDA")):
 common.show(fig)
 
 # %% [markdown]
-# Cross-entropy pulls everywhere alike, as we are equally sure everywhere. Sobel pulls along the edges. SEMEDA leaves them
-# dark. This is the answer to our question, in one picture: a network can be a loss, but the semantic *edge* aware loss asks for
-# confidence, and inside regions most of all. (That need not be bad. The paper finds gains away from edges, too.)
+# Cross-entropy pulls everywhere alike. Sobel pulls along the edges. SEMEDA leaves them dark. This is the answer to our
+# question, in one picture: a network can be a loss, but the semantic *edge* aware loss asks for confidence, and inside regions
+# most of all. (That need not be bad. The paper finds gains away from edges, too.)
 #
 # ### Why it does so
 #
-# $g$ was trained on maps of 0 and 1 only. What does it make of a prediction that is right, but not sure? We lower the
-# confidence, and ask in how many of the *flat* pixels, those without an edge, $g$ sees one:
+# $g$ was trained on maps of 0 and 1 only. What does it make of a prediction that is right, but not sure? We ask in how many
+# of the *flat* pixels, those without an edge, it sees one:
 
 # %%
 @torch.no_grad()
@@ -817,7 +816,7 @@ common.show(fig)
 
 # %% [markdown]
 # At 93 % it sees edges in 5 % of the flat pixels, at 92 % in 54 %, at 90 % in 87 %. To $g$ a soft map is unlike anything it
-# knows, so it takes doubt for an edge. The loss then asks for what makes the false edges go away: more confidence.
+# knows, so it takes doubt for an edge. What makes the false edges go away is more confidence.
 #
 # ## What a lambda means
 #
@@ -1021,9 +1020,8 @@ def training_loss(model, batch, method, lambdas, proxy, reduction="pixels"):
 
 
 # %% [markdown]
-# There are two kinds of training. *Direct* ones start from ImageNet's weights, as the paper's do: `ppce` (cross-entropy
-# alone), `sobel_4` and `semeda_4_2_0`. *Fine-tunings* start from the finished `ppce` network, which knows its classes already,
-# and all take as many epochs:
+# `ppce` (cross-entropy alone), `sobel_4` and `semeda_4_2_0` start from ImageNet's weights, as in the paper. *Fine-tunings*
+# start from the finished `ppce` network, and all take as many epochs:
 #
 # | recipe | adds to cross-entropy |
 # |---|---|
@@ -1034,8 +1032,8 @@ def training_loss(model, batch, method, lambdas, proxy, reduction="pixels"):
 # | `sobel_matched` | Sobel, scaled to pull as hard as cross-entropy |
 # | `semeda_matched` | SEMEDA (4, 2, 0), scaled to pull as hard as cross-entropy |
 #
-# The last two are the fair pair: same start, same length, same pull. The best learning rate may depend on the loss. So
-# `laptop` runs each fine-tuning with three (`stage_lrs`), and val chooses.
+# The last two are the fair pair: same start, same length, same pull. The best learning rate may depend on the loss, so
+# `laptop` tries three (`stage_lrs`).
 
 # %%
 def make_optimizer(model, settings, lr):
@@ -1198,8 +1196,7 @@ table
 #
 # ### Surer, or better?
 #
-# If SEMEDA asks for confidence inside regions, its networks should be surer there. How sure is each network of its answer, and
-# how often is it right?
+# How sure is each network of its answers, and how often is it right?
 
 # %%
 @torch.no_grad()
@@ -1212,7 +1209,8 @@ def sure_and_right(net, data):
         found = [sure.numpy(), answer.numpy() == label, near_edges(label, 3)]
         pixels.append(np.stack(found)[:, label != 255])
     sure, right, near = np.concatenate(pixels, axis=1)
-    return [100 * x[near == place].mean() for place in (1, 0) for x in (sure, right)]
+    return [100 * (x * place).sum() / max(1, place.sum())
+            for place in (near == 1, near == 0) for x in (sure, right)]
 
 
 # %% [markdown]
@@ -1229,15 +1227,15 @@ columns = ["sure near edges", "right near edges", "sure inside", "right inside"]
 pd.DataFrame(answers, columns).T.round(1)
 
 # %% [markdown]
-# So they are. Beside the control, `semeda_tuned` is ten points surer near edges and five inside, and right less often in both
+# Beside the control, `semeda_tuned` is ten points surer near edges and five inside, and right less often in both
 # places. With a pull of 1 SEMEDA still makes a network surer than Sobel does. A loss that asks for confidence gets confidence.
 #
 # ## What CamVid says
 #
 # CamVid holds real streets, and mode `laptop` trains all recipes on it. This part reads the runs that are there. In this
-# version of the course there are none yet: make them, and the tables appear. CamVid's test split has 233 frames of two drives, and of one of them, `Seq05VD` (171 frames), nothing was trained on. A run keeps
-# the scores of each test picture, so this takes no network. For each recipe val chooses the learning rate, by the mean over
-# the seeds:
+# version of the course there are none yet: make them, and the tables appear. CamVid's test split has 233 frames of two drives;
+# of one of them, `Seq05VD` (171 frames), nothing was trained on. For each recipe val chooses the learning rate, by the mean
+# over the seeds:
 
 # %%
 from IPython.display import display
@@ -1341,9 +1339,8 @@ if answers:
 # - A frozen network can be a loss: the gradient goes through it and leaves it as it is.
 # - Such a loss inherits the network's habits. This one takes unsure predictions for edges, so it asks for confidence inside
 #   regions, and gets it.
-# - Not the value of a loss but its gradient moves a training. Measure its length beside cross-entropy's, at the start and
-#   late.
-# - A coefficient says nothing without the reduction beside it. To compare two losses, give them the same pull.
+# - Not the value of a loss but its gradient moves a training: measure it, at the start and late. A coefficient says nothing
+#   without the reduction. To compare two losses, give them the same pull.
 # - Whoever claims a gain near edges should show what happens away from them.
 #
 # ## Exercises
@@ -1478,7 +1475,7 @@ with common.exercise("Exercise 5.4"):
 #
 # - Train $g$ on softened labels, too (`sure_of` with a confidence drawn between .5 and 1), and draw the curve of flat pixels
 #   called edges again. Where does the loss pull now?
-# - Add your `soft_edge_loss` to `structural_loss` and to `RECIPES`, with a pull of 1. Does it beat the control near edges?
+# - Add your `soft_edge_loss` to `structural_loss` and to `RECIPES`. Does it beat the control near edges?
 # - `-p method "semeda_2_4_0,semeda_4_2_0"`: does the order of the paper's Table 1 come out? With another seed?
 #
 # ## References
@@ -1489,7 +1486,6 @@ with common.exercise("Exercise 5.4"):
 #   ECCV 2018.
 # - P. Krähenbühl, V. Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials* (trimaps), NeurIPS
 #   2011.
-# - M. Tan, Q. Le, *EfficientNet*, ICML 2019 (the Lite0 encoder is a smaller relative).
 # - G. J. Brostow, J. Fauqueur, R. Cipolla, *Semantic Object Classes in Video: A High-Definition Ground Truth Database*
 #   (CamVid), Pattern Recognition Letters 2009.
 #
