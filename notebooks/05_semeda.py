@@ -221,9 +221,14 @@ names = read_methods(settings.pop("method"))
 scaled = {"mean": common.LITE0_MEAN, "std": common.LITE0_STD}
 scaled = scaled if settings["network"] in HALF else {}
 settings |= scaled
+print(common.device_line())
+
+# %% [markdown]
+# The network halves a crop four times, so its side has to be a multiple of 16:
+
+# %%
 if settings["crop"] % 16:
     raise common.StreetsError(f"crop must be a multiple of 16, not {settings['crop']}.")
-print(common.device_line())
 
 # %% [markdown]
 # ## Streets in nineteen classes
@@ -356,6 +361,8 @@ print(halves[0].numpy(), semantic_edges(halves)[0][0].int().numpy(), sep="\n\n")
 truth = torch.from_numpy(label_0.astype(np.int64))[None]  # (1, H, W)
 edges, valid = semantic_edges(truth)
 print(f"{edges.sum() / valid.sum():.1%} of the valid pixels are edges")
+
+# %%
 picture = np.full((*label_0.shape, 3), 255, np.uint8)
 picture[edges[0]], picture[~valid[0]] = 0, (213, 94, 0)
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.4), layout="constrained")
@@ -740,6 +747,7 @@ def near_edges(label, radius):
     return (cv2.dilate(edges.astype(np.uint8), window) > 0) & (label != 255)
 
 
+# %%
 near = torch.from_numpy(near_edges(label_0, 3))[None]
 places = {"all": truth != 255, "near edges": near, "inside": (truth != 255) & ~near}
 print(f"{near.sum() / (truth != 255).sum():.0%} of the pixels are near edges")
@@ -954,6 +962,7 @@ def tp_fp_fn(confusion):
     return np.stack([hits, *wrong], axis=-1)
 
 
+# %%
 RADII = (1, 2, 3, 5, 10)
 
 
@@ -975,6 +984,7 @@ def mean_iou(counts):
     return float(np.mean(tp[there] / (tp + fp + fn)[there])) if there.any() else None
 
 
+# %%
 def trimap_curves(per_image):
     """{"inside": {radius: mean IoU}, "outside": {...}} from the scores kept."""
     whole = tp_fp_fn(per_image["confusion"]).sum(axis=0)  # (C, 3)
@@ -1130,6 +1140,8 @@ plan = plan_runs(names, settings["stage_lrs"], suffix)
 train = partial(train_method, proxy_folder=proxy_run.folder, settings=settings,
                 splits=splits, size=size, weights=weights, seed=seed,
                 processes=num_processes, max_hours=max_hours)
+
+# %%
 jobs = {run: partial(train, recipe=recipe_named(name), rate=rate)
         for run, (name, rate) in plan.items()}
 runs = common.train_runs(
@@ -1158,6 +1170,7 @@ def miou_on_val(run):
     return run.summary["metrics"]["miou"]
 
 
+# %%
 chosen = {}
 for name, run in runs.items():
     recipe = plan[name][0]
@@ -1246,6 +1259,8 @@ if len(camvid):
     camvid = camvid.query("notebook == @NOTEBOOK and dataset == 'camvid11'"
                           " and mode == 'laptop' and method in @planned")
     camvid = camvid.assign(recipe=[planned[name][0] for name in camvid["method"]])
+
+# %%
 if len(camvid):
     on_val = camvid.groupby(["recipe", "method"])["miou"].mean()
     best = [method for _, method in on_val.groupby("recipe").idxmax()]
@@ -1302,6 +1317,8 @@ if kept:
 published = common.read_published(NOTEBOOK)
 table1 = published[published["note"].str.startswith("Table 1")]
 table1 = table1.pivot(index="method", columns="metric", values="value").astype(float)
+
+# %%
 for column, data in {"miou": "Cityscapes", "miou_voc": "PASCAL VOC"}.items():
     scores = table1[column]
     best = scores[scores.index.str.startswith("sobel")].max()

@@ -928,7 +928,7 @@ def run_cells(parts, given=(), **parameters):
     return scope
 
 
-CHECK = ("MODES = {", "NOTEBOOK = ")
+CHECK = ("MODES = {", "NOTEBOOK = ", 'settings["crop"] % 16')
 
 
 @pytest.mark.parametrize(("parameters", "sentence"), [
@@ -980,7 +980,7 @@ def asked_for(monkeypatch):
 def methods_of(asked_for, toy, tmp_path):
     """[(folder, configuration, options)] of the runs of the methods."""
     given = {"root": toy, "splits": {}, "size": (64, 128), "proxy_run": common.runs.Run(tmp_path, {})}
-    return lambda **parameters: asked_for(("jobs = {",), given, parameters)
+    return lambda **parameters: asked_for(("plan = plan_runs(", "jobs = {"), given, parameters)
 
 
 @pytest.fixture
