@@ -22,6 +22,8 @@ import common
 NAME = "05_semeda"
 TINY = {"height": 64, "crop": 64, "epochs": 1, "stage_epochs": 1, "images": 6, "batch_size": 3, "weights": "none"}
 REDUCTIONS = ("pixels", "elements", "sum")
+TUNED = ["continued", "sobel_tuned", "semeda_tuned", "semeda_elements", "sobel_matched", "semeda_matched"]
+DIRECT = ["ppce", "sobel_4", "semeda_4_2_0"]
 LAMBDAS = ((4.0, 2.0, 0.0), (0.5, 1.0, 0.25), (0.0, 1.5, 0.0), (0.0, 0.0, 3.0))
 
 
@@ -591,6 +593,17 @@ def test_an_evaluation_scores_contours_and_both_sides_of_trimaps(nb, toy):
     assert {"miou", "accuracy", "iou", "boundary_f1", "trimap_iou", "outside"} <= set(metrics)
 
 
+def test_sure_and_right_are_means_of_confidence_and_hits_near_edges_and_inside(nb):
+    labels = random_labels(3, classes=4, size=(24, 30), void=0.02, batch=2)
+    logits = torch.randn(2, 4, 24, 30)
+    data, left = [{"image": one, "label": label} for one, label in zip(logits, labels)], []
+    bands = np.stack([nb.near_edges(label.numpy().astype(np.uint8), 3) for label in labels])
+    sure, answer = (x.numpy() for x in logits.softmax(1).max(1))
+    for place in (bands, ~bands & (labels.numpy() != 255)):
+        left += [100 * sure[place].mean(), 100 * (answer == labels.numpy())[place].mean()]
+    assert nb.sure_and_right(lambda image: image, data) == pytest.approx(left, rel=1e-5)
+
+
 # how strongly a loss pulls
 
 
@@ -870,26 +883,32 @@ def test_every_setting_of_table_1_is_a_recipe_under_the_name_of_its_published_nu
 
 
 @pytest.mark.parametrize(("text", "names"), [
-    ("", []), ("semeda_2_4_0", ["semeda_2_4_0"]), (" ppce , sobel_.5", None), ("direct", ["ppce", "sobel_4", "semeda_4_2_0"]),
-    ("ppce,sobel_2 ,ppce", ["ppce", "sobel_2"]), ("continued,direct", ["continued", "ppce", "sobel_4", "semeda_4_2_0"]),
-    ("dice", None), ("semeda", None), ("semeda_4_2", None), ("sobel_four", None), ("sobel_-1", None), (",", None), ("sobel_nan", None), ("_", None)])
-def test_methods_are_recipes_or_groups_of_them_or_name_their_weights(nb, text, names):
+    ("", []), ("semeda_2_4_0", ["semeda_2_4_0"]), ("ppce,sobel_2 ,ppce", ["ppce", "sobel_2"]), (" ppce , sobel_0.5", ["ppce", "sobel_0.5"]),
+    ("dice", None), ("semeda", None), ("semeda_4_2", None), (",", None), ("_", None), ("direct", None), ("ppce,all", None)])
+def test_methods_are_recipes_or_name_their_weights(nb, text, names):
     if names is None:
-        with pytest.raises(common.StreetsError, match=r"^method does not know '[^']*': use all, direct, tuned, ppce, [^.]*\.$"):
+        with pytest.raises(common.StreetsError, match=r"^method does not know '[^']*': use all, ppce, [^.]*\.$"):
             nb.read_methods(text)
     else:
         assert nb.read_methods(text) == names
 
 
+@pytest.mark.parametrize("text", ["sobel_four", "sobel_-1", "sobel_nan", "semeda_4_2_"])
+def test_weights_in_a_name_are_numbers_in_their_range(nb, text):
+    with pytest.raises(common.StreetsError, match="^lambda must be "):
+        nb.read_methods(text)
+
+
 def test_all_are_the_direct_and_the_fine_tuned_recipes(nb):
-    assert nb.read_methods("all") == list(nb.RECIPES) == nb.read_methods("direct,tuned")
-    assert all(recipe["parent"] == "ppce" for recipe in map(nb.recipe_named, nb.read_methods("tuned")))
+    assert nb.read_methods("all") == list(nb.RECIPES) == [*DIRECT, *TUNED]
+    assert [name for name in nb.RECIPES if nb.recipe_named(name).get("parent") == "ppce"] == TUNED
 
 
 def test_a_fine_tuning_is_planned_once_for_each_rate_and_what_it_starts_from_stands_before_it(nb):
     plan = nb.plan_runs(["continued", "sobel_2"], "1e-4, 3e-4", "_x")
-    assert list(plan) == ["ppce_x", "continued_x_lr1e-4", "continued_x_lr3e-4", "sobel_2_x"]
-    assert [rate for _, rate in plan.values()] == [0, 1e-4, 3e-4, 0]
+    assert plan == {"ppce_x": ("ppce", 0), "continued_x_lr1e-4": ("continued", 1e-4), "continued_x_lr3e-4": ("continued", 3e-4),
+                    "sobel_2_x": ("sobel_2", 0)}  # fmt: skip
+    assert next(iter(plan)) == "ppce_x"
     with pytest.raises(common.StreetsError, match="^stage_lr must be"):
         nb.plan_runs(["continued"], "1e-4,fast")
 
@@ -909,13 +928,13 @@ def run_cells(parts, given=(), **parameters):
     return scope
 
 
-CHECK = ("MODES = {", "NOTEBOOK = ", "crop_that_fits =", 'settings["batch_size"] < 2')
+CHECK = ("MODES = {", "NOTEBOOK = ", 'settings["crop"] % 16')
 
 
 @pytest.mark.parametrize(("parameters", "sentence"), [
     ({"method": "much"}, "method does not know 'much'"), ({"reduction": "mean"}, "reduction does not know 'mean'"),
     ({"network": "unet"}, "network does not know 'unet'"), ({"weights": "coco"}, "weights does not know 'coco'"),
-    ({"crop": 321}, "crop must be a multiple of 16, not 321"), ({"batch_size": 1}, "batch_size must be at least 2"), ({"photo": "missing.jpg"}, "photo: there is no file missing.jpg"),
+    ({"crop": 321}, "crop must be a multiple of 16, not 321"), ({"photo": "missing.jpg"}, "photo: there is no file missing.jpg"),
     ({"methods": "ppce"}, "There is no parameter 'methods' here: this notebook has mode, method, reduction")])
 def test_a_wrong_parameter_stops_with_one_sentence(parameters, sentence):
     with pytest.raises(common.StreetsError) as caught:
@@ -934,8 +953,8 @@ def test_parameters_replace_what_the_mode_says_and_0_takes_it(nb):
 
 
 def test_each_mode_has_recipes_of_its_own_unless_others_are_asked_for(nb):
-    assert run_cells(CHECK)["names"] == ["ppce", *nb.read_methods("tuned")]
-    assert run_cells(CHECK, mode="paper")["names"] == nb.read_methods("direct")
+    assert run_cells(CHECK)["names"] == ["ppce", *TUNED]
+    assert run_cells(CHECK, mode="paper")["names"] == DIRECT
     assert run_cells(CHECK, mode="laptop")["names"] == list(nb.RECIPES)
     assert run_cells(CHECK, mode="laptop", method="sobel_2")["names"] == ["sobel_2"]
 
@@ -961,7 +980,7 @@ def asked_for(monkeypatch):
 def methods_of(asked_for, toy, tmp_path):
     """[(folder, configuration, options)] of the runs of the methods."""
     given = {"root": toy, "splits": {}, "size": (64, 128), "proxy_run": common.runs.Run(tmp_path, {})}
-    return lambda **parameters: asked_for(("plan = plan_runs(", "jobs = {", "runs = common.train_runs(globals(), jobs"), given, parameters)
+    return lambda **parameters: asked_for(("plan = plan_runs(", "jobs = {"), given, parameters)
 
 
 @pytest.fixture
@@ -978,9 +997,9 @@ def test_runs_of_the_published_networks_have_the_names_of_their_published_number
 
 
 def test_what_departs_from_the_mode_stands_in_the_name_where_it_is_read(names_of, nb):
-    tuned = [f"{name}_lr3e-4" for name in nb.read_methods("tuned")]
+    tuned = [f"{name}_lr3e-4" for name in TUNED]
     assert names_of() == ["ppce", *tuned]
-    assert names_of(method="direct", reduction="sum", epochs=3) == ["ppce-epochs3", "sobel_4-reductionsum-epochs3", "semeda_4_2_0-reductionsum-epochs3"]
+    assert names_of(method="ppce,sobel_4,semeda_4_2_0", reduction="sum", epochs=3) == ["ppce-epochs3", "sobel_4-reductionsum-epochs3", "semeda_4_2_0-reductionsum-epochs3"]
     assert names_of(method="sobel_matched", reduction="sum", stage_epochs=3) == ["ppce", "sobel_matched_lr3e-4-reductionsum-stage_epochs3"]
     assert names_of(method="semeda_elements", reduction="sum")[1] == "semeda_elements_lr3e-4"
     assert names_of(method="ppce", weights="none", lr=0.25, stage_epochs=3) == ["ppce-weightsnone-lr0.25"]
@@ -1154,7 +1173,7 @@ def test_all_recipes_run_and_leave_complete_results(nb, all_methods):
             assert 0 < scores["miou"] < 1 and all(list(scores[side]) == ["1", "2", "3", "5", "10"] for side in ("inside", "outside"))
         assert summary["weights"] == "none" and config["parent"] == ("" if name == PPCE else PPCE)
         assert (summary["final"]["scale"] == 1) == ("matched" not in name)
-    assert sorted(recipes) == sorted(["ppce", *(f"{name}_lr3e-4" for name in nb.read_methods("tuned"))])
+    assert sorted(recipes) == sorted(["ppce", *(f"{name}_lr3e-4" for name in TUNED)])
     assert len(losses) == 7, "seven recipes, seven losses"
 
 
@@ -1194,7 +1213,7 @@ def test_a_later_run_finds_the_proxy_network_and_needs_no_other_recipe(toy, all_
 
 
 def test_an_unknown_method_stops_the_notebook_before_anything_is_trained(toy, tmp_path):
-    with pytest.raises(common.StreetsError, match="^method does not know 'dice': use all, direct, tuned, ppce"):
+    with pytest.raises(common.StreetsError, match="^method does not know 'dice': use all, ppce"):
         run_notebook(tmp_path, data_dir=str(toy), method="dice")
     assert not list(tmp_path.rglob("config.json"))
 

@@ -83,29 +83,7 @@ def with_unit_embeddings(proxy, label):
         third.weight.mul_(b)
     return proxy
 
-# %% Exercise 5.4: solution (2 points)
-def shares_of_taps(cells, rate):
-    """Share of the positions at which each tap reads the map, (3, 3) in [0, 1]."""
-    ### BEGIN SOLUTION
-    outer = max(0, cells - rate) / cells
-    along = np.array([outer, 1, outer])
-    return np.outer(along, along)
-    ### END SOLUTION
-
-# %% Exercise 5.4: hidden tests
-for cells, rate in ((8, 6), (8, 8), (8, 12), (20, 18), (5, 1)):
-    conv = nn.Conv2d(1, 1, 3, padding=rate, dilation=rate, bias=False)
-    conv(torch.ones(1, 1, cells, cells)).mean().backward()  # the gradient of a tap counts where it reads a 1
-    common.check(f"{cells} cells, rate {rate}", shares_of_taps(cells, rate), conv.weight.grad[0, 0])
-
-# %% Exercise 5.4: a wrong answer
-def shares_of_taps(cells, rate):
-    """Forgets that a share cannot be negative: two taps that never read would multiply to a positive one."""
-    outer = (cells - rate) / cells
-    along = np.array([outer, 1, outer])
-    return np.outer(along, along)
-
-# %% Exercise 5.5: solution (4 points)
+# %% Exercise 5.4: solution (4 points)
 def soft_edge_loss(probs, label):
     """(loss, share that flat pixels pay), of probs (B, C, H, W) and label (B, H, W)."""
     ### BEGIN SOLUTION
@@ -119,7 +97,7 @@ def soft_edge_loss(probs, label):
     return charge.sum() / valid.sum().clamp(min=1), share.detach()
     ### END SOLUTION
 
-# %% Exercise 5.5: hidden tests
+# %% Exercise 5.4: hidden tests
 torch.manual_seed(0)
 truth = torch.randint(0, 2, (2, 3, 4)).repeat_interleave(3, 1).repeat_interleave(3, 2)  # (2, 9, 12)
 truth[:, 2:4, 5:7] = 255
@@ -136,7 +114,7 @@ common.check("gradient at void", gradient[truth == 255].max(), 0)
 common.check("gradient, all in all", gradient.sum(), between=(0.1, 100))
 common.check("nothing valid", [float(x) for x in soft_edge_loss(probs.detach(), torch.full_like(truth, 255))], [0, 0])
 
-# %% Exercise 5.5: a wrong answer
+# %% Exercise 5.4: a wrong answer
 def soft_edge_loss(probs, label):
     """Takes all labelled pixels, also those beside void."""
     edges, valid = semantic_edges(label)[0], label != 255
