@@ -42,7 +42,7 @@
 # |---|---|---|---|---|
 # | `quick` | toy streets, made on the spot | any CPU | 4.1 min in all with one thread (AMD EPYC, November 2026) | with seed 42, mean IoU 18.4 by image and 16.8 by city (majority class 1.8); on the same pictures 2.3 points apart: it works, and is no evidence |
 # | `laptop` | CamVid, 367 real streets | any CPU | 7 min on one core a fold, 41 min in all (the same machine) | with seed 42, mean IoU 43.1 by image and 36.2 by drive (majority class 2 to 3); on the same pictures 6.8 points apart |
-# | `course` | CamVid, or 900 images of Cityscapes, at 512 rows | one 16 GB GPU | not yet measured | folds whose spread one can discuss |
+# | `course` | CamVid, or 900 images of Cityscapes, at 512 rows | one 16 GB GPU | not yet measured | the same comparison with the source's network |
 # | `paper` | Cityscapes, 512x1024 | one large GPU | not yet measured (the source does not tell) | the published table |
 
 # %% [markdown]
@@ -304,8 +304,7 @@ for kind, split in parts.items():
     print(f"folds by {kind}: median {nearest[kind]['difference'].median():.1f}")
 
 # %% [markdown]
-# By image the nearest relative differs by 28.7 grey values, by city by 33.3. Let us see some. This shows pictures in a
-# row:
+# By image the nearest relative differs by 28.7 grey values, by city by 33.3. To see some, we put pictures in a row:
 
 # %%
 def show_row(panels, width=9):
@@ -338,10 +337,9 @@ common.show(show_row({title: common.read_image(frames[k].image)
 #
 # ## The network
 #
-# The source's network is a U-Net whose first half was trained before. Notebook 02 began with random weights. Here an
-# *encoder*, ResNet-50 trained to classify a million photos of ImageNet, gives the maps, and only the *decoder*, which
-# enlarges them, starts from nothing. The encoder halves a picture five times. (Tensors on the device `meta` have a shape
-# and no numbers, so a large network costs no memory.)
+# Notebook 02 began with random weights. The source's U-Net has an *encoder* that was trained before, ResNet-50 on a
+# million photos of ImageNet, and only the *decoder*, which enlarges the encoder's maps, starts from nothing. The encoder
+# halves a picture five times. (Tensors on the device `meta` have a shape and no numbers, so they cost no memory.)
 
 # %%
 import segmentation_models_pytorch as smp
@@ -356,8 +354,7 @@ for stride, one in zip((2, 4, 8, 16, 32), maps):
     print(f"1/{stride:<2d} of each side: {tuple(one.shape)}")
 
 # %% [markdown]
-# The rest is built from the parts that you know. The block is that of notebook 02, without biases, which batch norm would
-# undo:
+# The rest is built from parts that you know. The block is that of notebook 02, without biases, which batch norm would undo:
 
 # %%
 class DoubleConv(nn.Sequential):
@@ -443,8 +440,7 @@ for name, part in {"encoder": net.encoder, "bottleneck": net.bottleneck,
 # ## Training
 #
 # A training picture is changed at random: one in four is scaled by .8 to 1.2, half are mirrored, and half get other
-# colours. To scale is to resize; then a smaller picture gets a margin, black in the photo and void in the label, and a
-# larger one is cropped:
+# colours. A picture that got smaller gets a margin, black in the photo and void in the label; a larger one is cropped:
 
 # %%
 def scale_intended(image, label, factor, rng):
@@ -463,7 +459,7 @@ def scale_intended(image, label, factor, rng):
     return image[window], label[window]
 
 # %% [markdown]
-# That is what the source's report describes. Its code does this instead, and we shall see later what comes of it:
+# So the source's report describes it. Its code does this instead, and we shall see what comes of it:
 
 # %%
 def scale_as_published(image, label, factor):
@@ -751,22 +747,13 @@ by_fold.round(1)
 #
 # ### What are three scores worth?
 #
-# The source gives the spread of its three folds, and reads it as a sign of stability. A standard deviation can be divided
-# by $n$, which describes the three values, or by $n - 1$, which estimates the spread of further ones:
-
-# %%
-three = published.drop("mean")
-pd.DataFrame({"mean": three.mean(), "spread, by n": three.std(ddof=0),
-              "spread, by n - 1": three.std(ddof=1)}).round(2)
-
-# %% [markdown]
-# It prints .94 and 1.20, so it divided by $n$ (and rounded). Which should we take to say how far the mean $\bar x$ of $n$
-# scores may lie from the truth? The usual interval is
+# How far may the mean $\bar x$ of $n$ scores lie from the truth? The usual interval is
 #
 # $$\bar x \pm q \, \frac{s}{\sqrt n}$$
 #
-# with the spread $s$ and a number $q$, often 1.96. We test it where the truth is known: we draw $n$ scores around 67, many
-# times, and count how often the interval holds the 67.
+# with a number $q$, often 1.96, and the standard deviation $s$. That can be divided by $n$, which describes the $n$ scores,
+# or by $n - 1$, which estimates the spread of further ones. We test both where the truth is known: we draw $n$ scores
+# around 67, many times, and count how often the interval holds the 67.
 
 # %%
 from scipy import stats
@@ -788,19 +775,18 @@ for n in (2, 3, 5, 10, 30):
 pd.DataFrame(rows).T.rename_axis("n").round(3)
 
 # %% [markdown]
-# It should hold the truth in 95 % of all cases. With three scores the first recipe does so in 75 %, the second in 81 %,
-# since $s$ itself is a guess from three values, and often much too small. *Student's t* makes up for it: $q$ depends on
-# $n$, and is 4.30 for three scores. `common.student_interval` computes it. What does it say of our three differences?
+# It should do so in 95 % of all cases. With three scores the first recipe does in 75 %, the second in 81 %, since $s$
+# itself is a guess from three values, and often much too small. *Student's t* makes up for it: $q$ depends on $n$, and is
+# 4.30 for three scores. What does this rule say of our three differences?
 
 # %%
 mean, half = common.student_interval(by_fold["difference"].drop("mean"))
 print(f"{mean:.1f} ± {half:.1f} points")
 
 # %% [markdown]
-# They say nothing. And even this interval holds for independent scores only, which folds are not. Network 1 learns from
-# folds 2 and 3, network 2 from folds 1 and 3: they share half of what they learn from, and each learns from the fold that
-# the other is scored on. No formula on three such scores repairs that (Bengio and Grandvalet, 2004). We use Student's t
-# over *seeds*, runs that differ in nothing but chance.
+# They say nothing. And even this interval is for independent scores, which folds are not: network 1 learns from folds 2
+# and 3, network 2 from folds 1 and 3. No formula on three such scores repairs that (Bengio and Grandvalet, 2004). We shall
+# use Student's t over *seeds*, runs that differ in nothing but chance.
 #
 # ### The same pictures, scored by two networks
 #
@@ -840,8 +826,8 @@ if pictures:
 # %% [markdown]
 # By image 18.5, by city 16.2. How much of this difference is owed to the pictures that happen to be in our data? We
 # cannot photograph others. But we can draw from those that we have, with replacement, as many as there are, and compute
-# the difference again. After two thousand draws we see how much it moves. This is the **paired bootstrap**: *paired*,
-# because each draw takes the same pictures for both networks.
+# the difference again, two thousand times. This is the **paired bootstrap**: *paired*, because each draw takes the same
+# pictures for both networks.
 
 # %%
 def bootstrap(a, b, repeats=2000, seed=0):
@@ -869,14 +855,12 @@ if len(pictures) > 1:
     common.show(fig)
 
 # %% [markdown]
-# Zero lies far outside. If we had drawn other pictures of these cities, folds by image would still have scored 1.2 to 3.3
-# points higher. The three differences by fold could not tell us that. The same networks, asked about the same pictures,
-# can.
+# Zero lies far outside. With other pictures of these cities, folds by image would still have scored 1.2 to 3.3 points
+# higher. The three differences by fold could not tell us that.
 #
-# One more care. In a video two neighbouring pictures are nearly the same, and drawing them apart makes the data look
-# richer than it is. So we draw whole *blocks* of ten neighbours. `common.paired_bootstrap` is the function above with
-# blocks, and with a *p value*: twice the share of draws on the other side of zero. Toy streets are no video, so here each
-# picture is a block of its own:
+# In a video two neighbouring pictures are nearly the same, and drawing them apart makes the data look richer than it is.
+# There we draw whole *blocks* of ten neighbours. `common.paired_bootstrap` is the function above with blocks, and with a
+# *p value*: twice the share of draws on the other side of zero. Toy streets are no video, so here each picture is a block:
 
 # %%
 def leak(pictures, by_image, by_city, video):
@@ -893,10 +877,10 @@ if len(pictures) > 1:
     print(leak(pictures, by_image, by_city, video))
 
 # %% [markdown]
-# The interval is the same, and the p value is the smallest that ten thousand draws can give: none of them fell below
-# zero. What it leaves out is the chance of training: other seeds would give other networks.
+# The p value is the smallest that ten thousand draws can give: none of them fell below zero. What all this leaves out is
+# the chance of training: other seeds would give other networks.
 #
-# Let us see what the leak looks like. We load a network as it was after its last epoch:
+# What does the leak look like? We load a network as it was after its last epoch:
 
 # %%
 def network_of(run, encoder, network):
@@ -948,27 +932,23 @@ if len(committed):
 # On the same 367 pictures, in blocks of ten neighbours, how large is the leak?
 
 # %%
-paired = {}  # {seed: (pictures, by_image, by_city)}
+paired, leaks = {}, []  # {seed: (pictures, by_image, by_city)}, points
 for number, of_seed in (committed.groupby("seed") if len(committed) else ()):
     folders = {kind: of_kind["folder"] for kind, of_kind in of_seed.groupby("kind")}
     if len(of_seed) == 6:
-        paired[number] = paired_matrices(folders)
-        print(f"seed {number}:", leak(*paired[number], video=True))
+        pictures, a, b = paired[number] = paired_matrices(folders)
+        leaks.append(100 * (common.miou(a.sum(axis=0)) - common.miou(b.sum(axis=0))))
+        print(f"seed {number}:", leak(pictures, a, b, video=True))
+if len(leaks) > 1:
+    mean, half = common.student_interval(leaks)
+    print(f"{len(leaks)} seeds: {mean:.1f} ± {half:.1f} points, by Student's t")
 
 # %% [markdown]
 # So far there is one seed, 42. By image these pictures score 6.8 points higher, and other pictures of these drives would
-# have given 5.5 to 7.9. The chance of training shows in several seeds:
-
-# %%
-leaks = [100 * (common.miou(a.sum(axis=0)) - common.miou(b.sum(axis=0)))
-         for _, a, b in paired.values()]
-if len(leaks) > 1:
-    mean, half = common.student_interval(leaks)
-    print(f"{len(leaks)} seeds: {mean:.1f} ± {half:.1f} points")
-
-# %% [markdown]
-# But is all of that the leak? The drives differ in length, so the networks by drive do not learn from equally many
-# pictures, while by image all learn from about 245. We look at each drive alone:
+# have given 5.5 to 7.9.
+#
+# But is all of that the leak? The drives differ in length, so by drive the networks learn from more pictures or from fewer,
+# and by image all from about 245. We look at each drive alone:
 
 # %%
 rows = []
@@ -985,7 +965,7 @@ if rows:
 # %% [markdown]
 # On the drive 0016E5 the difference is largest, 8.6 points. But its network had only 163 pictures to learn from, and a
 # part of the 8.6 is owed to that. The networks that held out the other two had *more* pictures than those by image, and
-# still score 5.9 and 3.7 points less. That is the leak. (Three drives say little about a fourth.)
+# still score 5.9 and 3.7 points less. (Three drives say little about a fourth.)
 #
 # And which kind makes better networks? On the test split 171 of 233 pictures come from a drive that none has seen:
 
@@ -997,17 +977,15 @@ if len(committed):
 
 # %% [markdown]
 # There `city-fold2` is the best of all six. Only `city-fold1` is far behind, the one with few pictures. So neither kind
-# makes better networks. It is the question that differs: more of the same streets, or other streets? By image the
-# held-out scores are 1 to 3 points above those on test.
+# makes better networks. It is the question that differs: more of the same streets, or other streets?
 #
-# In Cityscapes less may leak: there are 18 cities to learn from, and its pictures are no video. But the source's cities
-# are shared out just as those of `image` here, and its other pictures come from cities that no network knew.
+# In Cityscapes less may leak: there are 18 cities to learn from, and its pictures are no video. But the source's folds
+# share out every city, too, and its other pictures come from cities that no network knew.
 #
 # ## The best of thirteen
 #
-# Back to the puzzle. The source's first score is the highest of 13 validations, the second one that of the last epoch. In
-# our runs, what does the best epoch gain over the last, in points? And is the gain still there on pictures that did not
-# choose the epoch?
+# Back to the puzzle. The source's first score is the highest of 13 validations, the second one that of the last epoch.
+# What does the best epoch gain over the last, in points? And is the gain still there on pictures that did not choose it?
 
 # %%
 rows = {}
@@ -1023,9 +1001,9 @@ pd.DataFrame(rows).T.round(2)
 # By image the best epoch is the last or as good. By city it gains .2 to .5 points on the fold that chose it. On the
 # test split the same choice brings .5, -.6 and -.1: nothing, on average.
 #
-# The column *held_out* can never be negative: the best of a list is no worse than its last. How much of it is luck?
-# Suppose that a network no longer improves, so that its validations are one value and noise. What does the best of them
-# gain over the last, counted in spreads of the noise?
+# The column *held_out* can never be negative: the best of a list is no worse than its last. How much of that is luck?
+# Suppose that a network no longer improves, so that its validations are one value and noise. What does the best gain over
+# the last, in spreads of the noise?
 
 # %%
 def best_minus_last(n, spread=1.0, repeats=40000):
@@ -1038,7 +1016,7 @@ for n in (2, 5, 13, 50):
     print(f"best of {n:2d}: {best_minus_last(n):.2f} spreads")
 
 # %% [markdown]
-# The best of 13 gains 1.67 spreads, though nothing got better. Our curves still rise, so that little is left to luck. The
+# The best of 13 gains 1.67 spreads, though nothing got better. Our curves still rise, so the last is nearly the best. The
 # source trained for 65 epochs, where curves tend to be flat. If its validations scatter by half a point, luck alone makes
 # .8 of its 2.2 points. We cannot know, as it shows its histories without numbers.
 #
@@ -1086,15 +1064,14 @@ for kind, of_kind in (committed.groupby("kind") if len(committed) else ()):
 pd.DataFrame(walks).T.round(1)
 
 # %% [markdown]
-# Resolution costs nothing, for either kind, and the epoch hardly anything. The pictures make the difference. On CamVid,
-# by image, this step costs 2.3 points, as much as the source's whole fall. By drive it *gains* 2.7: the test streets are
-# easier than the drives held out. So a step to other pictures mixes two things, how well a network does on new streets, and
-# how hard these streets are. But both kinds step to the *same* pictures, and end alike. By image they start higher: that
-# was the leak.
+# Resolution costs nothing, and the epoch hardly anything. The pictures make the difference. On CamVid, by image, this step
+# costs 2.3 points. By drive it *gains* 2.7: the test streets are easier than the drives held out. So a step to other
+# pictures mixes two things, how well a network does on new streets and how hard these streets are. But both kinds step to
+# the *same* pictures, and end 2 points apart, after a start nearly 7 points apart.
 #
 # ## Where the source is wrong
 #
-# Points from which one learns; [results/sources.md](../results/sources.md) has the others. [report] marks what the report
+# Three points from which one learns; [results/sources.md](../results/sources.md) has the others. [report] marks what the report
 # says, [code] what its code does, [README] the notes beside that code.
 #
 # **1. One drop, three causes.** The report reads the fall from 67.7 to 65.5 as one from low to full resolution [report].
@@ -1123,20 +1100,18 @@ common.show(show_row(panels))
 # network.
 #
 # **3. A spread of 1 % read as stability** [report]. It is divided by $n$, and the three networks share half of their
-# training pictures [code]. The "best mIoU" of .6719 is that of the best fold [report], 1.7 points above the mean.
-#
-# **4. A bottleneck of one block or two.** The report calls it a "dual ConvBlock" [report]. Read as two *convolutions*
-# that is right, and the README says so: one block [code]. Read as two blocks it is another network:
+# training pictures [code]. Divided by $n - 1$ it is larger:
 
 # %%
-with torch.device("meta"):
-    second = count_parameters(DoubleConv(2048, 2048))
-one = count_parameters(net)
-print(f"one block: {one:,} parameters, two: {one + second:,}")
+three = published.drop("mean")
+pd.DataFrame({"by n": three.std(ddof=0), "by n - 1": three.std(ddof=1)}).round(2)
 
 # %% [markdown]
-# All three folds are published, not only the best; void is left out of loss and score; and the code says what was done.
-# Without that, none of this could have been asked.
+# And this describes three networks on one deal of the pictures, not what another deal would give. The "best mIoU" of .6719
+# is that of the best fold [report], 1.7 points above the mean.
+#
+# All three folds are published, not only the best, and the code says what was done. Without that, none of this could have
+# been asked.
 #
 # ## Your own photo
 #
@@ -1153,12 +1128,11 @@ common.show(common.show_pair(own, prediction, scheme))
 # %% [markdown]
 # ## What we learnt
 #
-# - A held-out score promises what its folds are: by image, more pictures of streets that it knows; by city, streets that
-#   it does not.
+# - A held-out score promises what its folds are: by image, more pictures of streets that it knows; by city, other streets.
 # - The best of many validations is chosen by luck, too. Report the last, or judge on pictures that chose nothing.
 # - Three scores need Student's t. Folds share training pictures, so not even that holds for them; it does for seeds.
 # - Two networks are compared on the same pictures, by a paired bootstrap, and a video is drawn in blocks.
-# - If several things change between two numbers, change them one at a time. And look at what your augmentation does.
+# - If several things change between two numbers, change them one at a time.
 #
 # ## Exercises
 #
@@ -1202,22 +1176,20 @@ def scale_as_given(image, label, factor, size):
 
 
 # %%
-# Exercise 3.2: where a mask lies
-def box_of(mask):
-    """[left, top, right, bottom] of a mask (H, W), [] where it is empty."""
-    if not mask.any():
-        return []
-    ys, xs = np.nonzero(mask)
-    return [int(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)]
-
-
-# %%
 # Exercise 3.2: a street with one bright square of class 11 in its middle
 def scaled_square(scale, factor, size=(32, 64)):
     """(image, label) that scale() makes of 64x128 pixels with a square of 16x16."""
     image, label = np.full((64, 128, 3), 80, np.uint8), np.zeros((64, 128), np.uint8)
     image[24:40, 56:72], label[24:40, 56:72] = 240, 11
     return scale(image, label, factor, size)
+
+
+def box_of(mask):
+    """[left, top, right, bottom] of a mask (H, W), [] where it is empty."""
+    if not mask.any():
+        return []
+    ys, xs = np.nonzero(mask)
+    return [int(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)]
 
 
 # %%
@@ -1351,10 +1323,8 @@ with common.exercise("Exercise 3.4"):
 # These need training and are not checked.
 #
 # - `augment = "as_published"`: how large a change in mean IoU would you believe, given what a second `seed` changes?
-# - `network = "no_bottleneck"`: is the bottleneck worth its 75 million parameters? How many runs do you need before you
-#   say yes?
-# - Folds by city learn from different numbers of pictures. Cut all to the smallest number and train again. What is left
-#   of the leak?
+# - `network = "no_bottleneck"`: is the bottleneck worth its 75 million parameters? How many runs do you need to say so?
+# - Cut the training pictures of all folds by city to the smallest number. What is left of the leak?
 #
 # ## References
 #
