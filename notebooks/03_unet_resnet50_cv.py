@@ -270,8 +270,8 @@ common.show(fig)
 # %% [markdown]
 # By image every city lies in all three folds. By city each lies in one.
 #
-# What does a network gain from knowing the city? For every picture we look for the one most like it among those that its
-# network learns from. We compare tiny versions of the photos, by the mean difference of their values:
+# What does a network gain from knowing the city? We look for the picture most like a held-out one among those that its
+# network learns from. For that we compare tiny versions of the photos, by the mean difference of their values:
 
 # %%
 import cv2
@@ -292,19 +292,7 @@ def most_alike(k, split, thumbnails):
 
 
 # %% [markdown]
-# For up to 400 of our pictures:
-
-# %%
-thumbnails = np.stack([thumbnail(frame) for frame in frames])
-looked_at = common.evenly(range(len(frames)), 400)
-nearest = {}
-for kind, split in parts.items():
-    pairs = [most_alike(k, split, thumbnails) for k in looked_at]
-    nearest[kind] = pd.DataFrame(pairs, columns=["picture", "difference"])
-    print(f"folds by {kind}: median {nearest[kind]['difference'].median():.1f}")
-
-# %% [markdown]
-# By image the nearest relative differs by 28.7 grey values, by city by 33.3. To see some, we put pictures in a row:
+# To see some, we put pictures in a row:
 
 # %%
 def show_row(panels, width=9):
@@ -319,18 +307,20 @@ def show_row(panels, width=9):
     return fig
 
 # %% [markdown]
-# The held-out picture whose relative is nearest by image, and what it gets by city:
+# The held-out picture whose nearest relative by image is the nearest of all, and what it gets by city:
 
 # %%
-closest = int(nearest["image"]["difference"].argmin())
-shown = {"held out": looked_at[closest]}
-for kind, table in nearest.items():
-    shown[f"most alike, by {kind}"] = table["picture"][closest]
-common.show(show_row({title: common.read_image(frames[k].image)
-                      for title, k in shown.items()}))
+thumbnails = np.stack([thumbnail(frame) for frame in frames])
+gaps = [most_alike(k, parts["image"], thumbnails)[1] for k in range(len(frames))]
+k = int(np.argmin(gaps))
+panels = {"held out": common.read_image(frames[k].image)}
+for kind, split in parts.items():
+    nearest, _ = most_alike(k, split, thumbnails)
+    panels[f"most alike, by {kind}"] = common.read_image(frames[nearest].image)
+common.show(show_row(panels))
 
 # %% [markdown]
-# The same grey weather, in the same city. This is a *leak*: what a network is tested on reaches its training after all.
+# By image it has a relative in the same city, under the same grey sky. This is a *leak*: what a network is tested on reaches its training after all.
 # CamVid's pictures are cut from a video, mostly one each second, so by image a network learns from the second before and
 # the second after the held-out one. A score can then be high because the network remembers a street. To know how much
 # that is worth, we train both kinds of folds.
@@ -571,8 +561,8 @@ def pixel_loss(model, batch):
 # ### More scores than two
 #
 # The source has two scores for each network, and three things differ between them. So we score every combination: on the
-# held-out fold and on other splits, at the network's resolution (`low`) and at the photo's (`full`, where the logits are
-# enlarged), after the `last` epoch and after the `best`. For that, one set of pictures becomes two data sets:
+# held-out fold and on other splits, at the network's resolution (`low`) and at the photo's (`full`, with enlarged logits),
+# after the `last` epoch and after the `best`. For that, one set of pictures becomes two data sets:
 
 # %%
 from functools import partial
@@ -622,7 +612,7 @@ def evaluation_grid(folder, model, accelerator, data):
 # ### One fold
 #
 # As in the source, a validation on the held-out fold does two jobs besides telling a score. It picks the *best* epoch, the
-# one with the highest score. And a scheduler halves the learning rate when the third validation in a row brings no new
+# one with the highest score. (The source keeps that score, and the weights of the last epoch.) And a scheduler halves the learning rate when the third validation in a row brings no new
 # best. So the held-out fold steers the training that it is meant to judge.
 
 # %%
@@ -725,9 +715,9 @@ scores = pd.DataFrame(rows)
 scores.round(1)
 
 # %% [markdown]
-# All are far above the majority class (notebook 01), and far from good: these are 27 small pictures to learn from. Look
-# at the column *test* first. There both kinds score alike, 17.7 to 19.3; by city a little more. So neither kind makes
-# better networks. What differs is what they score on their own held-out folds.
+# All are far above the majority class (notebook 01), and far from good, with 27 small pictures to learn from. Look at the
+# column *test* first. There both kinds score alike, 17.7 to 19.3. So neither kind makes better networks. What differs is
+# what they score on their own held-out folds.
 #
 # ## How large is the leak?
 #
@@ -1322,7 +1312,7 @@ with common.exercise("Exercise 3.4"):
 #
 # These need training and are not checked.
 #
-# - `augment = "as_published"`: how large a change in mean IoU would you believe, given what a second `seed` changes?
+# - `augment = "as_published"`: which change in mean IoU would you believe, given what a second `seed` changes?
 # - `network = "no_bottleneck"`: is the bottleneck worth its 75 million parameters? How many runs do you need to say so?
 # - Cut the training pictures of all folds by city to the smallest number. What is left of the leak?
 #
