@@ -16,10 +16,10 @@
 # %% [markdown]
 # # What does a cross-validated score tell you?
 #
-# A published network scores 67.7 in three-fold cross-validation, and 65.5 on other pictures. You rebuild it and train it
-# in two ways: once it may learn from the same cities that it is scored on, once it may not. On real streets the very same
-# pictures score 7 points higher when their neighbours in the video were learnt from. So a cross-validated score answers
-# the question that its folds ask, and you will see how to ask the right one.
+# A published network scores 67.7 in three-fold cross-validation, and 65.5 on other pictures. You rebuild it and train
+# it in two ways: once it may learn from the same cities that it is scored on, once it may not. On real streets, drive
+# by drive, the very same pictures score 4 to 9 points higher when their neighbours in the video were learnt from. So a
+# cross-validated score answers the question that its folds ask, and you will see how to ask the right one.
 #
 # ![A held-out street, its label, and what networks of either kind of folds make of it](../.github/03_leak.jpg)
 #
@@ -197,7 +197,7 @@ frames = common.evenly(common.list_frames(root, "train"), settings["images"])
 others = {"official_val": common.list_frames(root, "val")}
 if common.has_test_labels(root):
     others["test"] = common.list_frames(root, "test")
-few = (settings["images"] + 3) // 4
+few = (settings["images"] + 3) // 4  # 0 takes all
 others = {name: common.evenly(one, few) for name, one in others.items()}
 print("for the folds:", len(frames))
 print("aside:", {name: len(one) for name, one in others.items()})
@@ -320,10 +320,10 @@ for kind, split in parts.items():
 common.show(show_row(panels))
 
 # %% [markdown]
-# By image it has a relative in the same city, under the same grey sky. This is a *leak*: what a network is tested on reaches its training after all.
-# CamVid's pictures are cut from a video, mostly one each second, so by image a network learns from the second before and
-# the second after the held-out one. A score can then be high because the network remembers a street. To know how much
-# that is worth, we train both kinds of folds.
+# By image it has a relative in the same city, under the same grey sky. This is a *leak*: what a network is tested on
+# reaches its training after all. CamVid's pictures are cut from a video, mostly one each second, so by image a network
+# learns from the second before and the second after the held-out one. A score can then be high because the network
+# remembers a street. To know how much that is worth, we train both kinds of folds.
 #
 # ## The network
 #
@@ -611,9 +611,10 @@ def evaluation_grid(folder, model, accelerator, data):
 # %% [markdown]
 # ### One fold
 #
-# As in the source, a validation on the held-out fold does two jobs besides telling a score. It picks the *best* epoch, the
-# one with the highest score. (The source keeps that score, and the weights of the last epoch.) And a scheduler halves the learning rate when the third validation in a row brings no new
-# best. So the held-out fold steers the training that it is meant to judge.
+# As in the source, a validation on the held-out fold does two jobs besides telling a score. It picks the *best* epoch,
+# the one with the highest score. (The source keeps that score, but only the last epoch's weights.) And a scheduler
+# halves the learning rate when the third validation in a row brings no new best. So the held-out fold steers the
+# training that it is meant to judge.
 
 # %%
 def train_fold(folder, splits, settings, size, native, version, network, weights, seed,
@@ -904,8 +905,8 @@ if pictures:
 #
 # ## What CamVid says
 #
-# CamVid holds real streets. Its training split has three drives, so a fold by city is a drive. The repository keeps runs
-# of mode `laptop` on it:
+# CamVid holds real streets. Its training split has three drives, each one trip of the camera car, so a fold by city is
+# a drive. The repository keeps runs of mode `laptop` on it:
 
 # %%
 from IPython.display import display
@@ -1054,15 +1055,16 @@ for kind, of_kind in (committed.groupby("kind") if len(committed) else ()):
 pd.DataFrame(walks).T.round(1)
 
 # %% [markdown]
-# Resolution costs nothing, and the epoch hardly anything. The pictures make the difference. On CamVid, by image, this step
-# costs 2.3 points. By drive it *gains* 2.7: the test streets are easier than the drives held out. So a step to other
-# pictures mixes two things, how well a network does on new streets and how hard these streets are. But both kinds step to
-# the *same* pictures, and end 2 points apart, after a start nearly 7 points apart.
+# Resolution costs nothing, and the epoch hardly anything. The pictures make the difference. On CamVid, by image, this
+# step costs 2.3 points. By drive it *gains* 2.7: the test streets come easier than the drives held out, and a quarter
+# of them are of a training drive. So a step to other pictures mixes two things, how well a network does on new streets
+# and how hard these streets are. But both kinds step to the *same* pictures, and end 2 points apart, after a start
+# nearly 7 points apart.
 #
 # ## Where the source is wrong
 #
-# Three points from which one learns; [results/sources.md](../results/sources.md) has the others. [report] marks what the report
-# says, [code] what its code does, [README] the notes beside that code.
+# Three points from which one learns; [results/sources.md](../results/sources.md) has the others. [report] marks what
+# the report says, [code] what its code does, [README] the notes beside that code.
 #
 # **1. One drop, three causes.** The report reads the fall from 67.7 to 65.5 as one from low to full resolution [report].
 # Its README says openly that the pictures and the choice of the epoch differ, too [README]. In our runs the resolution
