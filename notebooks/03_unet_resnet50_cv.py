@@ -144,13 +144,16 @@ import common
 NOTEBOOK = "03_unet_resnet50_cv"
 FOLD_NUMBERS = ("1", "2", "3")
 
-
+# %%
 def kinds_of(folds):
     """The kinds of folds that a text names: ["image"], ["city"] or both."""
     kinds = ("image", "city")
     return list(kinds) if folds == "both" else common.several("folds", folds, kinds)
 
+# %% [markdown]
+# What a run may be told, and what this one uses:
 
+# %%
 choices = {"augment": ("intended", "as_published"),
            "network": ("published", "no_bottleneck"),
            "encoder": ("lite0", "resnet18", "resnet34", "resnet50"),
@@ -187,19 +190,24 @@ published
 #
 # ## Folds, and how they leak
 #
-# We deal out the training split. Other splits stay aside, to be scored at the end:
+# We deal out the training split:
 
 # %%
 import numpy as np
 
 root = common.find_data(data_dir, mode)
 frames = common.evenly(common.list_frames(root, "train"), settings["images"])
+print("for the folds:", len(frames))
+
+# %% [markdown]
+# Other splits stay aside, to be scored at the end:
+
+# %%
 others = {"official_val": common.list_frames(root, "val")}
 if common.has_test_labels(root):
     others["test"] = common.list_frames(root, "test")
 few = (settings["images"] + 3) // 4  # 0 takes all
 others = {name: common.evenly(one, few) for name, one in others.items()}
-print("for the folds:", len(frames))
 print("aside:", {name: len(one) for name, one in others.items()})
 
 # %% [markdown]
@@ -242,6 +250,11 @@ if folds == "city" or len({frame.city for frame in frames}) >= 3:
     parts["city"] = folds_by_city(frames)
 else:
     print("too few cities for folds by city: only folds by image are trained")
+
+# %% [markdown]
+# How many pictures lie in each?
+
+# %%
 for kind, split in parts.items():
     print(f"folds by {kind}: {[len(part) for part in split]} pictures")
 
@@ -283,7 +296,10 @@ def thumbnail(frame):
     small = cv2.resize(photo, (32, 16), interpolation=cv2.INTER_AREA)
     return small.ravel().astype(float)
 
+# %% [markdown]
+# The one most alike among what a network learns from:
 
+# %%
 def most_alike(k, split, thumbnails):
     """(index, difference) of the picture most like k that its network learns from."""
     learnt = np.concatenate([part for part in split if k not in part])
@@ -312,6 +328,8 @@ def show_row(panels, width=9):
 # %%
 thumbnails = np.stack([thumbnail(frame) for frame in frames])
 gaps = [most_alike(k, parts["image"], thumbnails)[1] for k in range(len(frames))]
+
+# %%
 k = int(np.argmin(gaps))
 panels = {"held out": common.read_image(frames[k].image)}
 for kind, split in parts.items():
@@ -337,6 +355,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+# %% [markdown]
+# A picture of 512x1024 goes in, and five maps come out:
+
+# %%
 with torch.device("meta"):
     meta_image = torch.zeros(2, 3, 512, 1024)  # (B, 3, H, W)
     maps = smp.encoders.get_encoder("resnet50", weights=None)(meta_image)[1:]
@@ -415,7 +437,7 @@ def count_parameters(module):
     """Number of weights of a network or a part of it."""
     return sum(p.numel() for p in module.parameters())
 
-
+# %%
 with torch.device("meta"):
     net = EncoderUNet()
     print("logits", tuple(net(meta_image).shape))
@@ -507,6 +529,8 @@ def street_view(image, label, rng, size, version):
 size = common.network_size(frames[0], settings["height"])  # (H, W) for the network
 native = common.read_label(frames[0].label).shape  # (H, W) of the photos
 street, label = common.StreetScenes(frames, native).read(0)
+
+# %%
 panels = {"photo": street}
 for k in (2, 25, 34):
     rng = np.random.default_rng(k)
@@ -540,7 +564,7 @@ def scaling_of(encoder):
     """How an encoder wants its pixels scaled; {} means ImageNet's mean and spread."""
     return LITE0_SCALING if encoder == "lite0" else {}
 
-
+# %%
 def make_data(frames, size, encoder, **options):
     """common.StreetScenes of 19 classes, its photos scaled as the encoder wants."""
     return common.StreetScenes(frames, size, **scaling_of(encoder), **options)
@@ -572,7 +596,7 @@ def shrink_photo(image, label, rng, size):
     """The photo at the network's size, the label as it is; scoring enlarges logits."""
     return common.resize_pair(image, label, size)[0], label
 
-
+# %%
 def both_resolutions(frames, size, native, encoder):
     """{"low": data at the network's size, "full": with labels at the photo's size}."""
     shrink = partial(shrink_photo, size=size)
@@ -658,6 +682,8 @@ def split_of_fold(frames, parts, number):
 train = partial(train_fold, settings=settings, size=size, native=native,
                 version=augment, network=network, weights=weights, seed=seed,
                 max_hours=max_hours)
+
+# %%
 jobs, images, unused = {}, {}, {}
 for kind in kinds_of(folds):
     for number in (1, 2, 3) if kind in parts else ():
@@ -681,6 +707,8 @@ finished = {}  # {"image": {"1": run, ...}, "city": ...}
 for name, run in runs.items():
     kind, number = name.split("-fold")
     finished.setdefault(kind, {})[number] = run
+
+# %%
 fig, axes = plt.subplots(1, len(finished), figsize=(4.2 * len(finished), 2.8),
                          sharey=True, squeeze=False, layout="constrained")
 for axis, (kind, of_kind) in zip(axes.flat, finished.items()):
@@ -754,7 +782,7 @@ def half_widths(scores, quantile, ddof):
     """q s / sqrt(n) for each row of scores (trials, n)."""
     return quantile * scores.std(axis=1, ddof=ddof) / np.sqrt(scores.shape[1])
 
-
+# %%
 rng, rows = np.random.default_rng(0), {}
 for n in (2, 3, 5, 10, 30):
     draws = rng.normal(67, 1, (20000, n))  # the true mean is 67
@@ -793,7 +821,7 @@ def held_out_matrices(folders):
             found |= dict(zip(stored["image"].tolist(), stored["confusion"]))
     return found
 
-
+# %%
 def paired_matrices(folders):
     """(pictures, matrices by image, by city), (N, C, C) each, of {kind: folders}."""
     by_image = held_out_matrices(folders.get("image", ()))
@@ -810,6 +838,8 @@ folders = {kind: [run.folder for run in of_kind.values()]
            for kind, of_kind in finished.items()}
 pictures, by_image, by_city = paired_matrices(folders)
 print(len(pictures), "pictures were held out by one network of either kind")
+
+# %%
 if pictures:
     image, city = (100 * common.miou(m.sum(axis=0)) for m in (by_image, by_city))
     print(f"mean IoU by image {image:.1f}, by city {city:.1f}: {image - city:+.1f}")
@@ -862,7 +892,7 @@ def leak(pictures, by_image, by_city, video):
     difference, low, high = 100 * np.array(points)
     return f"{difference:+.1f} points, 95 % {low:+.1f} to {high:+.1f}, p {p:.4f}"
 
-
+# %%
 if len(pictures) > 1:
     video = common.dataset_name(root).startswith("camvid")
     print(leak(pictures, by_image, by_city, video))
@@ -915,6 +945,8 @@ committed = common.find_runs()
 if len(committed):
     here = "notebook == @NOTEBOOK and mode == 'laptop' and dataset == 'camvid11'"
     committed = committed.query(here)
+
+# %%
 if len(committed):
     names = committed["method"].str.extract("(image|city)-fold([123])$")
     committed = committed.assign(kind=names[0], fold=names[1]).dropna(subset="fold")
@@ -930,6 +962,8 @@ for number, of_seed in (committed.groupby("seed") if len(committed) else ()):
         pictures, a, b = paired[number] = paired_matrices(folders)
         leaks.append(100 * (common.miou(a.sum(axis=0)) - common.miou(b.sum(axis=0))))
         print(f"seed {number}:", leak(pictures, a, b, video=True))
+
+# %%
 if len(leaks) > 1:
     mean, half = common.student_interval(leaks)
     print(f"{len(leaks)} seeds: {mean:.1f} ± {half:.1f} points, by Student's t")
@@ -1002,7 +1036,7 @@ def best_minus_last(n, spread=1.0, repeats=40000):
     scores = np.random.default_rng(0).normal(0, spread, (repeats, n))
     return (scores.max(axis=1) - scores[:, -1]).mean()
 
-
+# %%
 for n in (2, 5, 13, 50):
     print(f"best of {n:2d}: {best_minus_last(n):.2f} spreads")
 
@@ -1020,7 +1054,10 @@ for n in (2, 5, 13, 50):
 START = {"resolution": "low", "image_set": "held_out", "checkpoint": "best"}
 END = {"resolution": "full", "image_set": "official_val", "checkpoint": "last"}
 
+# %% [markdown]
+# This function changes them in the order that we give:
 
+# %%
 def step_effects(grid, order, end=END):
     """Change in mIoU at each step, when START becomes `end` in the order given."""
     at, effects = dict(START), {}
@@ -1043,7 +1080,7 @@ def mean_walk(grids, end):
     effects = pd.DataFrame([step_effects(grid, list(end), end) for grid in grids])
     return 100 * pd.Series({"first score": start, **effects.mean()})
 
-
+# %%
 end = END | {"image_set": other_set}
 camvid_end = END | {"image_set": "test"}
 walks = {}
