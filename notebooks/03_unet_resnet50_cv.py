@@ -683,6 +683,9 @@ train = partial(train_fold, settings=settings, size=size, native=native,
                 version=augment, network=network, weights=weights, seed=seed,
                 max_hours=max_hours)
 
+# %% [markdown]
+# A fold by city does not depend on `fold_seed`, so `unused` says so:
+
 # %%
 jobs, images, unused = {}, {}, {}
 for kind in kinds_of(folds):
@@ -820,6 +823,9 @@ def held_out_matrices(folders):
         with np.load(folder / "held_out_per_image.npz") as stored:
             found |= dict(zip(stored["image"].tolist(), stored["confusion"]))
     return found
+
+# %% [markdown]
+# We pair those of either kind by their names:
 
 # %%
 def paired_matrices(folders):
@@ -1079,6 +1085,9 @@ def mean_walk(grids, end):
     start = np.mean([grid["held_out"]["low"]["best"] for grid in grids])
     effects = pd.DataFrame([step_effects(grid, list(end), end) for grid in grids])
     return 100 * pd.Series({"first score": start, **effects.mean()})
+
+# %% [markdown]
+# For these runs, and for those on CamVid:
 
 # %%
 end = END | {"image_set": other_set}
