@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, gather_object
+from accelerate.utils import DataLoaderConfiguration, broadcast, gather_object
 from matplotlib.patches import Patch
 from scipy import stats
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
@@ -51,7 +51,7 @@ from results.runs import coerce, flat, in_range, load_weights, read_json, save_w
 
 # notebooks reach these through common
 from data_prep import dataset_name as dataset_name, has_test_labels as has_test_labels  # isort: skip
-from data_prep import list_frames as list_frames  # isort: skip
+from data_prep import list_frames as list_frames, read_video as read_video  # isort: skip
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
 from results.runs import LITE0_MEAN as LITE0_MEAN, LITE0_STD as LITE0_STD, with_weights as with_weights  # isort: skip
 from results.runs import several as several  # isort: skip
@@ -67,8 +67,6 @@ if sys.flags.optimize > 1:  # python -OO leaves docstrings out; this module adds
     sys.modules[docs.__name__] = docs
 
 HERE = Path(__file__).resolve().parent
-STARTED = time.monotonic()
-SAVE_SECONDS = 10.0  # the state is saved at the end of an epoch, but not more often than this
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -238,8 +236,8 @@ def evenly(frames: Sequence, n: int) -> list:
 
 
 def own_photo(path: str, otherwise: Frame) -> np.ndarray:
-    """The photo (H, W, 3) that somebody named in `photo`, turned as its camera noted, or else that of a frame."""
-    return read_image(user_path("photo", path), upright=True) if path else read_image(otherwise.image)
+    """What somebody named in `photo`, a photo (H, W, 3) or a video's first frame, turned as its camera noted; else a frame's."""
+    return data_prep.first_picture(user_path("photo", path)) if path else read_image(otherwise.image)
 
 
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -396,11 +394,6 @@ def iou_per_class(cm: np.ndarray) -> np.ndarray:
     """Return each class's intersection over union, (n,) in [0, 1]; nan where it is in neither truth nor prediction."""
     hits = np.diag(cm)
     return _divide(hits, cm.sum(0) + cm.sum(1) - hits)
-
-
-def f1_per_class(cm: np.ndarray) -> np.ndarray:
-    """Return each class's pixel F1 (= Dice = 2 IoU / (1 + IoU)), (n,) in [0, 1]; nan as in `iou_per_class`."""
-    return _divide(2 * np.diag(cm), cm.sum(0) + cm.sum(1))
 
 
 def accuracy(cm: np.ndarray) -> float:
@@ -831,8 +824,8 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
                 if scheduler and schedule == "plateau":
                     scheduler.step(metrics["miou"])
                 row = {"epoch": epoch, "train_loss": loss, "lr": lr, "seconds": round(seconds, 3)} | flat(metrics)
-                keep_scores(accelerator, folder, model, progress, row, best_by)
-            saved = save_if_due(accelerator, folder, progress, epochs, max_hours, started, saved)
+                runs.keep_scores(accelerator, folder, model, progress, row, best_by)
+            saved = runs.save_if_due(accelerator, folder, progress, epochs, max_hours, started, saved)
             if saved is None:
                 return
         facts = {"weights": weights, "num_processes": accelerator.num_processes, "selected": select,
@@ -840,34 +833,6 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
         facts |= {"best_by": best_by} if select == "best" else {}
         splits = {"val": val_data} | ({"test": test_data} if test_data else {})
         finish_run(accelerator, folder, model, progress, evaluate, splits, select, final_scores, facts)
-
-
-def save_if_due(accelerator: Accelerator, folder: Path, progress: dict, epochs: int, max_hours: float, started: float,
-                saved: float) -> float | None:
-    """Save the state if the last time, `saved`, is long ago; returns the new time, None if max_hours stops the run here."""
-    epoch, now = progress["epoch"], time.monotonic()
-    stop = max_hours and epoch < epochs and now - STARTED + 1.2 * (now - started) > max_hours * 3600
-    save = stop or epoch == epochs or now - saved > SAVE_SECONDS
-    stop, save = broadcast_object_list([stop, save])  # no two processes' clocks agree
-    if save:
-        runs.save_checkpoint(accelerator, folder, progress)
-    if stop:
-        accelerator.print(f"{folder.name}: stopped after epoch {epoch} of {epochs} (max_hours); run again to resume")
-        return None
-    return now if save else saved
-
-
-def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, row: dict,
-                best_by: str) -> None:
-    """Add a row to the history and keep the weights if they are the best so far; the checkpoint comes after both."""
-    progress["history"].append(row)
-    score = -row[best_by] if best_by.endswith("loss") else row[best_by]
-    better = progress["best"] is None or score > progress["best"]
-    progress["best"] = score if better else progress["best"]
-    if accelerator.is_main_process:
-        if better:
-            save_weights(folder / "best.safetensors", accelerator.unwrap_model(model))
-        write_atomic(folder / "history.csv", pd.DataFrame(progress["history"]).to_csv(index=False).encode())
 
 
 def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, evaluate: Callable,

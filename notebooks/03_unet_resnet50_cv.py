@@ -1298,7 +1298,7 @@ print(f"one block: {one:,} parameters, two: {one + second:,}")
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG or PNG of yours. Without one, a street serves that was not trained on:
+# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a street serves that was not trained on:
 
 # %%
 own = common.own_photo(photo, others[other_set][0])
@@ -1307,6 +1307,12 @@ own_size = (size[0], max(32, round(w * size[0] / h / 32) * 32))
 model = network_of(list(runs.values())[-1], settings["encoder"], network)
 answer = common.predict(model, own, own_size, **scaling_of(settings["encoder"]))
 common.show(common.show_pair(own, answer, scheme))
+
+# %%
+from results import video
+
+last = list(runs.values())[-1].folder
+video.show(photo, last, scheme, model, own_size, **scaling_of(settings["encoder"]))
 
 # %% [markdown]
 # ## What we learnt

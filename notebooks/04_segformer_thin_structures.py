@@ -1611,13 +1611,19 @@ print(f"by C / by those present: {parts[0] / parts[1]:.4f}; 6/7 is {6 / 7:.4f}")
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG or PNG of yours. Without one, a street serves that was not trained on:
+# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a street serves that was not trained on:
 
 # %%
 own = common.own_photo(photo, splits["test"][0])
 fits = (size[0], max(32, round(own.shape[1] * size[0] / own.shape[0] / 32) * 32))
 answer = common.predict(networks[best], own, fits, judged.mean, judged.std)
 common.show(common.show_pair(own, answer, scheme))
+
+# %%
+from results import video
+
+inputs = {"mean": judged.mean, "std": judged.std}
+video.show(photo, runs[best].folder, scheme, networks[best], fits, **inputs)
 
 # %% [markdown]
 # ## What we learnt

@@ -1437,7 +1437,7 @@ print(f"{len(per_class)} printed F1 scores, at most {gap:.2f} points from it")
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG or PNG of yours. Without one, a street serves that was not trained on:
+# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a street serves that was not trained on:
 
 # %%
 last = list(chosen.values())[-1].folder / "last.safetensors"
@@ -1447,6 +1447,12 @@ if last.exists():
     common.load_weights(last, net).eval()
     answer = common.predict(net, own, (size[0], columns), **scaled)
     common.show(common.show_pair(own, answer, scheme))
+
+# %%
+from results import video
+
+if last.exists():
+    video.show(photo, last.parent, scheme, net, (size[0], columns), **scaled)
 
 # %% [markdown]
 # ## What we learnt

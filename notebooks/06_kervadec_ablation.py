@@ -1766,13 +1766,19 @@ print(f"{page.parent.name}/{page.name}, {page.stat().st_size / 1e6:.1f} MB: open
 # %% [markdown]
 # ## Your own photo
 #
-# Set `photo` to any JPEG or PNG. Without one, an image that was not trained on serves.
+# Set `photo` to any JPEG, PNG or short video. Without one, an image that was not trained on serves.
 
 # %%
 own_photo = common.own_photo(photo, (test_frames or val_frames)[0])
 h, w = own_photo.shape[:2]
 classes = common.predict(models[best], own_photo, (size[0], max(32, round(w * size[0] / h / 32) * 32)), **inputs)
 common.show(common.show_pair(own_photo, classes, scheme))
+
+# %%
+from results import video
+
+fits = (size[0], max(32, round(w * size[0] / h / 32) * 32))
+video.show(photo, runs[best].folder, scheme, models[best], fits, **inputs)
 
 # %% [markdown]
 # ## For the official evaluation

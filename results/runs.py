@@ -28,6 +28,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 import traceback
 import urllib.error
 import urllib.request
@@ -54,9 +55,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.utils.distributed import get_free_port
 from tqdm import tqdm
 
-from data_prep import StreetsError, dataset_name, read_image, user_path, writable_folder, write_atomic
+from data_prep import StreetsError, dataset_name, first_picture, user_path, writable_folder, write_atomic
 
 HERE = Path(__file__).resolve().parent.parent  # the repository
+STARTED = time.monotonic()
+SAVE_SECONDS = 10.0  # the state is saved at the end of an epoch, but not more often than this
 LONGEST_NAME = 100  # of a run; file systems and shells take longer ones badly
 PATIENCE = 4.0  # seconds without a word after which a server of weights counts as gone
 LITE0_MEAN = LITE0_STD = (0.5, 0.5, 0.5)  # see lite0_weights
@@ -297,7 +300,7 @@ def check_path(name: str, text: str) -> str:
     if found != wanted(path) or not (found or name == "out_dir"):
         raise StreetsError(f"{name}: there is no {kind} {text} (seen from {Path.cwd()}).")
     if name == "photo":
-        check_size(read_image(path).shape, path)
+        check_size(first_picture(path).shape, path)
     return str(path)
 
 
@@ -759,6 +762,34 @@ def load_weights(path: Path, model: torch.nn.Module) -> torch.nn.Module:
         raise StreetsError(f"Cannot use the weights in {path} ({str(error).splitlines()[0]}): "
                            f"train that run again with {setting('rerun', 'yes')}.") from None
     return model
+
+
+def save_if_due(accelerator: Accelerator, folder: Path, progress: dict, epochs: int, max_hours: float, started: float,
+                saved: float) -> float | None:
+    """Save the state if the last time, `saved`, is long ago; returns the new time, None if max_hours stops the run here."""
+    epoch, now = progress["epoch"], time.monotonic()
+    stop = max_hours and epoch < epochs and now - STARTED + 1.2 * (now - started) > max_hours * 3600
+    save = stop or epoch == epochs or now - saved > SAVE_SECONDS
+    stop, save = broadcast_object_list([stop, save])  # no two processes' clocks agree
+    if save:
+        save_checkpoint(accelerator, folder, progress)
+    if stop:
+        accelerator.print(f"{folder.name}: stopped after epoch {epoch} of {epochs} (max_hours); run again to resume")
+        return None
+    return now if save else saved
+
+
+def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, row: dict,
+                best_by: str) -> None:
+    """Add a row to the history and keep the weights if they are the best so far; the checkpoint comes after both."""
+    progress["history"].append(row)
+    score = -row[best_by] if best_by.endswith("loss") else row[best_by]
+    better = progress["best"] is None or score > progress["best"]
+    progress["best"] = score if better else progress["best"]
+    if accelerator.is_main_process:
+        if better:
+            save_weights(folder / "best.safetensors", accelerator.unwrap_model(model))
+        write_atomic(folder / "history.csv", pd.DataFrame(progress["history"]).to_csv(index=False).encode())
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> None:
