@@ -339,10 +339,11 @@ def read_video(path: str | Path) -> Video:
     with _told("read", path):
         _require_plain(path, os.stat(path))
         open(path, "rb").close()
-    talk = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    logging = getattr(cv2.utils, "logging", cv2)  # OpenCV 4.10 has no such module yet
+    level = logging.getLogLevel()
+    logging.setLogLevel(2)  # errors: OpenCV would warn that it cannot open the file
     video = cv2.VideoCapture(str(Path(path).resolve()), cv2.CAP_FFMPEG)  # other readers take a photo for a video
-    cv2.utils.logging.setLogLevel(talk)
+    logging.setLogLevel(level)
     found, first = video.read()
     if not found:
         raise StreetsError(f"{path} has no frame that can be read: it is cut short, damaged or no video; copy or make it again.")

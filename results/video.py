@@ -21,7 +21,7 @@ import common
 from data_prep import is_video, read_video, user_path, write_atomic
 from results import runs
 
-LARGEST_SIDE = 1280  # pixels of a frame; larger ones are shrunk
+LARGEST_SIDE = 960  # pixels of a frame; larger ones are shrunk
 PAGE_SIDE, PAGE_FRAMES = 240, 24  # in the page: with more, the picture would be larger than all else in a notebook
 
 

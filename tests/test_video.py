@@ -211,18 +211,18 @@ def test_a_single_frame_is_no_reason_to_stop(tmp_path, shown, capsys):
 
 
 def test_large_frames_are_shrunk_and_the_picture_in_the_page_stays_small(tmp_path, shown, capsys):
-    noise = np.random.default_rng(0).integers(0, 255, (30, 45, 80, 3), np.uint8)
-    frames = [cv2.resize(frame, (1600, 900), interpolation=cv2.INTER_CUBIC) for frame in noise]
+    noise = np.random.default_rng(0).integers(0, 255, (26, 30, 60, 3), np.uint8)
+    frames = [cv2.resize(frame, (1200, 600), interpolation=cv2.INTER_CUBIC) for frame in noise]
     show(write_video(tmp_path / "large.mp4", frames), tmp_path / "run")
-    assert "large.mp4: 30 frames of 1600x900" in capsys.readouterr().out
-    assert next(read_video(tmp_path / "run" / "large_labels.mp4").frames).shape == (720, 2560, 3)
+    assert "large.mp4: 26 frames of 1200x600" in capsys.readouterr().out
+    assert next(read_video(tmp_path / "run" / "large_labels.mp4").frames).shape == (480, 1920, 3)
     with Image.open(io.BytesIO(shown[0].data)) as moving:
-        assert moving.n_frames <= 24 and moving.size == (480, 135)
+        assert moving.n_frames <= 24 and moving.size == (480, 120)
         lasts = 0
         for k in range(moving.n_frames):
             moving.seek(k)
             lasts += moving.info["duration"]
-    assert lasts == pytest.approx(1000 * 30 / 12.5, rel=0.02), "as long as the video"
+    assert lasts == pytest.approx(1000 * 26 / 12.5, rel=0.02), "as long as the video"
     assert len(shown[0].data) < 1e6
 
 
