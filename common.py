@@ -135,7 +135,7 @@ def find_data(data_dir: str = "", mode: str = "quick") -> Path:
     root = data_prep.find_data(str(data_prep.toy_streets()) if runs.is_toy(data_dir) else data_dir)
     if mode != "quick" and dataset_name(root) == "toy" and not (data_dir or os.environ.get("CITYSCAPES_DATASET")):
         raise StreetsError(f"mode {mode} is for real streets, and none were found: get some with `python data_prep.py camvid "
-                           f"--out data/camvid` (README: \"Use real streets\") and name them with "
+                           f"--out data/camvid` (notebooks/README.md: \"Use real streets\") and name them with "
                            f"{setting('data_dir', 'data/camvid')}, or ask for the toy streets with {setting('data_dir', 'toy')}.")
     for split in ("train", "val", "test") if has_test_labels(root) else ("train", "val"):
         try:

@@ -470,9 +470,10 @@ def camvid(runs: Sequence[Run]) -> str:
     """Our runs on the test split of CamVid with 11 classes, beside what others published for it."""
     published, rows, names = common.read_published("camvid11_test"), [], [f"iou_{name}" for name in CAMVID_CLASSES]
     notes, best = published.drop_duplicates("method"), 0
-    for method in notes["method"]:
-        each = [published_score(published, f"{method} {name}") for name in ("miou", *names)]
-        rows.append([method, "", "", f"{each[0]:.2f}", *("" if math.isnan(value) else f"{value:.1f}" for value in each[1:])])
+    for method, theirs in published.groupby("method", sort=False):
+        of_class = dict(zip(theirs["class"], theirs["value"]))
+        rows.append([method, theirs["weights"].iloc[0], "", f"{of_class['']:.2f}",
+                     *(f"{of_class[name]:.1f}" if name in of_class else "" for name in CAMVID_CLASSES)])  # fmt: skip
     whole = [run for run in runs if run.recorded["dataset"] == "camvid11" and run.recorded.get("n_test") == CAMVID_TEST]
     for group in alike(whole):
         if all(score(run, "test", name) is not None for run in group for name in ("miou", *names)):
@@ -483,7 +484,7 @@ def camvid(runs: Sequence[Run]) -> str:
     page = "\n## CamVid, test split, 11 classes\n\n" + table(["network", "weights", "seeds", "mIoU", *CAMVID_CLASSES], rows)
     bar = published_score(published, "ENet miou")
     page += f"\nThe best of ours, {best:.2f}, is {'above' if best > bar else 'below'} ENet's {bar:.2f}.\n" if best else ""
-    return page + f"\nPublished: {'; '.join(notes['method'] + ': ' + notes['note'])}.\n"
+    return page + "\nRead at:\n\n" + "".join(f"- {line}.\n" for line in notes["method"] + ": " + notes["note"])
 
 
 HEAD = f"""# Results

@@ -92,7 +92,7 @@ RANGES = {
 }
 PATHS = {"data_dir": "folder", "out_dir": "folder", "photo": "file"}  # parameters that name one
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun and accelerate launch set
-LAUNCHING = "start it with `accelerate launch` or torchrun, as README says under \"Use several GPUs\""
+LAUNCHING = "start it with `accelerate launch` or torchrun, as notebooks/README.md says under \"Use several GPUs\""
 
 
 class Run(NamedTuple):

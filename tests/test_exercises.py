@@ -101,9 +101,9 @@ def test_verdicts_stand_without_assert_statements():
         assert done.stdout == "Exercise 1.1: not right yet: one is 2, expected 1\n", done.stderr
 
 
-def test_the_readme_names_the_points_of_each_notebook():
+def test_the_page_for_instructors_names_the_points_of_each_notebook():
     *first, last = (str(sum(answer["points"] for answer in ANSWERS[name].values())) for name in NAMES)
-    assert f"give {', '.join(first)} and {last} points" in (ROOT / "README.md").read_text()
+    assert f"give {', '.join(first)} and {last} points" in (ROOT / "tests" / "solutions" / "README.md").read_text()
 
 
 def test_a_check_shows_got_and_expected_and_takes_nothing_else():

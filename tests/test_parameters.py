@@ -248,7 +248,7 @@ WHOLE = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "loca
 def test_half_an_environment_of_torchrun_is_refused_with_the_way_to_launch(monkeypatch, given):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(StreetsError, match="^The environment says .* unset them, or, .* `accelerate launch` or torchrun, as README says"):
+    with pytest.raises(StreetsError, match="^The environment says .* unset them, or, .* `accelerate launch` or torchrun, as notebooks/README.md says"):
         check(scope())
 
 
@@ -264,7 +264,7 @@ def test_several_processes_without_fork_are_refused_before_anything_is_cleared(t
     with pytest.raises(StreetsError, match="num_processes = 2 or -p num_processes 2 needs fork, .* make a script .* `accelerate launch` or torchrun"):
         runs.train_or_load(tmp_path / "run", {}, lambda folder: pytest.fail("trained"), num_processes=2)
     assert not (tmp_path / "run").exists()
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "notebooks" / "README.md").read_text()
     assert "**Use several GPUs.**" in readme and "accelerate launch" in readme and "torchrun" in readme
 
 
