@@ -54,7 +54,8 @@ from data_prep import dataset_name as dataset_name, has_test_labels as has_test_
 from data_prep import list_frames as list_frames, read_video as read_video  # isort: skip
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
 from results.runs import LITE0_MEAN as LITE0_MEAN, LITE0_STD as LITE0_STD, with_weights as with_weights  # isort: skip
-from results.runs import several as several  # isort: skip
+from results.runs import network_errors as network_errors, network_facts as network_facts  # isort: skip
+from results.runs import own_losses as own_losses, several as several  # isort: skip
 from results.runs import results_folder as results_folder, run_names as run_names, train_runs as train_runs  # isort: skip
 
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
@@ -374,6 +375,7 @@ def make_loader(data: Dataset, batch_size: int, *, sampler: Sampler | None = Non
 
 
 SQUARE = np.ones((3, 3), np.uint8)  # what contours are found with
+CONTOURS = ("boundary_f1", "boundary_f1_strict", "trimap_iou")  # scores of one picture, (C,), that are averaged over pictures
 
 
 def confusion_matrix(pred, target, n: int, ignore: int = 255) -> np.ndarray:
@@ -605,6 +607,46 @@ def film_blocks(cities: Sequence[str], length: int = 10) -> np.ndarray:
     return (cities + "/" + (cities.groupby(cities).cumcount() // length).astype(str)).to_numpy()
 
 
+def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "miou", split: str = "test", drive: str = "",
+                 repeats: int = 1000) -> tuple[float, float, float]:
+    """(difference, low, high) of a score between two methods, other seeds and other pictures in one 95 % interval.
+
+    ours, theirs: folders of finished runs, one per seed, in one order; the scores kept for each picture are read, of all
+    pictures or of one drive. Seeds are drawn with replacement, the same for both methods, and so are blocks of ten
+    neighbouring pictures, as in `paired_bootstrap`, whose interval this is for one seed.
+    """
+    kept = [[_adding(folder, metric, split, drive) for folder in folders] for folders in (ours, theirs)]
+    names = kept[0][0][0]
+    if not len(ours) == len(theirs) or any(not np.array_equal(names, other) for side in kept for other, _ in side):
+        raise ValueError("the methods were scored on different pictures, or have other seeds.")
+    _, block_of_image = np.unique(film_blocks(name.split("/")[0] for name in names), return_inverse=True)
+    n_blocks, rng = block_of_image.max() + 1, np.random.default_rng(0)
+    drawn = rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=repeats)
+    times = np.vstack([np.ones(n_blocks), drawn])[:, block_of_image]  # (1 + repeats, N), first each picture once
+    scores = np.array([[[_score_of(sums) for sums in times @ numbers] for _, numbers in side] for side in kept])
+    differences = scores[0] - scores[1]  # (S, 1 + repeats)
+    seeds = rng.integers(len(ours), size=(len(ours), repeats))
+    low, high = np.nanquantile(np.take_along_axis(differences[:, 1:], seeds, axis=0).mean(0), [0.025, 0.975])
+    return float(differences[:, 0].mean()), float(low), float(high)
+
+
+def _adding(folder: Path, metric: str, split: str, drive: str) -> tuple[np.ndarray, np.ndarray]:
+    """Names (N,) of a run's pictures, and numbers (N, K) that add up: a confusion matrix, or the mean over classes and a 1."""
+    with np.load(folder / f"{split}_per_image.npz") as kept:
+        mine = np.char.startswith(kept["image"], f"{drive}/" if drive else "")
+        names, values = kept["image"][mine], kept["confusion" if metric == "miou" else metric][mine]
+    if metric == "miou":
+        return names, values.reshape(len(values), -1).astype(float)
+    known = ~np.isnan(values)
+    return names, np.stack([np.nansum(values, axis=1) / known.sum(1).clip(1), known.any(1)], axis=1)
+
+
+def _score_of(sums: np.ndarray) -> float:
+    """The score that sums (K,) of `_adding` give."""
+    side = math.isqrt(len(sums))
+    return miou(sums.reshape(side, side)) if len(sums) > 2 else float(_divide(*sums))
+
+
 def _resampled(values: np.ndarray, times: np.ndarray, statistic: Callable) -> np.ndarray:
     if values.ndim != 3:
         return np.array([statistic(np.repeat(values, t, axis=0)) for t in times])
@@ -703,7 +745,7 @@ def metrics_of(per_image: dict[str, np.ndarray], classes: Sequence[str]) -> dict
     total = per_image["confusion"].sum(0)
     iou = np.where(total.sum(1) > 0, iou_per_class(total), np.nan)
     metrics = {"accuracy": accuracy(total), "miou": miou(total)}
-    metrics |= {name: mean_over_images(per_image[name]) for name in ("boundary_f1", "trimap_iou") if name in per_image}
+    metrics |= {name: mean_over_images(per_image[name]) for name in CONTOURS if name in per_image}
     if "loss" in per_image:
         metrics["eval_loss"] = float(np.nanmean(per_image["loss"]))  # nan for an image that is all void
     return metrics | {"iou": {c: None if math.isnan(v) else float(v) for c, v in zip(classes, iou, strict=True)}}
@@ -736,6 +778,23 @@ def steps_per_epoch(data: StreetScenes, batch_size: int, accumulation: int = 1, 
         raise StreetsError(f"{len(data)} training images do not fill one batch of {images}: lower batch_size, "
                            f"such as {setting('batch_size', max(1, len(data) * batch_size // images))}, or take more images.")
     return -(-(len(data) // images) // accumulation)
+
+
+def compile_loss(as_written: Callable, otherwise: Callable, wanted: str, device: torch.device | str) -> Callable:
+    """`as_written` compiled by torch; `otherwise` if that is not wanted ("no"; "auto" without a GPU) or finds no compiler.
+
+    Both are called as loss(logits, {"label": label}, {"ce": 1.0}), logits (B, C, H, W) and label (B, H, W).
+    """
+    if wanted == "no" or (wanted == "auto" and torch.device(device).type != "cuda"):
+        return otherwise
+    compiled = torch.compile(as_written)
+    try:
+        logits = torch.zeros(1, 2, 4, 4, device=device, requires_grad=True)
+        compiled(logits, {"label": torch.zeros(1, 4, 4, dtype=torch.int64, device=device)}, {"ce": 1.0}).backward()
+    except Exception as error:  # whatever the compiler lacks, the loss can do without
+        say_once(f"compile_loss: {type(error).__name__}, so the loss runs as it is")
+        return otherwise
+    return compiled
 
 
 def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, clip_norm, bar) -> float:

@@ -121,7 +121,8 @@ def write_json(path: Path, content: dict) -> None:
 
 
 # what a run writes into its folder; nothing else there is ever removed
-OURS = ("summary.json", "history.csv", "*.safetensors", "*_per_image.npz", "per_image.csv", "checkpoint/epoch_*", "config.json")
+OURS = ("summary.json", "history.csv", "rescored.csv", "*.safetensors", "*_per_image.npz", "per_image.csv",
+        "checkpoint/epoch_*", "config.json")
 
 
 def remove_ours(folder: Path, patterns: Sequence[str] = OURS) -> None:
@@ -283,6 +284,24 @@ def several(name: str, value: str, allowed: Iterable[str]) -> list[str]:
         wrong = ", ".join(map(shown, unknown[:3])) or shown(value)
         raise StreetsError(f"{name} does not know {wrong}: use {', '.join(allowed)}, several with commas, or all.")
     return list(dict.fromkeys(parts))
+
+
+def own_losses(variants: dict[str, Sequence[str]], ours: Sequence[str], scope: dict) -> dict[str, Callable]:
+    """{term: function} of the terms of a notebook's variants beside `ours`: focal is focal_loss in `scope`, its globals().
+
+    Raises StreetsError for a variant that could not be trained as it is written.
+    """
+    found = {}
+    for name, terms in variants.items():
+        if isinstance(terms, str) or not terms or len(set(terms)) < len(terms):
+            raise StreetsError(f"VARIANTS: {name} must name each of its terms once, such as (\"ce\", \"dice\") or "
+                               f"(\"ce\",), not {terms!r}.")
+        for term in (term for term in terms if term not in ours):
+            found[term] = scope.get(f"{term}_loss")
+            if not callable(found[term]):
+                raise StreetsError(f"VARIANTS: {name} has the term {term!r}, which is none of {', '.join(ours)}: "
+                                   f"define {term}_loss(log_probs, label) above this cell, or mend the name.")
+    return found
 
 
 def is_toy(data_dir: str) -> bool:
@@ -1011,6 +1030,51 @@ def with_weights(build: Callable, weights: str = "auto", name: str = "imagenet")
         say_once(f"weights: {error} The network starts from random initialisation.")
     torch.set_rng_state(random_state)  # the network is the one of weights = "none"
     return build(False), "none"
+
+
+def network_facts(name: str, known: dict[str, dict], weights: str = "auto") -> dict:
+    """{"encoder", "decoder_width", "pretrained", and "mean" and "std" of the pictures that its weights were trained on}.
+
+    name: one of `known`, an encoder of segmentation-models-pytorch, or with "tu-" in front one of timm; these get a decoder
+    256 wide. pretrained is the name of their weights, "" where there are none or, with weights = "auto", their scaling cannot
+    be had: weights without it would see wrong colours. Raises StreetsError for a name that nobody knows.
+    """
+    if name in known:
+        return known[name]
+    import segmentation_models_pytorch as smp
+    import timm
+
+    of_smp, of_timm = smp.encoders.encoders.get(name), name.removeprefix("tu-")
+    if of_smp:
+        tags = list(of_smp["pretrained_settings"])
+        tag = "imagenet" if "imagenet" in tags else "".join(tags[:1])
+    elif name == of_timm or not timm.is_model(of_timm) or ("." in of_timm and not timm.is_model_pretrained(of_timm)):
+        raise StreetsError(f"network does not know {name!r}: use {', '.join(known)}, an encoder of segmentation-models-pytorch "
+                           "such as resnet34, or a model of timm such as tu-resnet18.")
+    else:
+        tag = timm.get_pretrained_cfg(of_timm).tag or "imagenet" if timm.is_model_pretrained(of_timm) else ""
+    if weights == "imagenet" and not tag:
+        raise StreetsError(f"There are no pretrained weights of {name}: use {setting('weights', 'none')} or another network.")
+
+    def scaling(pretrained: bool) -> dict:
+        said = smp.encoders.get_preprocessing_params(name, tag) if pretrained else {"input_space": "RGB"}
+        if said["input_space"] != "RGB":
+            raise StreetsError(f"The weights of {name} want {said['input_space']}, not RGB: use another network.")
+        return {key: tuple(v / max(said["input_range"]) for v in said[key]) for key in ("mean", "std") if key in said}
+
+    found, tag = with_weights(scaling, weights if tag else "none", tag)
+    return {"encoder": name, "decoder_width": 256, "pretrained": "" if tag == "none" else tag} | found
+
+
+@contextmanager
+def network_errors(name: str):
+    """Turn what an encoder lacks for a decoder, which has many names, into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise StreetsError(f"network: this decoder cannot be built on {name} ({type(error).__name__}: {reason}): "
+                           "use another network.") from None
 
 
 # the scores of a finished run

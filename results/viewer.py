@@ -1,6 +1,6 @@
 """One HTML file to look around in the runs of a folder: curves, scores of the classes, pictures of two runs side by side.
 
-`python results/viewer.py results/06_kervadec_ablation/camvid32-course` writes viewer.html into that folder from what the
+`python results/viewer.py results/06_kervadec_ablation/camvid11-laptop` writes viewer.html into that folder from what the
 runs left there: config.json, history.csv, summary.json and, where a notebook kept them with `write`, pictures. The page
 needs no network. Keep it to yourself where it shows photos that are not yours to publish.
 """
@@ -222,7 +222,7 @@ def find_runs(folder: Path) -> list[Run]:
     runs = sorted((run for run in runs if run), key=lambda run: (run.method, run.seed))
     if not runs:
         raise common.StreetsError(f"There are no finished runs in {folder}: name a folder of runs such as "
-                                  "results/06_kervadec_ablation/camvid32-course.")
+                                  "results/06_kervadec_ablation/camvid11-laptop.")
     return runs
 
 
@@ -449,7 +449,7 @@ def write(folder: str | Path, photos: Sequence, labels: Sequence, predictions: d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write one HTML page to look around in the runs of a folder.")
-    parser.add_argument("folder", help="a folder of runs, such as results/06_kervadec_ablation/camvid32-course")
+    parser.add_argument("folder", help="a folder of runs, such as results/06_kervadec_ablation/camvid11-laptop")
     parser.add_argument("--out", metavar="FILE", help="the page (default: viewer.html in that folder)")
     args = parser.parse_args()
     try:

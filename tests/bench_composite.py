@@ -12,6 +12,8 @@ from street_labels import drawn_label
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+import common
+
 nb = notebook_definitions("06_kervadec_ablation")
 CLASSES, TERMS = 19, {"ce": 1.0, "dice": 1.0, "boundary": 0.2}
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +58,8 @@ def test_composite(scene, capsys):
     logits, batch = scene
     logits = logits.clone().requires_grad_()
     ways = {"plain": plain_composite, "as written": nb.composite_as_written, "in strips": nb.composite_loss}
-    if (compiled := nb.pick_composite("yes", "cpu")) is not nb.composite_loss:
+    compiled = common.compile_loss(nb.composite_as_written, nb.composite_loss, "yes", "cpu")
+    if compiled is not nb.composite_loss:
         ways["as written, compiled"] = compiled
     expected, rows = value_and_gradient(plain_composite, logits, batch), []
     for name, loss in ways.items():

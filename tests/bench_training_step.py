@@ -19,6 +19,11 @@ TERMS = {"ce": 1.0, "dice": 1.0, "boundary": 0.2}
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
+def compiled():
+    """The composite loss as a GPU trains with it."""
+    return common.compile_loss(nb.composite_as_written, nb.composite_loss, "yes", "cuda")
+
+
 def scenes(size, batch):
     """Images (B, H, W, 3), labels (B, H, W) and distance maps (B, 19, H, W), in bytes."""
     label = drawn_label(*size, n=19)
@@ -94,7 +99,7 @@ def test_the_code_on_a_cpu(one_thread):
 def test_a_step_of_the_paper_recipe(capsys):
     mode = nb.MODES["paper"]
     size = (mode["height"], 2 * mode["height"])
-    found = compare(mode["network"], size, mode["batch_size"], "cuda", 20, nb.pick_composite("yes", "cuda"))
+    found = compare(mode["network"], size, mode["batch_size"], "cuda", 20, compiled())
     plain = found["plain"]
     with capsys.disabled():
         print(f"\npaper recipe, batch {mode['batch_size']} at {size[0]}x{size[1]}, {torch.cuda.get_device_name()}:")
@@ -106,7 +111,7 @@ def test_a_step_of_the_paper_recipe(capsys):
 @needs_gpu
 def test_a_step_of_course_mode_fits_in_16_gib(capsys):
     mode, total = nb.MODES["course"], torch.cuda.get_device_properties(0).total_memory
-    size, composite = (mode["height"], 2 * mode["height"]), nb.pick_composite("yes", "cuda")
+    size, composite = (mode["height"], 2 * mode["height"]), compiled()
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(min(1.0, 16 * 2**30 / total))
     try:

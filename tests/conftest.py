@@ -52,12 +52,12 @@ def with_parameters(source: str, **parameters) -> str:
     return head + injected + "\n" + mark + tail
 
 
-def run_script(name: str, folder: Path, cwd: Path = ROOT, **parameters) -> str:
+def run_script(name: str, folder: Path, cwd: Path = ROOT, edit=lambda source: source, **parameters) -> str:
     """Run a notebook's script in this process, with the parameters where `papermill --prepare-only` would put them.
 
-    Returns what it printed. What needs no kernel is tested so: a kernel's imports take longer than a tiny training.
+    Returns what it printed; `edit` changes the script before. What needs no kernel is tested so: a kernel's imports take longer than a tiny training.
     """
-    source = (ROOT / "notebooks" / f"{name}.py").read_text(encoding="utf-8")
+    source = edit((ROOT / "notebooks" / f"{name}.py").read_text(encoding="utf-8"))
     script = Path(folder) / f"{name}.py"
     script.write_text(with_parameters(source, **parameters), encoding="utf-8")
     before, printed = os.getcwd(), io.StringIO()

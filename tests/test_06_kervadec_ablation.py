@@ -3,12 +3,11 @@
 import inspect
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
-import sys
 from functools import partial
+from typing import NamedTuple
 
 import cv2
 import jupytext
@@ -26,7 +25,7 @@ from torchvision.datasets import Cityscapes
 
 import common
 import data_prep
-from results import runs
+from results import checkpoints, runs
 
 NAME = "06_kervadec_ablation"
 TINY = {"epochs": 2, "images": 8, "height": 32, "weights": "none"}
@@ -167,7 +166,7 @@ def test_a_loss_of_ones_own_is_added_with_its_value_and_gradient(nb, composite, 
 
 def test_a_term_without_a_function_is_refused_and_never_left_out(nb, composite):
     logits, batch = street_batch((1, 5, 6, 7))
-    with pytest.raises(common.StreetsError, match="The loss does not know focal: it has ce, dice, boundary."):
+    with pytest.raises(KeyError, match="focal"):
         composite(logits, batch, {"ce": 1.0, "focal": 1.0})
 
 
@@ -178,19 +177,13 @@ def test_a_term_without_a_function_is_refused_and_never_left_out(nb, composite):
 ])
 def test_a_variant_that_cannot_be_trained_as_it_is_written_is_one_sentence(nb, terms, said):
     with pytest.raises(common.StreetsError, match=said):
-        nb.own_losses(nb.VARIANTS | {"E": terms}, {"focal_loss": focal_loss, "number_loss": 3})
-    found = nb.own_losses(nb.VARIANTS | {"E": ("ce", "focal")}, {"focal_loss": focal_loss})
-    assert found == {"focal": focal_loss} and nb.own_losses(nb.VARIANTS, {}) == {}
+        common.own_losses(nb.VARIANTS | {"E": terms}, nb.OURS, {"focal_loss": focal_loss, "number_loss": 3})
+    found = common.own_losses(nb.VARIANTS | {"E": ("ce", "focal")}, nb.OURS, {"focal_loss": focal_loss})
+    assert found == {"focal": focal_loss} and common.own_losses(nb.VARIANTS, nb.OURS, {}) == {}
 
 
 def test_a_loss_of_ones_own_may_read_any_parameter(nb):
-    assert nb.unread(("ce", "focal")) == [] and nb.unread(("ce",)) == ["lambda_d", "lambda_b", "norm"]
-
-
-def test_every_variant_has_a_colour_of_its_own(nb, monkeypatch):
-    monkeypatch.setitem(nb.VARIANTS, "E", ("ce", "focal"))
-    monkeypatch.setitem(nb.VARIANTS, "F", ("focal",))
-    assert len({nb.color_of(name) for name in [*"ABCDEF", "D raw"]}) == 7
+    assert nb.unread(("ce", "focal")) == [] and nb.unread(("ce",)) == ["lambda_b", "norm", "lambda_d"]
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -258,7 +251,7 @@ def test_strips_of_any_height_give_the_same_in_single_precision(nb, shape, strip
     heights, pixel_sums = [], nb.pixel_sums
     terms = nb.loss_terms("C", "paper", 1.0, 0.2)
     with monkeypatch.context() as patch:
-        patch.setattr(nb, "pixel_sums", lambda strip, *rest: heights.append(strip.shape[2]) or pixel_sums(strip, *rest))
+        patch.setattr(nb, "pixel_sums", lambda strip, *rest, **more: heights.append(strip.shape[2]) or pixel_sums(strip, *rest, **more))
         nb.composite_loss(logits, batch, terms)
     assert heights == strips
     assert_same_loss(nb, nb.composite_loss, logits, batch, terms, torch.linspace(0, 2, shape[1]))
@@ -286,7 +279,7 @@ def test_gradients_of_the_composite_are_those_of_finite_differences(nb, composit
 @pytest.fixture(scope="module")
 def compiled(nb):
     """The compiled composite loss."""
-    found = nb.pick_composite("yes", "cpu")
+    found = common.compile_loss(nb.composite_as_written, nb.composite_loss, "yes", "cpu")
     if found is nb.composite_loss:
         pytest.skip("torch.compile finds no compiler here")
     return found
@@ -308,14 +301,17 @@ def test_the_compiled_loss_gives_what_the_formulas_give(nb, compiled, variant, r
 
 
 def test_where_nothing_compiles_one_line_says_so_and_the_strips_serve(nb, monkeypatch, capsys):
-    assert nb.pick_composite("no", "cpu") is nb.composite_loss and not capsys.readouterr().out
+    def pick(wanted):
+        return common.compile_loss(nb.composite_as_written, nb.composite_loss, wanted, "cpu")
+
+    assert pick("no") is pick("auto") is nb.composite_loss and not capsys.readouterr().out
 
     def no_compiler(*args):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(nb.torch, "compile", lambda function: no_compiler)
+    monkeypatch.setattr(torch, "compile", lambda function: no_compiler)
     common.say_once.cache_clear()
-    assert all(nb.pick_composite("yes", "cpu") is nb.composite_loss for _ in range(2))
+    assert all(pick("yes") is nb.composite_loss for _ in range(2))
     assert capsys.readouterr().out == "compile_loss: RuntimeError, so the loss runs as it is\n"
 
 
@@ -355,6 +351,14 @@ def test_the_true_label_has_a_lower_boundary_loss_than_any_shift_of_it(nb):
 
     shifted = [loss((dy, dx)) for dy in (-3, -1, 0, 1, 3) for dx in (-3, -1, 0, 1, 3) if dy or dx]
     assert loss((0, 0)) < 0 and min(shifted) > loss((0, 0))
+
+
+def test_a_distance_map_is_built_from_two_transforms_and_equals_the_fast_one(nb):
+    label = np.random.default_rng(0).integers(0, 4, (6, 9)).repeat(5, 0).repeat(5, 1).astype(np.uint8)
+    label[:4] = 255
+    maps = data_prep.signed_distance_maps(label, 4, norm="none")
+    for c in range(4):
+        np.testing.assert_allclose(nb.signed_distance(label == c), maps[c], atol=1e-5)
 
 
 def test_maps_travel_as_int8_within_half_a_step_of_the_exact_loss(nb):
@@ -524,16 +528,16 @@ def test_published_numbers_give_the_published_means_and_differences():
         mean, half = common.student_interval(seeds)
         assert mean == pytest.approx(float(stated["value"].iloc[0]), abs=0.011)
         assert half == pytest.approx(float(stated["half_width"].iloc[0]), abs=0.02)
-        classes = published.query("metric == 'iou' and method == @method")["value"].astype(float)
-        assert len(classes) == 19 and classes.mean() == pytest.approx(mean, abs=0.02)
+        classes = published.query("metric == 'iou' and method == @method and seed == ''").set_index("class")
+        assert len(classes) == 19 and classes["value"].astype(float).mean() == pytest.approx(mean, abs=0.02)
+        of_seeds = published.query("metric == 'iou' and method == @method and seed != ''").astype({"value": float})
+        assert len(of_seeds) == 57 and (of_seeds.groupby("class")["value"].mean() - classes["value"].astype(float)).abs().max() < 0.02
 
 
 CONTOURS = {
     "boundary_f1": common.boundary_f1,
-    "boundary_f1_as_published": partial(common.boundary_f1, estimator="as_published"),
     "boundary_f1_strict": partial(common.boundary_f1, count_frame=False, count_void_rim=False),
     "trimap_iou": common.trimap_iou,
-    "trimap_iou_as_published": partial(common.trimap_iou, estimator="as_published"),
 }
 
 
@@ -547,125 +551,158 @@ def contour_scores(model, data):
     return {name: np.mean([one[name] for one in scores]) for name in CONTOURS}
 
 
-def test_evaluation_returns_every_contour_score(nb, toy):
-    torch.manual_seed(0)
-    net = nb.UPerNetWithAux("tu-convnextv2_atto", 32).eval()
-    data = common.StreetScenes(common.list_frames(toy, "val"), (64, 128))
-    metrics, per_image = nb.evaluate(net, data)
-    expected = contour_scores(net, data)
-    assert {name: metrics[name] for name in CONTOURS} == pytest.approx(expected, abs=1e-9)
-    assert len(set(expected.values())) == 5
-    assert per_image["boundary_f1_strict"].shape == (3, 19) and per_image["boundary_f1_as_published"].shape == (3, 1)
-
-
 def test_the_mean_over_images_leaves_out_images_without_any_score():
     scores = np.array([[0.2, np.nan], [np.nan, np.nan], [0.4, 0.8]])
     assert common.mean_over_images(scores) == pytest.approx(0.4)
     assert common.mean_over_images(scores[1:2]) is None
 
 
-def run_notebook(out, cwd=ROOT, path=None, **parameters):
-    parameters = TINY | {"out_dir": str(out / "results")} | parameters
-    if path is None:
-        path = out / "in.ipynb"
-        jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAME}.py"), path)
-    papermill.execute_notebook(str(path), str(out / "out.ipynb"), parameters=parameters, cwd=str(cwd), progress_bar=False)
-    return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
+def with_a_loss_of_ones_own(source):
+    """The notebook's script with a fifth variant, for which a student writes one function and one entry."""
+    for old, new in {'"D": ("ce", "boundary")}': '"D": ("ce", "boundary"), "E": ("ce", "focal")}',
+                     'OURS = ("ce", "dice", "boundary")\n': f'OURS = ("ce", "dice", "boundary")\n{inspect.getsource(focal_loss)}\n'}.items():
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    return source
 
 
-def with_a_loss_of_ones_own(path):
-    """The notebook with a fifth variant, for which a student writes one function and one entry."""
-    notebook = jupytext.read(ROOT / "notebooks" / f"{NAME}.py")
-    variants = next(cell for cell in notebook.cells if cell.source.startswith("import common\n"))
-    variants.source = variants.source.replace('"D": ("ce", "boundary")}', '"D": ("ce", "boundary"), "E": ("ce", "focal")}')
-    losses = next(cell for cell in notebook.cells if cell.source.startswith("def boundary_loss("))
-    losses.source += "\n\n" + inspect.getsource(focal_loss)
-    jupytext.write(notebook, path)
+class Five(NamedTuple):
+    """What a run of all variants and one of one's own left: what it printed, its folders, summaries and histories by letter."""
+
+    printed: str
+    folders: dict
+    summaries: dict
+    histories: dict
 
 
-def test_all_variants_and_one_of_ones_own_run_in_turn_under_papermill_and_leave_complete_results(nb, toy, tmp_path):
-    with_a_loss_of_ones_own(tmp_path / "in.ipynb")
-    summaries = run_notebook(tmp_path, path=tmp_path / "in.ipynb", variant="all", data_dir=str(toy))
-    assert set(summaries) == {letter + TAG for letter in "ABCDE"}
-    losses = set()
-    for name, summary in summaries.items():
+@pytest.fixture(scope="module")
+def five(toy, tmp_path_factory):
+    """The whole notebook, once, beside runs on CamVid as the repository keeps them."""
+    out = tmp_path_factory.mktemp("five")
+    put_camvid_runs(out / "kept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "find_runs", lambda: runs.find_runs(out / "kept"))
+        printed = run_script(NAME, out, edit=with_a_loss_of_ones_own, variant="all", keep_at="1,", evaluate_at="1",
+                             **TINY | {"data_dir": str(toy), "out_dir": str(out / "results")})
+    folders = {path.name[0]: path for path in (out / "results" / NAME / "toy-quick").glob("*_seed42")}
+    assert sorted(folders) == [*"ABCDE"]
+    read = {letter: json.loads((folder / "summary.json").read_text()) for letter, folder in folders.items()}
+    return Five(printed, folders, read, {letter: pd.read_csv(folder / "history.csv") for letter, folder in folders.items()})
+
+
+def test_all_variants_and_one_of_ones_own_run_in_turn_and_leave_complete_results(nb, toy, five):
+    for letter, summary in five.summaries.items():
         assert summary["dataset"] == "toy" and summary["mode"] == "quick" and summary["weights"] == "none"
-        assert {"accuracy", "miou", "iou", *CONTOURS} <= set(summary["metrics"])
-        folder = tmp_path / "results" / NAME / "toy-quick" / name
-        settings = json.loads((folder / "config.json").read_text())["settings"]
-        model = nb.UPerNetWithAux(settings["encoder"], settings["decoder_width"])
-        common.load_weights(folder / "last.safetensors", model).eval()
-        found = contour_scores(model, common.StreetScenes(common.evenly(common.list_frames(toy, "val"), 2), (32, 64),
-                                                         mean=common.LITE0_MEAN, std=common.LITE0_STD))
+        assert summary["n_train"] == 8 and summary["n_val"] == 3 and summary["n_test"] == 2 and summary["test"]["miou"] > 0
+        settings = json.loads((five.folders[letter] / "config.json").read_text())["settings"]
+        found = contour_scores(nb.load_variant(five.folders[letter], settings), val_of(toy))
         assert {key: summary["metrics"][key] for key in CONTOURS} == pytest.approx(found, abs=1e-6)
-        assert summary["n_train"] == 8 and summary["n_val"] == 2 and summary["test"]["miou"] > 0
-        losses.add(pd.read_csv(folder / "history.csv")["train_loss"][0])
-    assert len(losses) == 5, "five variants, five losses"
-    weights = [load_file(tmp_path / "results" / NAME / "toy-quick" / (letter + TAG) / "last.safetensors") for letter in "AE"]
+        kept = common.kept_scores(five.folders[letter], "val")
+        assert {key: kept[key] for key in CONTOURS} == pytest.approx(found, abs=1e-6) and len(set(found.values())) == 3
+    assert len({history["train_loss"][0] for history in five.histories.values()}) == 5, "five variants, five losses"
+    weights = [load_file(five.folders[letter] / "last.safetensors") for letter in "AE"]
     assert any(not torch.equal(*(one[name] for one in weights)) for name in weights[0]), "the term acts on the training"
-    executed = json.loads((tmp_path / "out.ipynb").read_text())
-    pictures = [o for c in executed["cells"] for o in c.get("outputs", []) if {"image/png", "image/jpeg"} & set(o.get("data", {}))]
-    assert len(pictures) >= 6
-    exported = sorted((tmp_path / "results").rglob("predictions/*.png"))
-    assert exported and {p.name for p in exported} <= {f.image.name.replace("leftImg8bit", "predictions") for f in common.list_frames(toy, "val")}
-    page = (tmp_path / "results" / NAME / "toy-quick" / "viewer.html").read_text()
+
+
+def val_of(root):
+    """The validation images as the small runs see them."""
+    return common.StreetScenes(common.list_frames(root, "val"), (32, 64), mean=common.LITE0_MEAN, std=common.LITE0_STD)
+
+
+def test_the_notebook_reaches_its_end_with_its_figures_and_its_page(five):
+    assert five.printed.count("<IPython.core.display.Image object>") == 10
+    assert "Exercise 6.4: not done yet" in five.printed
+    page = (five.folders["A"].parent / "viewer.html").read_text()
     assert '"drawn": ["A, seed 42", "B, seed 42", "C, seed 42", "D, seed 42", "E, seed 42"]' in page
 
 
-def test_exported_predictions_score_the_same_under_the_official_script(nb, toy, tmp_path, monkeypatch):
-    frames = common.list_frames(toy, "val")
+def test_runs_on_camvid_are_compared_where_there_are_any(five):
+    for title in ("D strong", "strict boundary F1", "on the way, after 3", "A-D strong", "rare"):
+        assert title in five.printed, title
+    assert re.search(r"A-B +-10\.0 \[-10\.0, -10\.0\], 0\.00", five.printed)
+
+
+def put_camvid_runs(base):
+    """Runs in mode laptop as they lie on disk: B is 10 points above A in each of three seeds, D strong 5 below."""
+    classes = ["road", "pole", "traffic sign", "person", "rider", "fence"]
+    for name, miou in {"A": 0.5, "B": 0.6, "C": 0.55, "D": 0.5, "D-lambda_b0.35-normnone": 0.45, "A-epochs3": 0.3, "B-epochs3": 0.35}.items():
+        for seed in (42, 43, 44):
+            value = miou + 0.01 * (seed - 43)
+            folder = base / NAME / "camvid11-laptop" / f"{name}_seed{seed}"
+            metrics = {"miou": value, "boundary_f1_strict": value, "trimap_iou": value, "iou": dict.fromkeys(classes, value)}
+            summary = {"notebook": NAME, "method": name, "mode": "laptop", "dataset": "camvid11", "seed": seed, "weights": "lite0",
+                       "epochs": 3 if "epochs3" in name else 12, "metrics": metrics}  # fmt: skip
+            common.write_json(folder / "summary.json", summary)
+            rows = [{"epoch": e} | runs.flat(metrics) for e in ((3,) if "epochs3" in name else (3, 6, 9, 12))]
+            pd.DataFrame(rows).to_csv(folder / "history.csv", index=False)
+            right = round(100 * value)
+            confusion = np.zeros((24, 6, 6), int)
+            confusion[:, 0, 0], confusion[:, 0, 1] = right, 100 - right
+            images = [f"{drive}/{k}" for drive in ("0001TP", "Seq05VD") for k in range(12)]
+            scores = np.full((24, 6), value)
+            np.savez_compressed(folder / "test_per_image.npz", image=np.array(images), confusion=confusion,
+                                boundary_f1_strict=scores, trimap_iou=scores)  # fmt: skip
+
+
+def test_kept_weights_are_scored_again_by_several_processes_without_training(five, tmp_path):
+    shutil.copytree(five.folders["A"].parent, tmp_path / "toy-quick")
+    for letter in "BCE":
+        shutil.rmtree(tmp_path / "toy-quick" / five.folders[letter].name)
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.safetensors"))}
+    checkpoints.main(["score", str(tmp_path / "toy-quick"), "--processes", "2"])
+    for letter in "AD":
+        folder = tmp_path / "toy-quick" / five.folders[letter].name
+        found = pd.read_csv(folder / "rescored.csv")
+        assert found["weights"].tolist() == ["epoch_0001.safetensors", "last.safetensors"] and found["epoch"].tolist() == [1, 2]
+        columns = ["miou", *CONTOURS, "iou_road"]
+        pd.testing.assert_frame_equal(found[columns], five.histories[letter][columns])
+    assert before == {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.safetensors"))}
+
+
+def test_what_cannot_be_scored_again_is_one_sentence(five, tmp_path):
+    with pytest.raises(SystemExit, match="There are no finished runs in"):
+        checkpoints.main(["score", str(tmp_path)])
+    with pytest.raises(SystemExit, match="holds no finished run of notebook 06"):
+        checkpoints.main(["export", str(tmp_path), "--out", str(tmp_path / "x")])
+    shutil.copytree(five.folders["A"], tmp_path / "A_seed42")
+    with pytest.raises(SystemExit, match="There is no folder /nowhere, on which A_seed42 was trained: name it with --data-dir"):
+        checkpoints.main(["score", str(tmp_path), "--data-dir", "/nowhere"])
+    data_prep.make_toy(tmp_path / "other", size=(64, 128), train=8, val=2, test=2, seed=1)
+    with pytest.raises(SystemExit, match="has not as many images as A_seed42 was trained and scored on"):
+        checkpoints.main(["score", str(tmp_path), "--data-dir", str(tmp_path / "other")])
+
+
+def test_exported_predictions_score_the_same_under_the_official_script(five, toy, tmp_path, monkeypatch):
     monkeypatch.setenv("CITYSCAPES_DATASET", str(toy))
     monkeypatch.setenv("CITYSCAPES_RESULTS", str(tmp_path))
     evaluation = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
-    torch.manual_seed(0)
-    net = nb.UPerNetWithAux("tu-convnextv2_atto", 32).eval()
-    nb.export_predictions(net, frames, tmp_path, (64, 128))
-    args = evaluation.args
+    checkpoints.main(["export", str(five.folders["D"]), "--out", str(tmp_path)])
+    args, frames = evaluation.args, common.list_frames(toy, "val")
     args.quiet, args.JSONOutput, args.evalInstLevelScore = True, False, False
     args.predictionPath, args.predictionWalk = str(tmp_path), None
     truths = [str(frame.label) for frame in frames]
     predictions = [evaluation.getPrediction(args, truth) for truth in truths]
     official = evaluation.evaluateImgLists(predictions, truths, args)["averageScoreClasses"]
-    scheme = common.SCHEMES["cityscapes19"]
-    ours = sum(common.confusion_matrix(common.predict(net, common.read_image(f.image), (64, 128)), scheme.table[common.read_label(f.label)], 19)
-               for f in frames)
+    scheme, kept = common.SCHEMES["cityscapes19"], checkpoints.Kept(five.folders["D"])
+    net = kept.network("last.safetensors")
+    ours = sum(common.confusion_matrix(common.predict(net, common.read_image(f.image), (32, 64), **kept.scaling),
+                                       scheme.table[common.read_label(f.label)], 19) for f in frames)  # fmt: skip
     assert common.miou_official(ours) == official
 
 
-def test_a_misspelt_parameter_stops_the_notebook_with_one_sentence(tmp_path, toy):
-    with pytest.raises(papermill.PapermillExecutionError) as caught:
-        run_notebook(tmp_path, cwd=ROOT / "notebooks", varient="D", data_dir=str(toy))
-    assert caught.value.ename == "StreetsError"
-    assert caught.value.evalue.startswith("There is no parameter 'varient' here: this notebook has mode, variant")
+def test_a_misspelt_parameter_stops_the_script_with_one_sentence(tmp_path, toy):
+    parameters = TINY | {"data_dir": str(toy), "out_dir": str(tmp_path / "results"), "varient": "D"}
+    with pytest.raises(common.StreetsError, match="There is no parameter 'varient' here: this notebook has mode, variant"):
+        run_script(NAME, tmp_path, **parameters)
     assert not list(tmp_path.rglob("config.json"))
 
 
-def as_script(folder, toy, out, **parameters):
-    """The notebook's script with other defaults, as `papermill --prepare-only` and jupytext would make it."""
-    source = (ROOT / "notebooks" / f"{NAME}.py").read_text()
-    values = TINY | {"data_dir": str(toy), "out_dir": str(out)} | parameters
-    injected = "# %% tags=[\"injected-parameters\"]\n# Parameters\n" + "".join(f"{k} = {v!r}\n" for k, v in values.items())
-    head, mark, tail = source.partition("# %% [markdown]\n# The next cells find the helpers")
-    assert mark
-    (folder / "prepared.py").write_text(head + injected + "\n" + mark + tail)
-    return folder / "prepared.py"
-
-
-def test_the_notebook_runs_as_a_plain_script_from_any_folder(toy, tmp_path):
+def test_the_notebook_runs_as_a_script_from_any_folder_on_another_encoder(toy, tmp_path):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    script = as_script(folder, toy, tmp_path / "results", network="resnet18")
-    env = os.environ | {"STREETS_HOME": str(ROOT), "MPLBACKEND": "agg"}
-    done = subprocess.run([sys.executable, script], cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    parameters = TINY | {"data_dir": str(toy), "out_dir": str(tmp_path / "results"), "network": "resnet18", "variant": "D"}
+    run_script(NAME, folder, folder, **parameters)
     assert list((tmp_path / "results").rglob(f"D-networkresnet18{TAG}/summary.json")) and list((tmp_path / "results").rglob("viewer.html"))
-
-
-def test_a_script_with_a_misspelt_parameter_stops_too(toy, tmp_path):
-    script = as_script(tmp_path, toy, tmp_path / "results", varient="D")
-    env = os.environ | {"STREETS_HOME": str(ROOT), "MPLBACKEND": "agg"}
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode and "There is no parameter 'varient' here" in done.stderr
 
 
 def test_the_notebook_alone_in_an_empty_folder_fetches_its_helpers_and_labels_a_photo_of_ones_own(
@@ -680,15 +717,16 @@ def test_the_notebook_alone_in_an_empty_folder_fetches_its_helpers_and_labels_a_
     git = ["git", "-C", repo, "-c", "user.name=t", "-c", "user.email=t@t"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"], ["tag", tag]):
         subprocess.run([*git, *command], check=True)
-    shutil.copy(ROOT / "notebooks" / f"{NAME}.ipynb", alone)
+    jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAME}.py"), alone / f"{NAME}.ipynb")
     cv2.imwrite(str(alone / "mine.jpg"), np.random.default_rng(0).integers(0, 255, (90, 130, 3), np.uint8))
     monkeypatch.setenv("STREETS_REPO", str(repo))
-    summaries = run_notebook(tmp_path, alone, alone / f"{NAME}.ipynb", data_dir=str(toy), photo="mine.jpg", variant="B",
-                             recipe="author_config", epochs=3, evaluate_at="1,", keep_at="1,", flip=1, blur=0)
-    (name,) = summaries
+    parameters = TINY | {"out_dir": str(tmp_path / "results"), "data_dir": str(toy), "photo": "mine.jpg", "variant": "B",
+                         "recipe": "author_config", "epochs": 3, "evaluate_at": "1,", "keep_at": "1,", "flip": 1, "blur": 0}  # fmt: skip
+    papermill.execute_notebook(str(alone / f"{NAME}.ipynb"), str(tmp_path / "out.ipynb"), parameters=parameters, cwd=str(alone), progress_bar=False)
+    [path] = (tmp_path / "results").rglob("summary.json")
     assert (alone / "street-segmentation" / "common.py").exists()
-    assert name.startswith("B-recipeauthor_config-height32-epochs3-weightsnone-images8-evaluate_at") and len(name) < 100
-    folder = tmp_path / "results" / NAME / "toy-quick" / name
+    folder = path.parent
+    assert folder.name.startswith("B-recipeauthor_config-height32-epochs3-weightsnone-images8-evaluate_at") and len(folder.name) < 100
     changes = json.loads((folder / "config.json").read_text())["changes"]
     assert {key: changes[key] for key in ("flip", "blur", "evaluate_at")} == {"flip": 1.0, "blur": 0.0, "evaluate_at": "1,"}
     assert pd.read_csv(folder / "history.csv")["epoch"].tolist() == [1, 3]  # the last one, too
@@ -708,7 +746,7 @@ def test_the_notebook_runs_on_real_photos_from_either_folder(real_data, tmp_path
             for path in sorted((real_data / form / name).iterdir())[::8]:
                 (split / name / path.name).symlink_to(path)
     data_prep.convert_camvid(split, tmp_path / "camvid")
-    parameters = TINY | {"out_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "camvid"), "images": 16, "epochs": 3, "height": 64}
+    parameters = TINY | {"out_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "camvid"), "images": 16, "epochs": 3, "height": 64, "variant": "D"}
     run_script(NAME, tmp_path, ROOT / folder, **parameters)
     summary = json.loads(next((tmp_path / "results").rglob("D-height64-epochs3-weightsnone-images16_seed42/summary.json")).read_text())
     assert summary["dataset"] == form
@@ -746,31 +784,38 @@ def test_without_weights_auto_starts_from_scratch_and_says_so_and_imagenet_stops
 
 @pytest.mark.parametrize(("name", "tag"), [("resnet34", "imagenet"), ("mit_b0", "imagenet"), ("resnext101_32x16d", "instagram"),
                                            ("tu-resnet18", "a1_in1k"), ("tu-resnet18.fb_swsl_ig1b_ft_in1k", "fb_swsl_ig1b_ft_in1k")])
-def test_any_encoder_of_smp_or_timm_is_a_network(nb, name, tag):
-    assert nb.network_settings(name, "auto") == {"encoder": name, "decoder_width": 256, "pretrained": tag}
-    assert all(nb.network_settings(one, "imagenet") is nb.NETWORKS[one] for one in nb.NETWORKS)
+def test_any_encoder_of_smp_or_timm_is_a_network(nb, name, tag, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(smp.encoders, "get_preprocessing_params", lambda name, tag: {"input_space": "RGB", "input_range": [0, 2], "mean": [1.0], "std": [0.5]})
+        found = common.network_facts(name, nb.NETWORKS, "auto")
+    assert found == {"encoder": name, "decoder_width": 256, "pretrained": tag, "mean": (0.5,), "std": (0.25,)}
+    assert all(common.network_facts(one, nb.NETWORKS, "imagenet") is nb.NETWORKS[one] for one in nb.NETWORKS)
 
 
 @pytest.mark.parametrize("name", ["resnet43", "tu-nope", "tu-resnet18.nope", "tu-", "Lite0", "../x"])
 def test_a_network_that_nobody_knows_is_one_sentence_that_says_what_is_allowed(nb, name):
     with pytest.raises(common.StreetsError, match=f"network does not know '{re.escape(name)}': use lite0, atto, nano, base, an encoder .*resnet34"):
-        nb.network_settings(name, "none")
+        common.network_facts(name, nb.NETWORKS, "none")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mit_b0", "tu-resnet18"])
 def test_upernet_reads_encoders_of_every_kind_and_says_which_it_cannot(nb, name):
-    net, (main, aux) = nb.try_network(name, 32, torch.zeros(2, 3, 64, 96))
+    net = nb.UPerNetWithAux(name, 32)
+    main, aux = net(torch.zeros(2, 3, 64, 96))
     assert main.shape == aux.shape == (2, 19, 64, 96) and net.eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 19, 64, 96)
-    with pytest.raises(common.StreetsError, match="network: UPerNet cannot be built on tu-vit_tiny_patch16_224 .*: use another network"):
-        nb.try_network("tu-vit_tiny_patch16_224", 32, torch.zeros(2, 3, 64, 96))
+    vit = "tu-vit_tiny_patch16_224"
+    with pytest.raises(common.StreetsError, match=f"network: this decoder cannot be built on {vit} .*: use another network"), common.network_errors(vit):
+        nb.UPerNetWithAux(vit, 32)(torch.zeros(2, 3, 64, 96))
 
 
 def test_a_network_without_pretrained_weights_starts_from_none_and_imagenet_is_refused(nb, monkeypatch):
+    import timm
+
     monkeypatch.setattr(runs, "hub_reachable", lambda: pytest.fail("nobody is asked"))
-    monkeypatch.setattr(nb.timm, "is_model_pretrained", lambda name: False)
-    assert nb.build_network(nb.network_settings("tu-resnet18", "auto") | {"network": "tu-resnet18"}, "auto")[1] == "none"
+    monkeypatch.setattr(timm, "is_model_pretrained", lambda name: False)
+    assert nb.build_network(common.network_facts("tu-resnet18", nb.NETWORKS), "auto")[1] == "none"
     with pytest.raises(common.StreetsError, match="There are no pretrained weights of tu-resnet18"):
-        nb.network_settings("tu-resnet18", "imagenet")
+        common.network_facts("tu-resnet18", nb.NETWORKS, "imagenet")
 
 
 def hub_with(tmp_path, monkeypatch, **files):
@@ -791,16 +836,17 @@ def test_an_encoder_of_smp_gets_its_weights_and_their_scaling_from_the_hub_or_ne
     state = smp.encoders.get_encoder("resnet18").state_dict()
     scaling = {"input_space": "RGB", "input_range": [0, 255], "mean": [51.0, 102.0, 153.0], "std": [25.5, 51.0, 255.0]}
     files = {"config_json": lambda path: path.write_text(json.dumps(scaling)), "model_safetensors": lambda path: save_file(state, path)}
-    settings = nb.network_settings("resnet18", "auto") | {"network": "resnet18"}
     with monkeypatch.context() as patch:
         hub_with(tmp_path / "both", patch, **files)
-        assert nb.scaling_of("resnet18", "imagenet") == {"mean": pytest.approx((0.2, 0.4, 0.6)), "std": pytest.approx((0.1, 0.2, 1.0))}
+        settings = common.network_facts("resnet18", nb.NETWORKS)
+        assert settings["mean"] == pytest.approx((0.2, 0.4, 0.6)) and settings["std"] == pytest.approx((0.1, 0.2, 1.0))
         net, used = nb.build_network(settings, "imagenet")
     assert used == "imagenet" and torch.equal(net.encoder.conv1.weight, state["conv1.weight"])
     hub_with(tmp_path / "weights", monkeypatch, model_safetensors=files["model_safetensors"])
-    assert nb.build_network(settings, "auto")[1] == "none", "weights without their scaling would see wrong colours"
+    blind = common.network_facts("resnet18", nb.NETWORKS)
+    assert nb.build_network(blind, "auto")[1] == "none", "weights without their scaling would see wrong colours"
     with pytest.raises(common.StreetsError, match="The pretrained weights imagenet cannot be fetched"):
-        nb.build_network(settings, "imagenet")
+        common.network_facts("resnet18", nb.NETWORKS, "imagenet")
 
 
 @pytest.mark.parametrize("mode", ["quick", "laptop"])

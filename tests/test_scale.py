@@ -222,7 +222,7 @@ def test_a_machine_that_does_not_see_the_results_folder_is_told(tmp_path, monkey
 @pytest.mark.parametrize(("name", "parameters"), [
     ("02_unet_from_scratch", {"stage": "dice_occlusion", "epochs": 2, "stage_epochs": 2, "size": 32, "width": 4, "dice_batch_size": 2}),
     ("03_unet_resnet50_cv", {"folds": "image", "fold": 2, "epochs": 2, "height": 32, "weights": "none", "batch_size": 2, "eval_every": 2}),
-    ("06_kervadec_ablation", {"epochs": 2, "height": 32, "weights": "none", "batch_size": 2})])
+    ("06_kervadec_ablation", {"variant": "D", "epochs": 2, "height": 32, "weights": "none", "batch_size": 2})])
 def test_a_notebook_becomes_a_script_that_two_processes_run_to_its_end(toy, tmp_path, monkeypatch, name, parameters):
     monkeypatch.setenv("STREETS_HOME", str(ROOT))
     parameters = parameters | {"images": 8, "data_dir": toy, "out_dir": tmp_path / "results"}

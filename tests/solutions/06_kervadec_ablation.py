@@ -27,32 +27,53 @@ def who_pays_the_boundary_loss():
 def boundary_gradient(logits, phi, label, lambda_b=0.2):
     """Gradient of lambda_b * L_B at the logits, (B, C, H, W), in closed form."""
     ### BEGIN SOLUTION
-    probs, valid = logits.softmax(1), (label != 255).unsqueeze(1)
+    probs, valid = logits.softmax(1), (label != 255)[:, None]
     mean = (phi * probs).sum(1, keepdim=True)
     return lambda_b / (logits.shape[1] * valid.sum()) * probs * (phi - mean) * valid
     ### END SOLUTION
 
+
+def largest_share(lambda_b, num_classes, largest_phi=1.0):
+    """Bound on |boundary gradient| / |cross-entropy's| if |phi| <= largest_phi."""
+    ### BEGIN SOLUTION
+    # k != y: |p_k (phi_k - mean)| <= 2 largest_phi p_k, and cross-entropy's is p_k. k = y: phi_y - mean is the sum over
+    # the other classes of p_c (phi_y - phi_c), at most 2 largest_phi (1 - p_y), and cross-entropy's is 1 - p_y.
+    return 2 * lambda_b * largest_phi / num_classes
+    ### END SOLUTION
+
 # %% Exercise 6.2: hidden tests
-truth[:, :, 3:] = 255
-exact = term_gradients(scores, {"label": truth, "phi": maps}, {"boundary": 5.0})["boundary"]
-difference = (boundary_gradient(scores, maps, truth, 5.0) - exact).abs().max()
+some_label[:, :, 3:] = 255
+exact = term_gradients(some_logits, {"label": some_label, "phi": some_phi}, {"boundary": 5.0})["boundary"]
+difference = (boundary_gradient(some_logits, some_phi, some_label, 5.0) - exact).abs().max()
 common.check("the same with void", difference, 0, tolerance=1e-6)
+common.check("bounds", [largest_share(0.5, 4), largest_share(0.2, 19, 100)], [0.25, 40 / 19])
+extreme = torch.sign(some_phi - 0.3)
+found = term_gradients(some_logits, {"label": some_label, "phi": extreme}, {"ce": 1.0, "boundary": 0.5})
+seen = (found["boundary"].abs() / found["ce"].abs().clamp(min=1e-12))[:, :, :, :3].max()
+common.check("the largest share seen, within the bound", seen, between=(0, largest_share(0.5, 3)))
 
 # %% Exercise 6.2: a wrong answer
 def boundary_gradient(logits, phi, label, lambda_b=0.2):
-    """Gradient of lambda_b * L_B at the logits, (B, C, H, W), in closed form."""
+    """Counts void among the pixels and gives it a gradient."""
     probs = logits.softmax(1)
     mean = (phi * probs).sum(1, keepdim=True)
     return lambda_b / (logits.shape[1] * label.numel()) * probs * (phi - mean)
 
+
+def largest_share(lambda_b, num_classes, largest_phi=1.0):
+    """Forgets that phi may have both signs."""
+    return lambda_b * largest_phi / num_classes
+
 # %% Exercise 6.3: solution (3 points)
 def contour_f1_mended(pred, truth, num_classes, tolerance=3):
-    """Boundary F1 of every class, (num_classes,), for two maps (H, W); void is 255 in the truth."""
+    """Boundary F1 of each class, (num_classes,), of two maps (H, W)."""
     ### BEGIN SOLUTION
     square, f1 = np.ones((2 * tolerance + 1, 2 * tolerance + 1), np.uint8), np.full(num_classes, np.nan)
     pred = np.where(truth == 255, 255, pred)
     for c in np.unique(truth[truth != 255]):
         found, true = contour(pred == c), contour(truth == c)
+        if not true.any():  # the class fills the picture
+            continue
         hits = (found & (cv2.dilate(true.astype(np.uint8), square) > 0)).sum()
         recalled = (true & (cv2.dilate(found.astype(np.uint8), square) > 0)).sum()
         precision, recall = hits / max(found.sum(), 1), recalled / true.sum()
@@ -64,24 +85,24 @@ def contour_f1_mended(pred, truth, num_classes, tolerance=3):
 draw = np.random.default_rng(1)
 truth, guess = (cv2.resize(draw.integers(0, n, (6, 8), np.uint8), (40, 30), interpolation=0) for n in (5, 4))
 truth[5:20, 10:25] = 255
-exact = common.boundary_f1(guess, truth, 6, 2)
+exact = common.boundary_f1(guess, truth, 6, 2, count_frame=False)
 common.check("blocks and void", contour_f1_mended(guess, truth, 6, 2), exact)
 
 # %% Exercise 6.3: a wrong answer
 def contour_f1_mended(pred, truth, num_classes, tolerance=3):
-    """Boundary F1 of every class, (num_classes,), nan where the truth (H, W) does not hold it; void is 255 in the truth."""
+    """Leaves the prediction in void, where nothing can be wrong."""
     square, f1 = np.ones((2 * tolerance + 1, 2 * tolerance + 1), np.uint8), np.full(num_classes, np.nan)
     for c in np.unique(truth[truth != 255]):
         found, true = contour(pred == c), contour(truth == c)
         hits = (found & (cv2.dilate(true.astype(np.uint8), square) > 0)).sum()
         recalled = (true & (cv2.dilate(found.astype(np.uint8), square) > 0)).sum()
-        precision, recall = hits / max(found.sum(), 1), recalled / true.sum()
+        precision, recall = hits / max(found.sum(), 1), recalled / max(true.sum(), 1)
         f1[c] = 2 * precision * recall / max(precision + recall, 1e-9)
     return f1
 
 # %% Exercise 6.4: solution (4 points)
 def sign_flip_tests(scores):
-    """{"A-B": p after Holm's correction, ...} for scores {"A": S values, one per seed, "B": S values, ...}."""
+    """{"A-B": p after Holm, ...} for {"A": S values, one per seed, "B": ...}."""
     ### BEGIN SOLUTION
     from itertools import product
 
@@ -103,7 +124,7 @@ common.check("p of A-B, A-C, B-C", np.array([of_three[name] for name in ("A-B", 
 
 # %% Exercise 6.4: a wrong answer
 def sign_flip_tests(scores):
-    """{"A-B": p after Holm's correction, ...} for scores {"A": S values, one per seed, "B": S values, ...}."""
+    """{"A-B": p after Holm, ...} for {"A": S values, one per seed, "B": ...}."""
     from itertools import product
 
     p = {}
