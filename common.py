@@ -55,7 +55,7 @@ from data_prep import list_frames as list_frames, read_video as read_video  # is
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
 from results.runs import LITE0_MEAN as LITE0_MEAN, LITE0_STD as LITE0_STD, with_weights as with_weights  # isort: skip
 from results.runs import network_errors as network_errors, network_facts as network_facts  # isort: skip
-from results.runs import own_losses as own_losses, several as several  # isort: skip
+from results.runs import compile_loss as compile_loss, own_losses as own_losses, several as several  # isort: skip
 from results.runs import results_folder as results_folder, run_names as run_names, train_runs as train_runs  # isort: skip
 
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
@@ -615,7 +615,7 @@ def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "mi
     pictures or of one drive. Seeds are drawn with replacement, the same for both methods, and so are blocks of ten
     neighbouring pictures, as in `paired_bootstrap`, whose interval this is for one seed.
     """
-    kept = [[_adding(folder, metric, split, drive) for folder in folders] for folders in (ours, theirs)]
+    kept = [[runs.kept_numbers(folder, metric, split, drive) for folder in folders] for folders in (ours, theirs)]
     names = kept[0][0][0]
     if not len(ours) == len(theirs) or any(not np.array_equal(names, other) for side in kept for other, _ in side):
         raise ValueError("the methods were scored on different pictures, or have other seeds.")
@@ -630,19 +630,8 @@ def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "mi
     return float(differences[:, 0].mean()), float(low), float(high)
 
 
-def _adding(folder: Path, metric: str, split: str, drive: str) -> tuple[np.ndarray, np.ndarray]:
-    """Names (N,) of a run's pictures, and numbers (N, K) that add up: a confusion matrix, or the mean over classes and a 1."""
-    with np.load(folder / f"{split}_per_image.npz") as kept:
-        mine = np.char.startswith(kept["image"], f"{drive}/" if drive else "")
-        names, values = kept["image"][mine], kept["confusion" if metric == "miou" else metric][mine]
-    if metric == "miou":
-        return names, values.reshape(len(values), -1).astype(float)
-    known = ~np.isnan(values)
-    return names, np.stack([np.nansum(values, axis=1) / known.sum(1).clip(1), known.any(1)], axis=1)
-
-
 def _score_of(sums: np.ndarray) -> float:
-    """The score that sums (K,) of `_adding` give."""
+    """The score that sums (K,) of `runs.kept_numbers` give."""
     side = math.isqrt(len(sums))
     return miou(sums.reshape(side, side)) if len(sums) > 2 else float(_divide(*sums))
 
@@ -778,23 +767,6 @@ def steps_per_epoch(data: StreetScenes, batch_size: int, accumulation: int = 1, 
         raise StreetsError(f"{len(data)} training images do not fill one batch of {images}: lower batch_size, "
                            f"such as {setting('batch_size', max(1, len(data) * batch_size // images))}, or take more images.")
     return -(-(len(data) // images) // accumulation)
-
-
-def compile_loss(as_written: Callable, otherwise: Callable, wanted: str, device: torch.device | str) -> Callable:
-    """`as_written` compiled by torch; `otherwise` if that is not wanted ("no"; "auto" without a GPU) or finds no compiler.
-
-    Both are called as loss(logits, {"label": label}, {"ce": 1.0}), logits (B, C, H, W) and label (B, H, W).
-    """
-    if wanted == "no" or (wanted == "auto" and torch.device(device).type != "cuda"):
-        return otherwise
-    compiled = torch.compile(as_written)
-    try:
-        logits = torch.zeros(1, 2, 4, 4, device=device, requires_grad=True)
-        compiled(logits, {"label": torch.zeros(1, 4, 4, dtype=torch.int64, device=device)}, {"ce": 1.0}).backward()
-    except Exception as error:  # whatever the compiler lacks, the loss can do without
-        say_once(f"compile_loss: {type(error).__name__}, so the loss runs as it is")
-        return otherwise
-    return compiled
 
 
 def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, clip_norm, bar) -> float:

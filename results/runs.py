@@ -42,6 +42,7 @@ from typing import NamedTuple
 import cv2
 import huggingface_hub.constants
 import IPython
+import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
@@ -752,6 +753,34 @@ def progress_bar(total: int, done: int, name: str, disable: bool) -> tqdm:
         options = {"file": LogLines(), "miniters": max(1, total // 15), "mininterval": 0, "maxinterval": math.inf,
                    "leave": False, "ncols": 100}
     return tqdm(total=total, initial=done, desc=name, unit="img", disable=disable, **options)
+
+
+def compile_loss(as_written: Callable, otherwise: Callable, wanted: str, device: torch.device | str) -> Callable:
+    """`as_written` compiled by torch; `otherwise` if that is not wanted ("no"; "auto" without a GPU) or finds no compiler.
+
+    Both are called as loss(logits, {"label": label}, {"ce": 1.0}), logits (B, C, H, W) and label (B, H, W).
+    """
+    if wanted == "no" or (wanted == "auto" and torch.device(device).type != "cuda"):
+        return otherwise
+    compiled = torch.compile(as_written)
+    try:
+        logits = torch.zeros(1, 2, 4, 4, device=device, requires_grad=True)
+        compiled(logits, {"label": torch.zeros(1, 4, 4, dtype=torch.int64, device=device)}, {"ce": 1.0}).backward()
+    except Exception as error:  # whatever the compiler lacks, the loss can do without
+        say_once(f"compile_loss: {type(error).__name__}, so the loss runs as it is")
+        return otherwise
+    return compiled
+
+
+def kept_numbers(folder: Path, metric: str, split: str, drive: str) -> tuple[np.ndarray, np.ndarray]:
+    """Names (N,) of a run's pictures, and numbers (N, K) that add up: a confusion matrix, or the mean over classes and a 1."""
+    with np.load(folder / f"{split}_per_image.npz") as kept:
+        mine = np.char.startswith(kept["image"], f"{drive}/" if drive else "")
+        names, values = kept["image"][mine], kept["confusion" if metric == "miou" else metric][mine]
+    if metric == "miou":
+        return names, values.reshape(len(values), -1).astype(float)
+    known = ~np.isnan(values)
+    return names, np.stack([np.nansum(values, axis=1) / known.sum(1).clip(1), known.any(1)], axis=1)
 
 
 # weights, and the state to resume from
