@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, gather_object
+from accelerate.utils import DataLoaderConfiguration, broadcast, gather_object
 from matplotlib.patches import Patch
 from scipy import stats
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
@@ -51,11 +51,11 @@ from results.runs import coerce, flat, in_range, load_weights, read_json, save_w
 
 # notebooks reach these through common
 from data_prep import dataset_name as dataset_name, has_test_labels as has_test_labels  # isort: skip
-from data_prep import list_frames as list_frames  # isort: skip
+from data_prep import list_frames as list_frames, read_video as read_video  # isort: skip
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
 from results.runs import LITE0_MEAN as LITE0_MEAN, LITE0_STD as LITE0_STD, with_weights as with_weights  # isort: skip
 from results.runs import network_errors as network_errors, network_facts as network_facts  # isort: skip
-from results.runs import own_losses as own_losses, several as several  # isort: skip
+from results.runs import compile_loss as compile_loss, own_losses as own_losses, several as several  # isort: skip
 from results.runs import results_folder as results_folder, run_names as run_names, train_runs as train_runs  # isort: skip
 
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
@@ -68,8 +68,6 @@ if sys.flags.optimize > 1:  # python -OO leaves docstrings out; this module adds
     sys.modules[docs.__name__] = docs
 
 HERE = Path(__file__).resolve().parent
-STARTED = time.monotonic()
-SAVE_SECONDS = 10.0  # the state is saved at the end of an epoch, but not more often than this
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -239,8 +237,8 @@ def evenly(frames: Sequence, n: int) -> list:
 
 
 def own_photo(path: str, otherwise: Frame) -> np.ndarray:
-    """The photo (H, W, 3) that somebody named in `photo`, turned as its camera noted, or else that of a frame."""
-    return read_image(user_path("photo", path), upright=True) if path else read_image(otherwise.image)
+    """What somebody named in `photo`, a photo (H, W, 3) or a video's first frame, turned as its camera noted; else a frame's."""
+    return data_prep.first_picture(user_path("photo", path)) if path else read_image(otherwise.image)
 
 
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -398,11 +396,6 @@ def iou_per_class(cm: np.ndarray) -> np.ndarray:
     """Return each class's intersection over union, (n,) in [0, 1]; nan where it is in neither truth nor prediction."""
     hits = np.diag(cm)
     return _divide(hits, cm.sum(0) + cm.sum(1) - hits)
-
-
-def f1_per_class(cm: np.ndarray) -> np.ndarray:
-    """Return each class's pixel F1 (= Dice = 2 IoU / (1 + IoU)), (n,) in [0, 1]; nan as in `iou_per_class`."""
-    return _divide(2 * np.diag(cm), cm.sum(0) + cm.sum(1))
 
 
 def accuracy(cm: np.ndarray) -> float:
@@ -622,7 +615,7 @@ def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "mi
     pictures or of one drive. Seeds are drawn with replacement, the same for both methods, and so are blocks of ten
     neighbouring pictures, as in `paired_bootstrap`, whose interval this is for one seed.
     """
-    kept = [[_adding(folder, metric, split, drive) for folder in folders] for folders in (ours, theirs)]
+    kept = [[runs.kept_numbers(folder, metric, split, drive) for folder in folders] for folders in (ours, theirs)]
     names = kept[0][0][0]
     if not len(ours) == len(theirs) or any(not np.array_equal(names, other) for side in kept for other, _ in side):
         raise ValueError("the methods were scored on different pictures, or have other seeds.")
@@ -637,19 +630,8 @@ def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "mi
     return float(differences[:, 0].mean()), float(low), float(high)
 
 
-def _adding(folder: Path, metric: str, split: str, drive: str) -> tuple[np.ndarray, np.ndarray]:
-    """Names (N,) of a run's pictures, and numbers (N, K) that add up: a confusion matrix, or the mean over classes and a 1."""
-    with np.load(folder / f"{split}_per_image.npz") as kept:
-        mine = np.char.startswith(kept["image"], f"{drive}/" if drive else "")
-        names, values = kept["image"][mine], kept["confusion" if metric == "miou" else metric][mine]
-    if metric == "miou":
-        return names, values.reshape(len(values), -1).astype(float)
-    known = ~np.isnan(values)
-    return names, np.stack([np.nansum(values, axis=1) / known.sum(1).clip(1), known.any(1)], axis=1)
-
-
 def _score_of(sums: np.ndarray) -> float:
-    """The score that sums (K,) of `_adding` give."""
+    """The score that sums (K,) of `runs.kept_numbers` give."""
     side = math.isqrt(len(sums))
     return miou(sums.reshape(side, side)) if len(sums) > 2 else float(_divide(*sums))
 
@@ -787,23 +769,6 @@ def steps_per_epoch(data: StreetScenes, batch_size: int, accumulation: int = 1, 
     return -(-(len(data) // images) // accumulation)
 
 
-def compile_loss(as_written: Callable, otherwise: Callable, wanted: str, device: torch.device | str) -> Callable:
-    """`as_written` compiled by torch; `otherwise` if that is not wanted ("no"; "auto" without a GPU) or finds no compiler.
-
-    Both are called as loss(logits, {"label": label}, {"ce": 1.0}), logits (B, C, H, W) and label (B, H, W).
-    """
-    if wanted == "no" or (wanted == "auto" and torch.device(device).type != "cuda"):
-        return otherwise
-    compiled = torch.compile(as_written)
-    try:
-        logits = torch.zeros(1, 2, 4, 4, device=device, requires_grad=True)
-        compiled(logits, {"label": torch.zeros(1, 4, 4, dtype=torch.int64, device=device)}, {"ce": 1.0}).backward()
-    except Exception as error:  # whatever the compiler lacks, the loss can do without
-        say_once(f"compile_loss: {type(error).__name__}, so the loss runs as it is")
-        return otherwise
-    return compiled
-
-
 def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, clip_norm, bar) -> float:
     """One pass over `loader`; returns the mean loss. StreetsError as soon as the loss is seen not to be finite."""
     model.train()
@@ -890,8 +855,8 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
                 if scheduler and schedule == "plateau":
                     scheduler.step(metrics["miou"])
                 row = {"epoch": epoch, "train_loss": loss, "lr": lr, "seconds": round(seconds, 3)} | flat(metrics)
-                keep_scores(accelerator, folder, model, progress, row, best_by)
-            saved = save_if_due(accelerator, folder, progress, epochs, max_hours, started, saved)
+                runs.keep_scores(accelerator, folder, model, progress, row, best_by)
+            saved = runs.save_if_due(accelerator, folder, progress, epochs, max_hours, started, saved)
             if saved is None:
                 return
         facts = {"weights": weights, "num_processes": accelerator.num_processes, "selected": select,
@@ -899,34 +864,6 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
         facts |= {"best_by": best_by} if select == "best" else {}
         splits = {"val": val_data} | ({"test": test_data} if test_data else {})
         finish_run(accelerator, folder, model, progress, evaluate, splits, select, final_scores, facts)
-
-
-def save_if_due(accelerator: Accelerator, folder: Path, progress: dict, epochs: int, max_hours: float, started: float,
-                saved: float) -> float | None:
-    """Save the state if the last time, `saved`, is long ago; returns the new time, None if max_hours stops the run here."""
-    epoch, now = progress["epoch"], time.monotonic()
-    stop = max_hours and epoch < epochs and now - STARTED + 1.2 * (now - started) > max_hours * 3600
-    save = stop or epoch == epochs or now - saved > SAVE_SECONDS
-    stop, save = broadcast_object_list([stop, save])  # no two processes' clocks agree
-    if save:
-        runs.save_checkpoint(accelerator, folder, progress)
-    if stop:
-        accelerator.print(f"{folder.name}: stopped after epoch {epoch} of {epochs} (max_hours); run again to resume")
-        return None
-    return now if save else saved
-
-
-def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, row: dict,
-                best_by: str) -> None:
-    """Add a row to the history and keep the weights if they are the best so far; the checkpoint comes after both."""
-    progress["history"].append(row)
-    score = -row[best_by] if best_by.endswith("loss") else row[best_by]
-    better = progress["best"] is None or score > progress["best"]
-    progress["best"] = score if better else progress["best"]
-    if accelerator.is_main_process:
-        if better:
-            save_weights(folder / "best.safetensors", accelerator.unwrap_model(model))
-        write_atomic(folder / "history.csv", pd.DataFrame(progress["history"]).to_csv(index=False).encode())
 
 
 def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, evaluate: Callable,

@@ -69,6 +69,10 @@ IMAGE_SUFFIX, LABEL_SUFFIX = SUFFIXES.values()
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xae\x42\x60\x82"
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 LARGEST = 1 << 28  # bytes of a file, pixels of a picture: what is larger is no street and might fill the memory
+# by name: asked for the content, OpenCV draws a text, too, as a video
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".3gp", ".wmv", ".ogv", ".gif")
+LONGEST = 300  # frames of a video that are used: a phone's first ten seconds
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a video is said here, in words
 
 
 class StreetsError(Exception):
@@ -312,6 +316,59 @@ def _glance(path: Path, read: Callable = read_image) -> tuple[int, int]:
         _require_grey(path, start)
     _require_pixels(path, _png_size(start))
     return _png_size(start)
+
+
+class Video(NamedTuple):
+    """An open video: frames a second (25 where it does not say), how many frames there should be, and the frames."""
+
+    rate: float
+    length: int
+    frames: Iterator[np.ndarray]
+
+
+def is_video(path: str | Path) -> bool:
+    """Whether a file is called as videos are."""
+    return Path(path).suffix.lower() in VIDEOS
+
+
+def read_video(path: str | Path) -> Video:
+    """Open a video. Its frames come one after the other, (H, W, 3) uint8 RGB of one size, turned as the camera noted.
+
+    At most LONGEST of them come; a line says so where there are more, or where fewer can be read than the file announces.
+    Raises StreetsError where none can.
+    """
+    with _told("read", path):
+        _require_plain(path, os.stat(path))
+        open(path, "rb").close()
+    logging = getattr(cv2.utils, "logging", cv2)  # OpenCV 4.10 has no such module yet
+    level = logging.getLogLevel()
+    logging.setLogLevel(2)  # errors: OpenCV would warn that it cannot open the file
+    video = cv2.VideoCapture(str(Path(path).resolve()), cv2.CAP_FFMPEG)  # other readers take a photo for a video
+    logging.setLogLevel(level)
+    found, first = video.read()
+    if not found:
+        raise StreetsError(f"{path} has no frame that can be read: it is cut short, damaged or no video; copy or make it again.")
+    rate, announced = video.get(cv2.CAP_PROP_FPS), max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
+    return Video(rate if 1 <= rate <= 240 else 25.0, min(announced or LONGEST, LONGEST), _frames(path, video, first, announced))
+
+
+def _frames(path: str | Path, video: cv2.VideoCapture, frame: np.ndarray, announced: int) -> Iterator[np.ndarray]:
+    (height, width), count, found = frame.shape[:2], 0, True
+    while found and count < LONGEST:
+        if frame.shape[:2] != (height, width):
+            frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        count += 1
+        found, frame = video.read()
+    if found:
+        print(f"{path}: only the first {count} frames are used.")
+    elif count < 0.9 * announced:  # the number of some kinds of files is an estimate
+        print(f"{path} announces {announced} frames, and {count} can be read: it is cut short or damaged.")
+
+
+def first_picture(path: str | Path) -> np.ndarray:
+    """A photo, or the first frame of a video: (H, W, 3) uint8 RGB, turned as its camera noted; raises as these do."""
+    return next(read_video(path).frames) if is_video(path) else read_image(path, upright=True)
 
 
 class Frame(NamedTuple):

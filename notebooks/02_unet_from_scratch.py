@@ -62,7 +62,7 @@ size: int = 0  # side of the square that pictures are squeezed to; 0 takes the m
 epochs: int = 0  # epochs of the first stage; 0 takes the mode's
 stage_epochs: int = 0  # epochs of each later stage; 0 takes the mode's
 rerun: str = "no"  # yes trains again what is already trained
-photo: str = ""  # a JPEG or PNG of your own to label at the end
+photo: str = ""  # a JPEG, PNG or video of your own to label at the end
 seed: int = 42
 data_dir: str = ""  # a data set or toy; empty is toy in quick, else looks for one
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
@@ -1153,6 +1153,20 @@ answer = common.predict(model, own, size, mean=(0, 0, 0), std=(1, 1, 1))
 common.show(common.show_pair(own, answer, scheme))
 
 # %% [markdown]
+# `photo` may also name a short video. The picture above is then its first frame. The next cell labels every frame, shows
+# them as a small moving picture, and writes a video of frames and labels into the folder of the run:
+
+# %%
+from results import video
+
+inputs = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+video.show(photo, runs[last].folder, scheme, model, size, **inputs)
+
+# %% [markdown]
+# One more thing to try: film a still scene from a window sill. Nothing moves, so wherever the class changes from one frame
+# to the next, the network is unsure. The share of such pixels is printed as *flicker*. Where do they lie? Get the frames
+# from `common.read_video(photo).frames`, and mark the pixels that change.
+#
 # ## What we learnt
 #
 # - A U-Net is one block, used on the way down and on the way up; the skip connections carry the places that pooling forgets.

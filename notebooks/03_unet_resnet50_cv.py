@@ -62,7 +62,7 @@ height: int = 0  # of the pictures, a multiple of 32; 0 takes the mode's
 epochs: int = 0  # 0 takes the mode's
 weights: str = "auto"  # auto (pretrained if they can be had), imagenet (insist), none
 rerun: str = "no"  # yes trains again what is already trained
-photo: str = ""  # a JPEG or PNG of your own to label at the end
+photo: str = ""  # a photo or short video of your own to label at the end
 seed: int = 42
 data_dir: str = ""  # a data set or toy; empty is toy in quick, else looks for one
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
@@ -1153,7 +1153,7 @@ pd.DataFrame({"by n": three.std(ddof=0), "by n - 1": three.std(ddof=1)}).round(2
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG or PNG of yours. Without one, a street serves that was not trained on:
+# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a street serves that was not trained on:
 
 # %%
 own = common.own_photo(photo, others[other_set][0])
@@ -1162,6 +1162,12 @@ own_size = (size[0], max(32, round(w * size[0] / h / 32) * 32))
 model = network_of(list(runs.values())[-1], settings["encoder"], network)
 prediction = common.predict(model, own, own_size, **scaling_of(settings["encoder"]))
 common.show(common.show_pair(own, prediction, scheme))
+
+# %%
+from results import video
+
+last = list(runs.values())[-1].folder
+video.show(photo, last, scheme, model, own_size, **scaling_of(settings["encoder"]))
 
 # %% [markdown]
 # ## What we learnt

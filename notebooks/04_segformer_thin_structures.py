@@ -59,7 +59,7 @@ height: int = 0  # rows that the network sees, a multiple of 32; 0 takes the mod
 epochs: int = 0  # epochs; 0 takes the mode's
 images: int = 0  # images of each split; 0 takes the mode's
 rerun: str = "no"  # yes trains again what is already trained
-photo: str = ""  # a JPEG or PNG of your own to label at the end
+photo: str = ""  # a photo or short video of your own to label at the end
 seed: int = 42
 data_dir: str = ""  # a data set or toy; empty is toy in quick, else looks for one
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
@@ -1611,13 +1611,19 @@ print(f"by C / by those present: {parts[0] / parts[1]:.4f}; 6/7 is {6 / 7:.4f}")
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG or PNG of yours. Without one, a street serves that was not trained on:
+# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a street serves that was not trained on:
 
 # %%
 own = common.own_photo(photo, splits["test"][0])
 fits = (size[0], max(32, round(own.shape[1] * size[0] / own.shape[0] / 32) * 32))
 answer = common.predict(networks[best], own, fits, judged.mean, judged.std)
 common.show(common.show_pair(own, answer, scheme))
+
+# %%
+from results import video
+
+inputs = {"mean": judged.mean, "std": judged.std}
+video.show(photo, runs[best].folder, scheme, networks[best], fits, **inputs)
 
 # %% [markdown]
 # ## What we learnt

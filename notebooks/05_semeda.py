@@ -61,7 +61,7 @@ epochs: int = 0  # epochs; 0 takes the mode's
 stage_epochs: int = 0  # epochs of a fine-tuning; 0 takes the mode's
 images: int = 0  # number of training images; 0 takes the mode's
 rerun: str = "no"  # yes trains again what is already trained
-photo: str = ""  # a JPEG or PNG of your own to label at the end
+photo: str = ""  # a photo or short video of your own to label at the end
 seed: int = 42
 data_dir: str = ""  # a data set or toy; empty is toy in quick, else looks for one
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
@@ -1368,8 +1368,8 @@ for column, data in {"miou": "Cityscapes", "miou_voc": "PASCAL VOC"}.items():
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG or PNG of yours, and the last network of the table above labels it. Without one, a street serves that
-# was not trained on:
+# Set `photo` to a JPEG, a PNG or a short video of yours, and the last network of the table above labels it. Without one, a
+# street serves that was not trained on:
 
 # %%
 own = common.own_photo(photo, frames[0])
@@ -1377,6 +1377,13 @@ columns = max(16, round(own.shape[1] * size[0] / own.shape[0] / 16) * 16)
 if answers:
     answer = common.predict(net, own, (size[0], columns), **scaled)
     common.show(common.show_pair(own, answer, scheme))
+
+# %%
+from results import video
+
+if answers:
+    folder = list(chosen.values())[-1].folder
+    video.show(photo, folder, scheme, net, (size[0], columns), **scaled)
 
 # %% [markdown]
 # ## What we learnt

@@ -62,7 +62,7 @@ epochs: int = 0  # 0 takes the mode's
 keep_at: str = ""  # epochs whose weights are kept, too: 10 is every tenth, or "5,20"
 weights: str = "auto"  # auto (pretrained if they can be had), imagenet (insist), none
 rerun: str = "no"  # yes trains again what is already trained
-photo: str = ""  # a JPEG or PNG of your own to label at the end
+photo: str = ""  # a photo or short video of your own to label at the end
 seed: int = 42  # the source took 42, 123 and 456
 data_dir: str = ""  # a data set or toy; empty is toy in quick, else looks for one
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
@@ -1396,7 +1396,8 @@ for some in (["truck", "wall", "bus"], ["truck", "wall", "bus", "terrain"]):
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG or PNG of yours. Without one, a street serves that was not trained on. (Our D takes its bus for a train.)
+# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a street serves that was not trained on. (Our D takes its bus
+# for a train.)
 
 # %%
 own_photo = common.own_photo(photo, (splits["test"] or splits["val"])[0])
@@ -1405,6 +1406,11 @@ fitting = (size[0], max(32, round(w * size[0] / h / 32) * 32))
 last = list(models)[-1]
 answer = common.predict(models[last], own_photo, fitting, **scaling)
 common.show(common.show_pair(own_photo, answer, scheme))
+
+# %%
+from results import video
+
+video.show(photo, runs[last].folder, scheme, models[last], fitting, **scaling)
 
 # %% [markdown]
 # ## What we learnt

@@ -28,6 +28,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 import traceback
 import urllib.error
 import urllib.request
@@ -41,6 +42,7 @@ from typing import NamedTuple
 import cv2
 import huggingface_hub.constants
 import IPython
+import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
@@ -54,9 +56,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.utils.distributed import get_free_port
 from tqdm import tqdm
 
-from data_prep import StreetsError, dataset_name, read_image, user_path, writable_folder, write_atomic
+from data_prep import StreetsError, dataset_name, first_picture, user_path, writable_folder, write_atomic
 
 HERE = Path(__file__).resolve().parent.parent  # the repository
+STARTED = time.monotonic()
+SAVE_SECONDS = 10.0  # the state is saved at the end of an epoch, but not more often than this
 LONGEST_NAME = 100  # of a run; file systems and shells take longer ones badly
 PATIENCE = 4.0  # seconds without a word after which a server of weights counts as gone
 LITE0_MEAN = LITE0_STD = (0.5, 0.5, 0.5)  # see lite0_weights
@@ -316,7 +320,7 @@ def check_path(name: str, text: str) -> str:
     if found != wanted(path) or not (found or name == "out_dir"):
         raise StreetsError(f"{name}: there is no {kind} {text} (seen from {Path.cwd()}).")
     if name == "photo":
-        check_size(read_image(path).shape, path)
+        check_size(first_picture(path).shape, path)
     return str(path)
 
 
@@ -751,6 +755,34 @@ def progress_bar(total: int, done: int, name: str, disable: bool) -> tqdm:
     return tqdm(total=total, initial=done, desc=name, unit="img", disable=disable, **options)
 
 
+def compile_loss(as_written: Callable, otherwise: Callable, wanted: str, device: torch.device | str) -> Callable:
+    """`as_written` compiled by torch; `otherwise` if that is not wanted ("no"; "auto" without a GPU) or finds no compiler.
+
+    Both are called as loss(logits, {"label": label}, {"ce": 1.0}), logits (B, C, H, W) and label (B, H, W).
+    """
+    if wanted == "no" or (wanted == "auto" and torch.device(device).type != "cuda"):
+        return otherwise
+    compiled = torch.compile(as_written)
+    try:
+        logits = torch.zeros(1, 2, 4, 4, device=device, requires_grad=True)
+        compiled(logits, {"label": torch.zeros(1, 4, 4, dtype=torch.int64, device=device)}, {"ce": 1.0}).backward()
+    except Exception as error:  # whatever the compiler lacks, the loss can do without
+        say_once(f"compile_loss: {type(error).__name__}, so the loss runs as it is")
+        return otherwise
+    return compiled
+
+
+def kept_numbers(folder: Path, metric: str, split: str, drive: str) -> tuple[np.ndarray, np.ndarray]:
+    """Names (N,) of a run's pictures, and numbers (N, K) that add up: a confusion matrix, or the mean over classes and a 1."""
+    with np.load(folder / f"{split}_per_image.npz") as kept:
+        mine = np.char.startswith(kept["image"], f"{drive}/" if drive else "")
+        names, values = kept["image"][mine], kept["confusion" if metric == "miou" else metric][mine]
+    if metric == "miou":
+        return names, values.reshape(len(values), -1).astype(float)
+    known = ~np.isnan(values)
+    return names, np.stack([np.nansum(values, axis=1) / known.sum(1).clip(1), known.any(1)], axis=1)
+
+
 # weights, and the state to resume from
 
 
@@ -778,6 +810,34 @@ def load_weights(path: Path, model: torch.nn.Module) -> torch.nn.Module:
         raise StreetsError(f"Cannot use the weights in {path} ({str(error).splitlines()[0]}): "
                            f"train that run again with {setting('rerun', 'yes')}.") from None
     return model
+
+
+def save_if_due(accelerator: Accelerator, folder: Path, progress: dict, epochs: int, max_hours: float, started: float,
+                saved: float) -> float | None:
+    """Save the state if the last time, `saved`, is long ago; returns the new time, None if max_hours stops the run here."""
+    epoch, now = progress["epoch"], time.monotonic()
+    stop = max_hours and epoch < epochs and now - STARTED + 1.2 * (now - started) > max_hours * 3600
+    save = stop or epoch == epochs or now - saved > SAVE_SECONDS
+    stop, save = broadcast_object_list([stop, save])  # no two processes' clocks agree
+    if save:
+        save_checkpoint(accelerator, folder, progress)
+    if stop:
+        accelerator.print(f"{folder.name}: stopped after epoch {epoch} of {epochs} (max_hours); run again to resume")
+        return None
+    return now if save else saved
+
+
+def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, row: dict,
+                best_by: str) -> None:
+    """Add a row to the history and keep the weights if they are the best so far; the checkpoint comes after both."""
+    progress["history"].append(row)
+    score = -row[best_by] if best_by.endswith("loss") else row[best_by]
+    better = progress["best"] is None or score > progress["best"]
+    progress["best"] = score if better else progress["best"]
+    if accelerator.is_main_process:
+        if better:
+            save_weights(folder / "best.safetensors", accelerator.unwrap_model(model))
+        write_atomic(folder / "history.csv", pd.DataFrame(progress["history"]).to_csv(index=False).encode())
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> None:

@@ -483,7 +483,7 @@ def test_a_wrong_parameter_stops_with_one_sentence(toy, tmp_path, parameters, se
 
 def train_tiny(root, out, stage, **changes):
     """One stage and its parents as the notebook trains them; returns the folder of the stage."""
-    common.SAVE_SECONDS = 0.0  # a state after every epoch
+    runs.SAVE_SECONDS = 0.0  # a state after every epoch
     nb = notebook_definitions(NAME)
     splits = {split: common.list_frames(root, split) for split in ("train", "val", "test")}
     settings = nb.MODES["course"] | {"width": 4, "size": 32, "epochs": 1, "stage_epochs": 4} | changes
@@ -509,7 +509,7 @@ def test_a_stage_starts_from_the_best_weights_of_its_parent(toy, tmp_path):
 
 
 def test_a_killed_stage_resumes_and_ends_in_the_same_numbers(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "SAVE_SECONDS", 0.0)
     script = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n" \
              "import torch, pathlib, tiny_run, test_02_unet_from_scratch as t\ntorch.set_num_threads(1)\n" \
              f"tiny_run.kill_before('progress.json', 3)\nt.train_tiny(pathlib.Path({str(toy)!r}), pathlib.Path({str(tmp_path / 'killed')!r}), 'dice_occlusion')"

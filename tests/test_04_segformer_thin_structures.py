@@ -1139,7 +1139,7 @@ def test_each_other_reading_trains_to_finite_scores(nb, toy, tmp_path, changes):
 
 def train_tiny(root, out, approach="bas_copypaste", epochs=4, scheme=THIN7, **changes):
     """One approach as the notebook trains it; returns its folder."""
-    common.SAVE_SECONDS = 0.0  # a state after every epoch
+    common.runs.SAVE_SECONDS = 0.0  # a state after every epoch
     nb = notebook_definitions(NAME)
     train, val, test = nb.split_frames(common.list_frames(root, "train"), 42)
     splits = {"train": train, "val": val, "test": test, "official_val": common.list_frames(root, "val")}
@@ -1154,7 +1154,7 @@ def train_tiny(root, out, approach="bas_copypaste", epochs=4, scheme=THIN7, **ch
 
 
 def test_a_killed_training_resumes_and_ends_in_the_same_numbers(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(common.runs, "SAVE_SECONDS", 0.0)
     folders, (_, unbroken) = tiny_run.killed_and_unbroken(__name__, train_tiny, toy, tmp_path, times=3)
     assert len(unbroken) == 4 and len({*map(tuple, unbroken.values)}) == 4
     kept = [np.load(folder / "test_per_image.npz")["confusion"] for folder in folders]

@@ -565,7 +565,8 @@ def test_pixel_f1_is_a_function_of_the_iou():
         cm = np.random.default_rng(seed).integers(0, 100, (7, 7))
         cm[seed % 7, :] = 0
         iou = common.iou_per_class(cm)
-        np.testing.assert_allclose(common.f1_per_class(cm), 2 * iou / (1 + iou))
+        f1 = 2 * np.diag(cm) / (cm.sum(0) + cm.sum(1))
+        np.testing.assert_allclose(f1, 2 * iou / (1 + iou))
 
 
 @pytest.mark.parametrize("method", ["ppce", "semeda_4_2_0"])
@@ -1061,7 +1062,7 @@ def test_proxy_networks_that_differ_have_folders_of_their_own(proxy_of, changes)
 
 def train_tiny(root, out, name="semeda_4_2_0", epochs=3, parent=None, **changes):
     """One recipe as the notebook trains it, with a proxy network of random weights; returns its folder."""
-    common.SAVE_SECONDS = 0.0  # a state after every epoch
+    common.runs.SAVE_SECONDS = 0.0  # a state after every epoch
     nb = notebook_definitions(NAME)
     torch.manual_seed(7)
     common.save_weights(out.parent / "proxy" / "best.safetensors", nb.EdgeNet())
@@ -1076,7 +1077,7 @@ def train_tiny(root, out, name="semeda_4_2_0", epochs=3, parent=None, **changes)
 
 
 def test_a_killed_training_resumes_and_ends_in_the_same_numbers(nb, toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(common.runs, "SAVE_SECONDS", 0.0)
     folders, (_, unbroken) = tiny_run.killed_and_unbroken(__name__, train_tiny, toy, tmp_path, times=2)
     assert len(unbroken) == 3 and len({*map(tuple, unbroken[["train_loss", "miou"]].values)}) == 3
     scores = [json.loads((folder / "summary.json").read_text()) for folder in folders]

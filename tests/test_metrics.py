@@ -128,20 +128,12 @@ def test_scores_equal_torchmetrics():
     cm = common.confusion_matrix(pred, target, 7)
     tensors = torch.from_numpy(pred).long(), torch.from_numpy(target).long(), 7
     iou = oracle.multiclass_jaccard_index(*tensors, average="none", ignore_index=VOID).double().numpy()
-    f1 = oracle.multiclass_f1_score(*tensors, average="none", ignore_index=VOID).double().numpy()
     micro = oracle.multiclass_accuracy(*tensors, average="micro", ignore_index=VOID)
     np.testing.assert_allclose(common.iou_per_class(cm)[:6], iou[:6], rtol=1e-6)
-    np.testing.assert_allclose(common.f1_per_class(cm)[:6], f1[:6], rtol=1e-6)
-    assert np.isnan(common.iou_per_class(cm)[6]) and np.isnan(common.f1_per_class(cm)[6])
+    assert np.isnan(common.iou_per_class(cm)[6])
     assert common.accuracy(cm) == pytest.approx(float(micro), rel=1e-6)
     assert common.miou(cm) == pytest.approx(iou[[0, 1, 2, 3, 5]].mean(), rel=1e-6)
     assert common.miou_official(cm) == pytest.approx(iou[:6].mean(), rel=1e-6)
-
-
-def test_f1_is_a_function_of_iou():
-    cm = np.random.default_rng(3).integers(0, 100, (8, 8))
-    iou = common.iou_per_class(cm)
-    np.testing.assert_allclose(common.f1_per_class(cm), 2 * iou / (1 + iou), rtol=1e-12)
 
 
 def test_empty_matrix_has_no_score():

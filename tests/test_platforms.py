@@ -259,8 +259,9 @@ def test_every_import_is_shipped_by_the_platforms_or_named_in_needs_which_names_
     needs = assigned(name, "NEEDS")
     used = {package for path in (ROOT / "notebooks" / f"{name}.py", *(ROOT / helper for helper in HELPERS))
             for package in imported(path)}
-    if "import viewer" in (ROOT / "notebooks" / f"{name}.py").read_text():
-        used |= set(imported(ROOT / "results" / "viewer.py"))
+    text = (ROOT / "notebooks" / f"{name}.py").read_text()
+    for helper in re.findall(r"^from results import (\w+)$", text, re.M):
+        used |= set(imported(ROOT / "results" / f"{helper}.py"))
     # jupytext is an instructor's: only `data_prep.py assignment` imports it
     assert used - set(sys.stdlib_module_names) - {"common", "data_prep", "results", "jupytext"} <= SHIPPED | set(needs)
     assert not set(needs) & SHIPPED and not set(needs.values()) & SHIPPED

@@ -175,7 +175,7 @@ def test_a_killed_run_of_two_processes_goes_on_to_the_same_numbers_to_the_bit(to
 def train_with_another_clock(toy, out):
     def loss(model, batch):
         if RANK() == "1":
-            common.STARTED = np.inf  # left alone, this process would go on for ever
+            runs.STARTED = np.inf  # left alone, this process would go on for ever
         return tiny_run.cross_entropy(model, batch)
 
     tiny_run.run(toy, out, processes=2, batch_size=2, loss_fn=loss, max_hours=1e-9)

@@ -18,7 +18,7 @@ from torch import nn
 import common
 from results import runs
 
-common.SAVE_SECONDS = 0.0  # after every epoch, so that there is something to resume in a training of seconds
+runs.SAVE_SECONDS = 0.0  # after every epoch, so that there is something to resume in a training of seconds
 mode, seed = "course", 3  # course: a finished run is loaded, not trained again
 
 
