@@ -47,7 +47,7 @@ def trainings(name: str, frames: list, folder: Path, mode: str, data: str, **cha
         return {network: partial(train, network=network) for network in ("published", "no_bottleneck")}, settings
     if name.startswith("04"):
         recipes = {}
-        for approach, recipe in nb.APPROACHES.items():
+        for recipe in nb.APPROACHES.values():
             if "match" not in recipe:  # another coefficient
                 recipes.setdefault("+".join(recipe["terms"]), recipe)
         train = partial(nb.train_approach, network=settings["network"], scheme=common.SCHEMES["thin7"], pasting={}, normalize="present", **given)
