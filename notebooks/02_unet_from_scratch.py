@@ -40,8 +40,8 @@
 # |---|---|---|---|---|
 # | `quick` | toy streets, made on the spot | any CPU | 2.1 min in all (2 cores of an AMD EPYC, November 2026) | with seed 42, mIoU on test .70 after `scratch` and .72 after `dice_occlusion` (majority class .05), people .00 and .17: it works, and is no evidence |
 # | `laptop` | CamVid: 367 real streets | any CPU | 47 min on one core of that machine for all five stages, 26 of them for `scratch` | with seed 42, mIoU on test .60 after `scratch` and .63 after `continued` (majority class .04), people .15 and .24 |
-# | `course` | CamVid, or Cityscapes | one 16 GB GPU | not yet measured | five stages that one can compare |
-# | `paper` | Cityscapes, squeezed to 256x256 | one 16 GB GPU | not yet measured (the source: 2 h 16 min for the first stage on a P100) | the published table |
+# | `course` | CamVid, or Cityscapes | one 16 GB GPU: 1.5 GiB, computed | not yet measured | five stages that one can compare |
+# | `paper` | Cityscapes, squeezed to 256x256 | one 16 GB GPU: 1.5 GiB, computed | not yet measured (the source: 2 h 16 min for the first stage on a P100) | the published table |
 
 # %% [markdown]
 # ## Parameters

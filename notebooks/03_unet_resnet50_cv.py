@@ -42,8 +42,8 @@
 # |---|---|---|---|---|
 # | `quick` | toy streets, made on the spot | any CPU | 4.1 min in all with one thread (AMD EPYC, November 2026) | with seed 42, mean IoU 18.4 by image and 16.8 by city (majority class 1.8); on the same pictures 2.3 points apart: it works, and is no evidence |
 # | `laptop` | CamVid, 367 real streets | any CPU | 7 min on one core a fold, 41 min in all (the same machine) | with seed 42, mean IoU 43.1 by image and 36.2 by drive (majority class 2 to 3); on the same pictures 6.8 points apart |
-# | `course` | CamVid, or 900 images of Cityscapes, at 512 rows | one 16 GB GPU | not yet measured | the same comparison with the source's network |
-# | `paper` | Cityscapes, 512x1024 | one large GPU | not yet measured (the source does not tell) | the published table |
+# | `course` | CamVid, or 900 images of Cityscapes, at 512 rows | one 16 GB GPU: at most 5.3 GiB, computed | not yet measured | the same comparison with the source's network |
+# | `paper` | Cityscapes, 512x1024 | one 16 GB GPU: 4.7 GiB, computed | not yet measured (the source does not tell) | the published table |
 
 # %% [markdown]
 # ## Parameters

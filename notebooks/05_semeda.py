@@ -38,8 +38,8 @@
 # |---|---|---|---|---|
 # | `quick` | toy streets, made on the spot | any CPU | 2 min in all (2 cores of an AMD EPYC, November 2026) | with seed 42, mean IoU on test 26.4 after training on with cross-entropy (majority class 1.9), 20.8 with the paper's loss added, 23.8 with less of it: it works, and is no evidence |
 # | `laptop` | CamVid: 367 real streets | any CPU | not yet measured | one network on real streets, and what fine-tuning makes of it |
-# | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU | not yet measured | the same with a larger encoder |
-# | `paper` | Cityscapes at full size, crops of 320 | one 16 GB GPU | not yet measured (the paper names no time) | numbers to set beside the published table |
+# | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: 2.7 GiB, computed | not yet measured | the same with a larger encoder |
+# | `paper` | Cityscapes at full size, crops of 320 | one 16 GB GPU: 1.3 GiB, computed | not yet measured (the paper names no time) | numbers to set beside the published table |
 
 # %% [markdown]
 # ## Parameters

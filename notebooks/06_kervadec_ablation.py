@@ -38,8 +38,8 @@
 # |---|---|---|---|---|
 # | `quick` | toy streets, made on the spot | any CPU | 3 min 15 s in all (2 cores of an AMD EPYC, November 2026) | with seed 42 mIoU about .43 on val for each variant (majority class .02), poles .11: it works, and is no evidence |
 # | `laptop` | CamVid: 367 real streets | any CPU | 10 min for each variant (2 cores of an AMD EPYC, November 2026) | TODO-LAPTOP |
-# | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU | not yet measured | four variants that one can compare |
-# | `paper` | Cityscapes, 1024x2048 | one large GPU | not yet measured (the source: 28 h a run) | the published table |
+# | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: at most 5.9 GiB, computed | not yet measured | four variants that one can compare |
+# | `paper` | Cityscapes, 1024x2048 | one GPU of 40 GB: 28 GiB, computed | not yet measured (the source: 28 h a run) | the published table |
 
 # %% [markdown]
 # ## Parameters
