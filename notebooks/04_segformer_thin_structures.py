@@ -190,8 +190,8 @@ def split_frames(frames, split_seed):
 
 
 # %% [markdown]
-# Where a data set has test labels, as the toy streets and CamVid have, we take its own splits, in `quick` up to 40 images of
-# each. On Cityscapes we also score the official validation images, of other cities.
+# Where a data set has test labels, as the toy streets and CamVid have, we take its own splits. On Cityscapes we also score the
+# official validation images, of other cities.
 
 # %%
 root = common.find_data(data_dir, mode)
@@ -220,7 +220,7 @@ scenes = common.StreetScenes(splits["train"], size)
 scenes.scheme = scheme
 
 # %% [markdown]
-# We will come back to one street: of the first twenty the one with most pixels of poles and signs. Black is background.
+# This is the street of the first twenty that has most pixels of poles and signs. Black is background.
 
 # %%
 def pixels_of(label, classes):
@@ -270,8 +270,8 @@ table.drop("background").sort_values("width").round(1)
 # ### What a coarse grid can draw
 #
 # Our network computes its logits on a grid with one cell for 4x4 pixels, a *stride* of 4, and enlarges them. Can it draw a
-# pole at all? We take the network away: the logits of the cells themselves learn one label by heart, with cross-entropy. This
-# is what a network would draw that knows the label.
+# pole at all? We take the network away: the logits of the cells themselves learn one label by heart, in 100 steps. So would a
+# network draw that knows the label.
 
 # %%
 from functools import partial
@@ -301,7 +301,7 @@ def drawn_on_grid(label, stride, loss):
 
 
 # %% [markdown]
-# To look at several labels at once we need a figure of panels:
+# Several labels in one figure:
 
 # %%
 import matplotlib.pyplot as plt
@@ -323,7 +323,7 @@ def show_panels(panels, scheme, columns=2):
 
 
 # %% [markdown]
-# What do strides of 4, 8 and 16 make of our street?
+# With cross-entropy, what do strides of 4, 8 and 16 make of our street?
 
 # %%
 def pole_iou(drawn, label):
@@ -338,8 +338,8 @@ for stride in (4, 8, 16):
 common.show(show_panels(panels, scheme))
 
 # %% [markdown]
-# At stride 4 poles keep an IoU of .70. At stride 8 nothing is left of them, while cars and trees are still whole. So the fine
-# grid matters; but a real network, which does not know the label, draws far less than this. There a loss can help.
+# At stride 4 poles reach an IoU of .70. At stride 8 nothing is left of them, while cars and trees are still whole. So the fine
+# grid matters. But a real network, which does not know the label, draws far less: there a loss can help.
 #
 # ## The network
 #
@@ -351,23 +351,19 @@ def draw_segformer(channels, height):
     """Figure of SegFormer: an encoder's four maps and the head; returns it."""
     fig, axis = plt.subplots(figsize=(8.5, 2.9), layout="constrained")
     blue, orange = common.CURVES[:2]
-    arrow = {"arrowstyle": "->"}
-    axis.add_patch(plt.Rectangle((0, 1.2), 0.5, 1, color="0.75"))
-    axis.text(0.25, 2.25, f"photo\n3 x {height}", ha="center", fontsize=8)
-    for x, n in enumerate(channels, start=1):
-        side = 0.8 * 0.62 ** (x - 1)
-        axis.add_patch(plt.Rectangle((x, 1.2), 0.5, side, color=blue, alpha=0.7))
-        title = f"stage {x}\n{n} x {height >> (x + 1)}"
+    titles = [f"stage {s}\n{n} x {height >> (s + 1)}"
+              for s, n in enumerate(channels, start=1)]
+    for x, title in enumerate([f"photo\n3 x {height}", *titles]):
+        side, color = 0.8 * 0.62 ** max(0, x - 1), blue if x else "0.6"
+        axis.add_patch(plt.Rectangle((x, 1.2), 0.5, side, color=color, alpha=0.7))
         axis.text(x + 0.25, 1.25 + side, title, ha="center", fontsize=8)
-        axis.annotate("", (x, 1.4), (x - 0.5, 1.4), arrowprops=arrow)
-        to_head = arrow | {"color": orange}
-        axis.annotate("", (5.4, 0.5), (x + 0.25, 1.2), arrowprops=to_head)
+        if x:
+            axis.annotate("", (x, 1.4), (x - 0.5, 1.4), arrowprops={"arrowstyle": "->"})
+            axis.plot((x + 0.25, 5.4), (1.2, 0.5), color=orange)
     for x, title in ((5.4, "side by side"), (6.4, "mixed"), (7.4, "logits")):
         axis.add_patch(plt.Rectangle((x, 0.1), 0.5, 0.8, color=orange, alpha=0.6))
         axis.text(x + 0.25, -0.05, title, ha="center", va="top", fontsize=8)
-        if x > 5.4:
-            axis.annotate("", (x, 0.5), (x - 0.5, 0.5), arrowprops=arrow)
-    axis.set(xlim=(-0.2, 8.2), ylim=(-0.4, 2.7))
+    axis.set(xlim=(-0.2, 8.2), ylim=(-0.4, 2.5))
     axis.set_axis_off()
     return fig
 
@@ -375,7 +371,7 @@ def draw_segformer(channels, height):
 common.show(draw_segformer((32, 64, 160, 256), 512))
 
 # %% [markdown]
-# Each box names its channels and its rows, for a photo of 512 rows. The orange arrows are the linear layers.
+# Each box names its channels and its rows, for a photo of 512 rows. The orange lines are the linear layers.
 #
 # ### Attention, with fewer keys
 #
@@ -518,8 +514,8 @@ for name in NETWORKS:
 # %% [markdown]
 # ## Four losses
 #
-# Write $p_c(x)$ for the softmax probability of class $c$ at pixel $x$, $y(x)$ for the label there, and $y_c(x)$ for 1 where it is
-# $c$, else 0:
+# Write $p_c(x)$ for the softmax probability of class $c$ at pixel $x$, $y(x)$ for the label there, and $y_c(x)$ for 1 where it
+# is $c$, else 0:
 
 # %%
 def truth_maps(label, num_classes):
@@ -840,8 +836,8 @@ for stride in (4, 8):
     print(f"stride {stride}: IoU of poles {pole_iou(drawn, label):.2f}")
 
 # %% [markdown]
-# From .70 to .83 at stride 4, and from .01 to .29 at stride 8: on the same grid, with nothing changed but the loss. So the answer
-# to our question begins with yes. What a network does with it, which has to find the poles first, takes training.
+# From .70 to .83 at stride 4, from .01 to .29 at stride 8: the same grid, as many steps, another loss. So the answer to our
+# question begins with yes. But here the logits knew the label. What does a network do, which has to find the poles?
 #
 # ## Train it, in plain sight
 #
@@ -1200,8 +1196,8 @@ table.assign(published=published.reindex(table.index)).round(1)
 #
 # ### Found, or hit?
 #
-# A pole that is drawn a pixel or two beside the true one has a low IoU, and yet it was found. Two scores look at contours. The
-# first is the *boundary F1*. The boundary of a class is what a 3x3 dilation adds to it and a 3x3 erosion takes away:
+# A pole that is drawn a pixel beside the true one has a low IoU, and yet it was found. Two scores look at contours. The first
+# is the *boundary F1*. The boundary of a class is what a 3x3 dilation adds to it and a 3x3 erosion takes away:
 
 # %%
 def boundary(mask):
@@ -1211,8 +1207,8 @@ def boundary(mask):
 
 
 # %% [markdown]
-# A predicted boundary pixel is right if a true one lies within `tolerance` pixels, in the square around it. The share of those is
-# the *precision* $P$. The share of true boundary pixels with a predicted one near is the *recall* $R$. F1 joins the two:
+# A predicted boundary pixel is right if a true one lies in the square of `tolerance` pixels around it. The share of those is the
+# *precision* $P$. The share of true boundary pixels with a predicted one near is the *recall* $R$. F1 joins the two:
 #
 # $$F_1 = \frac{2PR}{P + R}$$
 
@@ -1261,8 +1257,8 @@ for shift in (0, 1, 2, 4, 6, 8):
 
 # %% [markdown]
 # At a shift of 2 the IoU has fallen to .33, and the boundary F1 is still 1: the pole is found, if not hit. The trimap IoU equals the
-# IoU, as all of a thin pole lies in the band; of a wide road it would see the rim alone. (`common.boundary_f1` and
-# `common.trimap_iou` do the same for all classes at once, and with void.)
+# IoU, as all of a thin pole lies in the band; of a wide road it would see the rim alone. (`common` has both for all classes at
+# once, and with void.)
 #
 # How do our runs do? The mean over the test images that hold the class:
 
@@ -1387,8 +1383,8 @@ if len(camvid) and set(APPROACHES) <= set(found["method"]):
 # rest of Approach 3 do? See the last.
 #
 # Dots from three seeds cannot show what a fourth would do; [results/README.md](../results/README.md) has an interval and a
-# verdict for each claim of the source. And all these networks know ImageNet and none knows Cityscapes, so they tell what a loss does to such a network in a short training.
-# The source's network had learnt poles before it began.
+# verdict for each claim of the source. And all these networks know ImageNet and none knows Cityscapes, so they tell what a loss
+# does to such a network in a short training. The source's network had learnt poles before it began.
 #
 # ## Where the source is wrong
 #
@@ -1438,7 +1434,7 @@ common.show(common.show_pair(own, answer, scheme))
 # %% [markdown]
 # ## What we learnt
 #
-# - A coarse grid draws no poles with cross-entropy; with another loss the same grid draws some.
+# - A thin class has few pixels, and on a coarse grid less than one cell of width. With another loss the same grid draws more.
 # - Attention lets every cell ask all others; with fewer keys it can be afforded on fine maps.
 # - Cross-entropy counts pixels. IoU and Lovász count shares of a class's area, so a thin class is worth as much as any other.
 # - SSIM spends most of its gradient where nothing is wrong.
