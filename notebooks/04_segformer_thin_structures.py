@@ -363,6 +363,8 @@ def draw_segformer(channels, height):
     for x, title in ((5.4, "side by side"), (6.4, "mixed"), (7.4, "logits")):
         axis.add_patch(plt.Rectangle((x, 0.1), 0.5, 0.8, color=orange, alpha=0.6))
         axis.text(x + 0.25, -0.05, title, ha="center", va="top", fontsize=8)
+    for x in (6.4, 7.4):
+        axis.annotate("", (x, 0.5), (x - 0.5, 0.5), arrowprops={"arrowstyle": "->"})
     axis.set(xlim=(-0.2, 8.2), ylim=(-0.4, 2.5))
     axis.set_axis_off()
     return fig

@@ -382,6 +382,18 @@ def test_a_matched_lovasz_pulls_as_hard_as_soft_iou_did_before_the_first_step(nb
     assert terms["ce"] == 1.0 and lengths[0] == pytest.approx(lengths[1], rel=1e-3)
 
 
+def test_on_a_pole_that_slid_ssim_pulls_least_where_it_is_wrong_and_soft_iou_minds_thin_things_most(nb):
+    truth, slid = nb.pole_scene(), nb.pole_scene(left=33)
+    force, flat = nb.pull("ssim", slid, truth)[1].abs(), torch.ones(64, 64, dtype=torch.bool)
+    flat[:, 20:46] = False
+    assert 2 * force[(truth != slid)[0]].mean() < force[flat].mean()
+    steps = {}
+    for width in (4, 32):
+        losses = [nb.pull("iou", moved, label)[0] for label, moved in (nb.shifted(width, 0), nb.shifted(width, 1))]
+        steps[width] = losses[1] - losses[0]
+    assert steps[4] > 2 * steps[32]
+
+
 def test_void_alone_leaves_the_coefficient_as_it_is(nb, toy):
     data = nb.make_data(common.list_frames(toy, "train"), (32, 64), THIN7._replace(table=np.full(256, 255, np.uint8)), "mit_b0", 0)
     assert nb.matched({"lovasz": 0.5}, nb.SegFormer(), data, batch_size=2, batches=2) == {"lovasz": 0.5}
