@@ -201,26 +201,36 @@ if common.has_test_labels(root):
 else:
     parts = split_frames(common.list_frames(root, "train"), 42)
     others = {"official_val": common.list_frames(root, "val")}
+
+# %% [markdown]
+# `quick` takes up to 40 of each:
+
+# %%
 splits = {name: common.evenly(frames, settings["images"])
           for name, frames in zip(names, parts)} | others
 print({name: len(frames) for name, frames in splits.items()})
 
 # %% [markdown]
-# `common.StreetScenes` is the data set of notebook 02, grown up; the sides of our pictures must be multiples of 32. The scheme
-# `thin7` of notebook 01 has our classes:
+# The scheme `thin7` of notebook 01 has our classes:
 
 # %%
-POLE, SIGN = 4, 5  # the classes that this notebook is about
+POLE = 4  # the classes that this notebook is about
+SIGN = 5
 scheme = common.SCHEMES["thin7"]
 if void == "ignore":
     is_void = common.SCHEMES["cityscapes19"].table == 255
     scheme = scheme._replace(table=np.where(is_void, np.uint8(255), scheme.table))
+
+# %% [markdown]
+# `common.StreetScenes` is the data set of notebook 02, grown up. The sides of our pictures must be multiples of 32:
+
+# %%
 size = common.network_size(splits["train"][0], settings["height"])
 scenes = common.StreetScenes(splits["train"], size)
 scenes.scheme = scheme
 
 # %% [markdown]
-# This is the street of the first twenty that has most pixels of poles and signs. Black is background.
+# A street to look at should have poles and signs:
 
 # %%
 def pixels_of(label, classes):
@@ -228,6 +238,10 @@ def pixels_of(label, classes):
     return np.isin(label, classes).sum()
 
 
+# %% [markdown]
+# Of the first twenty this one has most of them. Black is background.
+
+# %%
 thin = [pixels_of(scenes.read(k)[1], (POLE, SIGN)) for k in range(min(20, len(scenes)))]
 photo_of_street, label = scenes.read(int(np.argmax(thin)))
 common.show(common.show_pair(photo_of_street, label, scheme))
@@ -323,7 +337,7 @@ def show_panels(panels, scheme, columns=2):
 
 
 # %% [markdown]
-# With cross-entropy, what do strides of 4, 8 and 16 make of our street?
+# We score its poles:
 
 # %%
 def pole_iou(drawn, label):
@@ -331,6 +345,10 @@ def pole_iou(drawn, label):
     return common.iou_per_class(common.confusion_matrix(drawn, label, 7))[POLE]
 
 
+# %% [markdown]
+# With cross-entropy, what do strides of 4, 8 and 16 make of our street?
+
+# %%
 panels, plain = {"label": label}, partial(F.cross_entropy, ignore_index=255)
 for stride in (4, 8, 16):
     drawn = drawn_on_grid(label, stride, plain)
@@ -370,6 +388,7 @@ def draw_segformer(channels, height):
     return fig
 
 
+# %%
 common.show(draw_segformer((32, 64, 160, 256), 512))
 
 # %% [markdown]
@@ -460,6 +479,7 @@ class SegFormer(nn.Module):
 CITYSCAPES_WEIGHTS = "smp-hub/segformer-b0-512x1024-city-160k"
 
 
+# %%
 def from_cityscapes(pretrained):
     """A network with all weights but the last layer's trained on Cityscapes."""
     model = SegFormer()
@@ -476,6 +496,7 @@ def from_imagenet(pretrained):
     return SegFormer(encoder_weights="imagenet" if pretrained else None)
 
 
+# %%
 def on_lite0(pretrained):
     """The head on Lite0, whose weights `common.with_weights` puts in."""
     return SegFormer(network="lite0")
@@ -527,8 +548,7 @@ def truth_maps(label, num_classes):
 
 
 # %% [markdown]
-# To see what a loss punishes, we paint a street that has nothing but one pole, 4 pixels wide, and a prediction of it that slid 3
-# pixels to the right. It is 98 % sure of what it says, with a little noise, as networks have it.
+# To see what a loss punishes, we paint a street that has nothing but one pole, 4 pixels wide:
 
 # %%
 def pole_scene(left=30, width=4, top=8, bottom=56, side=64):
@@ -538,6 +558,11 @@ def pole_scene(left=30, width=4, top=8, bottom=56, side=64):
     return label
 
 
+# %% [markdown]
+# Our prediction of it will slide 3 pixels to the right. It is 98 % sure of what it says, with a little noise, as networks have
+# it.
+
+# %%
 def sure(label, num_classes=2, confidence=0.98, noise=0.1):
     """Logits (B, C, H, W) of a prediction that is nearly sure of a label."""
     rest = (1 - confidence) / (num_classes - 1)
@@ -734,8 +759,10 @@ def lovasz_softmax(probs, label, normalize="present"):
 
 # %%
 TERMS = ("ce", "ssim", "iou", "lovasz")
+NAMES = {"ce": "cross-entropy", "ssim": "SSIM", "iou": "soft IoU", "lovasz": "Lovász"}
 
 
+# %%
 def hybrid_loss(logits, label, terms, class_weights=None, normalize="present"):
     """Sum of the terms {name: coefficient}; logits (B, C, H, W), label (B, H, W)."""
     logits = logits.float()
@@ -782,7 +809,6 @@ def pull(term, predicted, truth):
 # downwards, each panel scaled by its largest value. Black is the outline of the true object.
 
 # %%
-NAMES = {"ce": "cross-entropy", "ssim": "SSIM", "iou": "soft IoU", "lovasz": "Lovász"}
 WIDTHS = {"thin (4 px)": 4, "thick (32 px)": 32}
 
 
@@ -809,6 +835,7 @@ def show_shifts(shift=6):
     return fig
 
 
+# %%
 common.show(show_shifts())
 
 # %% [markdown]
@@ -833,6 +860,7 @@ def lovasz_of_logits(logits, label):
     return lovasz_softmax(logits.softmax(dim=1), label)
 
 
+# %%
 for stride in (4, 8):
     drawn = drawn_on_grid(label, stride, lovasz_of_logits)
     print(f"stride {stride}: IoU of poles {pole_iou(drawn, label):.2f}")
@@ -893,6 +921,8 @@ torch.manual_seed(seed)
 loader = DataLoader(few, batch_size=4, shuffle=True, drop_last=True)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
 strengths, looks = [], {"truth": street["label"]}
+
+# %%
 for epoch in range(1, EPOCHS + 1):
     for step, item in enumerate(loader):
         logits = model.train()(item["image"])
@@ -945,6 +975,10 @@ def paste_mask(image, label, source, source_label, mask):
     return np.where(mask[..., None], source, image), np.where(mask, source_label, label)
 
 
+# %% [markdown]
+# Which classes, and whether mirrored, is drawn at random:
+
+# %%
 def paste_whole_classes(image, label, source, source_label, rng, classes):
     """Paste some of the `classes` present in the source, in place or mirrored."""
     if rng.random() < 0.5:
@@ -1063,13 +1097,16 @@ def check_approaches(approaches):
                 f"terms of {', '.join(TERMS)}, 7 class_weights, lovasz to match.")
 
 
+# %% [markdown]
+# Ours pass:
+
+# %%
 check_approaches(APPROACHES)
 
 # %% [markdown]
 # ### One training whole
 #
-# The source reports the mean IoU of the *six* classes without background, so we add it to the scores. A run records its
-# coefficients, too:
+# The source reports the mean IoU of the *six* classes without background, so we add it to the scores:
 
 # %%
 def evaluate(model, data, accelerator=None, **options):
@@ -1081,6 +1118,10 @@ def evaluate(model, data, accelerator=None, **options):
     return metrics | {"miou6": float(np.mean(six)) if six else None}, per_image
 
 
+# %% [markdown]
+# A run records its coefficients, too:
+
+# %%
 def more_scores(folder, model, accelerator, data, terms):
     """What a run records beside val and test: scores of other data, and its terms."""
     scores = {name: evaluate(model, one, accelerator)[0] for name, one in data.items()}
@@ -1290,6 +1331,8 @@ for name in dict.fromkeys(["baseline" if "baseline" in runs else best, best]):
 # %%
 judged = make_data(splits["test"], size, scheme, settings["network"], seed)
 amount = [pixels_of(judged.read(k)[1], (POLE, SIGN)) for k in range(len(judged))]
+
+# %%
 panels = {}
 for k in np.argsort(amount)[::-1][:2]:
     image, panels[f"truth {k}"] = judged.read(k)
@@ -1329,6 +1372,7 @@ def on_test(folder, drive=""):
     return iou | {"mean of six": np.mean(list(iou.values()))}
 
 
+# %%
 camvid = [{"approach": run.method, "seed": run.seed, "images": drive or "all"}
           | on_test(run.folder, drive) for run in found.itertuples()
           for drive in ("", "Seq05VD")]
@@ -1377,6 +1421,7 @@ def show_answers(scores):
     return fig
 
 
+# %%
 if len(camvid) and set(APPROACHES) <= set(found["method"]):
     common.show(show_answers(camvid.loc["all"]))
 
