@@ -299,6 +299,9 @@ def enlarge(scores, shape):
     return F.interpolate(scores.float(), shape, mode="bilinear", align_corners=False)
 
 
+# %% [markdown]
+# A step of the fitting is that of notebook 02, but what learns is the grid:
+
 # %%
 def drawn_on_grid(label, stride, loss):
     """Prediction (H, W) of logits on a coarse grid, fitted to a label (H, W)."""
@@ -490,6 +493,9 @@ def from_cityscapes(pretrained):
     return model
 
 
+# %% [markdown]
+# Or only its encoder, trained on ImageNet; or the head on Lite0:
+
 # %%
 def from_imagenet(pretrained):
     """A network whose encoder was trained on ImageNet."""
@@ -525,6 +531,9 @@ def build_network(network, weights):
         common.say_once(f"weights: {' '.join(failed)} The network starts from: {got}.")
     return model, got
 
+
+# %% [markdown]
+# What did we get, and how large is it?
 
 # %%
 torch.manual_seed(seed)
@@ -601,6 +610,9 @@ def show_maps(maps):
         fig.colorbar(shown, ax=axis, fraction=0.05)
     return fig
 
+
+# %% [markdown]
+# Truth, prediction, and what it costs:
 
 # %%
 truth, slid = pole_scene(), sure(pole_scene(left=33))
@@ -860,6 +872,9 @@ def lovasz_of_logits(logits, label):
     return lovasz_softmax(logits.softmax(dim=1), label)
 
 
+# %% [markdown]
+# At strides 4 and 8, as before:
+
 # %%
 for stride in (4, 8):
     drawn = drawn_on_grid(label, stride, lovasz_of_logits)
@@ -913,7 +928,7 @@ thin = [pixels_of(few.read(k)[1], (POLE, SIGN)) for k in range(len(few))]
 street = few[int(np.argmax(thin))]
 
 # %% [markdown]
-# In the first step of every epoch we measure the strengths; after the first, the fourth and the last we look at our street:
+# Batches of 4, and AdamW, as the source has it:
 
 # %%
 EPOCHS = 12
@@ -921,6 +936,10 @@ torch.manual_seed(seed)
 loader = DataLoader(few, batch_size=4, shuffle=True, drop_last=True)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
 strengths, looks = [], {"truth": street["label"]}
+
+# %% [markdown]
+# In the first step of every epoch we measure the strengths;
+# after the first, the fourth and the last we look at our street:
 
 # %%
 for epoch in range(1, EPOCHS + 1):
@@ -1145,7 +1164,7 @@ def make_scheduler(optimizer, schedule, steps):
 
 
 # %% [markdown]
-# Then one approach whole: network, data, loss, optimizer. What the source does not state we take from the defaults of its
+# Then one approach whole. What the source does not state we take from the defaults of its
 # library, the Hugging Face trainer: no weight decay, no warm-up, gradients clipped at a length of 1.
 
 # %%
@@ -1153,6 +1172,9 @@ def training_loss(model, batch, **recipe):
     """The loss of a network's answer to one batch."""
     return hybrid_loss(model(batch["image"]), batch["label"], **recipe)
 
+
+# %% [markdown]
+# In this order: network, data, pasting, loss, optimizer, and the loop.
 
 # %%
 def train_approach(folder, recipe, settings, splits, size, scheme, network, weights,
@@ -1214,7 +1236,7 @@ runs = common.train_runs(globals(), jobs, settings, root, splits,
 # ## What came out
 #
 # On test, in per cent, with the mean of six (`mIoU6`), that of seven, and the thin classes. The *majority class* calls every pixel
-# background; *published* is the source's mean of six on its own test images:
+# background:
 
 # %%
 rows = {}
@@ -1225,6 +1247,9 @@ for name, run in runs.items():
                    for c in ("pole", "traffic sign", "traffic light")}
 majority = next(iter(runs.values())).summary["test_majority_baseline"]
 rows["majority class"] = {"mIoU6": 0.0, "mIoU": majority["miou"]}
+
+# %% [markdown]
+# Beside them the published scores, of its own test images:
 
 # %%
 published = common.headline(common.read_published(NOTEBOOK), "miou6")
@@ -1318,7 +1343,7 @@ pd.DataFrame(contours).T.drop(columns="background").round(1)
 #
 # ### What becomes of a pole
 #
-# The two test streets with most of poles and signs: truth, the baseline, and the approach with the best mean of six.
+# We load the baseline and the approach with the best mean of six:
 
 # %%
 best = max(runs, key=lambda name: runs[name].summary["test"]["miou6"] or 0)
@@ -1327,6 +1352,9 @@ for name in dict.fromkeys(["baseline" if "baseline" in runs else best, best]):
     net = SegFormer(network=settings["network"])
     weights_file = runs[name].folder / "last.safetensors"
     networks[name] = common.load_weights(weights_file, net).eval()
+
+# %% [markdown]
+# And show them the two test streets that have most of poles and signs:
 
 # %%
 judged = make_data(splits["test"], size, scheme, settings["network"], seed)
