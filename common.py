@@ -534,26 +534,6 @@ def _numpy(array) -> np.ndarray:
     return array.astype(np.uint8) if fits else array
 
 
-def object_widths(mask) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the objects of a (H, W) bool mask: (components, areas, widths).
-
-    Objects are 8-connected. components: (H, W) integers, 0 outside and k for the k-th object; areas and widths: (K,) in
-    pixels. A width is the diameter of the largest disc inside, which is w for a bar w pixels wide; beyond the frame
-    lies nothing. Raises ValueError for a mask that is not of bools.
-    """
-    if mask.dtype != bool:
-        raise ValueError(f"a mask holds bools, not {mask.dtype}: compare it with a class.")
-    n, components, facts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    # enlarged twofold, a disc may be centred between pixels, and a bar of even width has a middle
-    double = np.pad(mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1), 1)
-    depth = cv2.distanceTransform(double, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    depth = np.maximum(depth[::2], depth[1::2])
-    depth = np.maximum(depth[:, ::2], depth[:, 1::2])  # (H, W) again
-    widths = np.zeros(n)
-    np.maximum.at(widths, components[mask], depth[mask])
-    return components, facts[1:, cv2.CC_STAT_AREA], widths[1:]
-
-
 def _is_as_published(estimator: str) -> bool:
     if estimator not in ("per_class", "as_published"):
         raise ValueError(f"estimator={estimator!r} is unknown; use 'per_class' or 'as_published'.")

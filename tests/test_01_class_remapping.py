@@ -1,15 +1,12 @@
-"""Notebook 01 and the class schemes: which number a pixel gets, what is counted, and how wide things are."""
+"""Notebook 01 and the class schemes: which number a pixel gets, and what is counted."""
 
-import itertools
 import re
 import shutil
-from collections import deque
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from scipy import ndimage
 
 import common
 
@@ -152,67 +149,6 @@ def test_the_reports_pixel_counts_fill_the_official_images(nb):
     assert sum(nb.COUNTED.values()) == 2975 * 1024 * 2048 and list(nb.COUNTED) == common.SCHEMES["streets7"].classes
 
 
-# Sizes of objects
-
-
-def objects_by_hand(mask):
-    """[(area, width)] by flood fill and by trying every disc centre on a grid of half pixels."""
-    todo = {tuple(p) for p in np.argwhere(mask)}
-    found = []
-    double = np.pad(np.kron(mask, np.ones((2, 2), bool)), 1)
-    outside = np.argwhere(~double) - 1
-    while todo:
-        queue, pixels = deque([min(todo)]), []
-        todo.remove(queue[0])
-        while queue:
-            r, c = queue.popleft()
-            pixels.append((r, c))
-            for near in itertools.product((r - 1, r, r + 1), (c - 1, c, c + 1)):
-                if near in todo:
-                    todo.remove(near)
-                    queue.append(near)
-        cells = [(2 * r + a, 2 * c + b) for r, c in pixels for a in (0, 1) for b in (0, 1)]
-        found.append((len(pixels), max(np.sqrt(((outside - cell) ** 2).sum(1).min()) for cell in cells)))
-    return sorted(found)
-
-
-def measured(mask):
-    return sorted(zip(*(column.tolist() for column in common.object_widths(mask)[1:])))
-
-
-@pytest.mark.parametrize("density", [0.2, 0.5, 0.8])
-def test_objects_and_widths_equal_brute_force_on_tiny_masks(rng, density):
-    for _ in range(10):
-        mask = rng.random((9, 11)) < density
-        assert np.allclose(measured(mask), objects_by_hand(mask), atol=1e-5)
-
-
-@pytest.mark.parametrize("width", range(1, 9))
-def test_a_bar_is_as_wide_as_it_is_whatever_its_parity_place_and_direction(width):
-    for top, left in ((3, 5), (0, 0), (10, 32)):  # inside, in a corner, and cut off by the frame
-        mask = np.zeros((30, 40), bool)
-        mask[top : top + 20, left : left + width] = True
-        for view in (mask, mask.T):
-            assert measured(view) == [(mask.sum(), float(width))]
-
-
-@pytest.mark.parametrize("diameter", [11, 17, 31])
-def test_a_disc_is_as_wide_as_its_diameter_but_for_its_ragged_rim(diameter):
-    y, x = np.mgrid[-20:21, -20:21]
-    ((_, width),) = measured(np.hypot(x, y) <= diameter / 2)
-    assert diameter - 1.5 <= width <= diameter
-
-
-def test_pixels_that_touch_at_a_corner_are_one_object_of_one_pixel_width():
-    _, areas, widths = common.object_widths(np.eye(6, dtype=bool))
-    assert areas.tolist() == [6] and widths.tolist() == [1]
-
-
-def test_an_empty_mask_holds_no_object_and_a_full_one_ends_at_the_frame():
-    assert [len(column) for column in common.object_widths(np.zeros((5, 7), bool))[1:]] == [0, 0]
-    assert measured(np.ones((5, 7), bool)) == [(35, 5.0)]
-
-
 # Resizing
 
 
@@ -256,21 +192,6 @@ def test_objects_are_lost_when_no_cell_reads_one_of_their_pixels(nb):
 
 
 # On real photos, and as a whole
-
-
-def test_objects_on_real_labels_agree_with_scipy(real_data):
-    label = cv2.imread(str(sorted((real_data / "camvid11" / "trainannot").glob("*.png"))[0]), cv2.IMREAD_UNCHANGED)
-    checked = 0
-    for value in np.unique(label):
-        mask = label == value
-        components, n = ndimage.label(mask, EIGHT_NEIGHBOURS)
-        _, areas, widths = common.object_widths(mask)
-        assert sorted(areas) == sorted(np.bincount(components.ravel())[1:]) and len(areas) == n
-        depth = ndimage.distance_transform_edt(np.pad(np.kron(mask, np.ones((2, 2), bool)), 1))[1:-1, 1:-1]
-        doubled = np.kron(components, np.ones((2, 2), int))
-        assert np.allclose(sorted(widths), sorted(ndimage.maximum(depth, doubled, np.arange(1, n + 1))), rtol=1e-4)
-        checked += n
-    assert checked > 20
 
 
 def run_notebook(data_dir, folder):

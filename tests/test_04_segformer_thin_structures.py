@@ -382,6 +382,18 @@ def test_a_matched_lovasz_pulls_as_hard_as_soft_iou_did_before_the_first_step(nb
     assert terms["ce"] == 1.0 and lengths[0] == pytest.approx(lengths[1], rel=1e-3)
 
 
+def test_on_a_pole_that_slid_ssim_pulls_least_where_it_is_wrong_and_soft_iou_minds_thin_things_most(nb):
+    truth, slid = nb.pole_scene(), nb.pole_scene(left=33)
+    force, flat = nb.pull("ssim", slid, truth)[1].abs(), torch.ones(64, 64, dtype=torch.bool)
+    flat[:, 20:46] = False
+    assert 2 * force[(truth != slid)[0]].mean() < force[flat].mean()
+    steps = {}
+    for width in (4, 32):
+        losses = [nb.pull("iou", moved, label)[0] for label, moved in (nb.shifted(width, 0), nb.shifted(width, 1))]
+        steps[width] = losses[1] - losses[0]
+    assert steps[4] > 2 * steps[32]
+
+
 def test_void_alone_leaves_the_coefficient_as_it_is(nb, toy):
     data = nb.make_data(common.list_frames(toy, "train"), (32, 64), THIN7._replace(table=np.full(256, 255, np.uint8)), "mit_b0", 0)
     assert nb.matched({"lovasz": 0.5}, nb.SegFormer(), data, batch_size=2, batches=2) == {"lovasz": 0.5}
@@ -800,69 +812,66 @@ def test_a_grid_with_a_cell_for_every_pixel_draws_everything_and_a_coarse_one_lo
     label = np.zeros((32, 32), np.uint8)
     label[4:28, 13:15] = 4
     label[0, :8] = 255
-    drawn = {stride: nb.drawn_on_grid(label, stride) for stride in (1, 4, 8)}
+    loss = partial(F.cross_entropy, ignore_index=255)
+    drawn = {stride: nb.drawn_on_grid(label, stride, loss) for stride in (1, 4, 8)}
     ious = {stride: common.iou_per_class(common.confusion_matrix(one, label, 7))[4] for stride, one in drawn.items()}
     assert ious[1] == 1 and ious[4] > 0.6 > ious[8]
     assert all(one.shape == label.shape for one in drawn.values())
 
 
-def test_the_median_width_is_over_pixels_and_objects_of_all_labels(nb):
-    first, second = np.zeros((2, 40, 40), np.uint8)
-    first[2:32, 3:5] = 4  # 60 pixels, 2 wide
-    first[2:12, 20:30] = 4  # 100 pixels, 10 wide
-    second[10:20, 7:13] = 4  # 60 pixels, 6 wide
-    assert nb.median_width([first, second], 4) == 6 and nb.median_width([first], 4) == 10
-    assert np.isnan(nb.median_width([first, second], 5))
+def widths_by_hand(mask):
+    """Width of each pixel's object by flood fill and by trying every disc centre on a grid of half pixels."""
+    todo, found = {tuple(p) for p in np.argwhere(mask)}, np.zeros(mask.shape)
+    outside = np.argwhere(~np.pad(np.kron(mask, np.ones((2, 2), bool)), 1)) - 1
+    while todo:
+        queue, pixels = [min(todo)], []
+        todo.remove(queue[0])
+        while queue:
+            r, c = queue.pop()
+            pixels.append((r, c))
+            near = {(r + a, c + b) for a in (-1, 0, 1) for b in (-1, 0, 1)} & todo
+            todo -= near
+            queue += near
+        cells = [(2 * r + a, 2 * c + b) for r, c in pixels for a in (0, 1) for b in (0, 1)]
+        found[tuple(zip(*pixels))] = max(np.sqrt(((outside - cell) ** 2).sum(1).min()) for cell in cells)
+    return found[mask]
 
 
-# intervals
+@pytest.mark.parametrize("density", [0.2, 0.5, 0.8])
+def test_widths_equal_brute_force_on_tiny_masks(nb, density):
+    rng = np.random.default_rng(1)
+    for _ in range(10):
+        mask = rng.random((9, 11)) < density
+        np.testing.assert_allclose(nb.object_widths(mask), widths_by_hand(mask), atol=1e-5)
 
 
-def test_counts_come_back_as_the_runs_wrote_them(nb, tmp_path):
-    confusion = np.random.default_rng(0).integers(0, 50, (2, 5, 7, 7))
+@pytest.mark.parametrize("width", range(1, 9))
+def test_a_bar_is_as_wide_as_it_is_whatever_its_parity_place_and_direction(nb, width):
+    for top, left in ((3, 5), (0, 0), (10, 32)):  # inside, in a corner, and cut off by the frame
+        mask = np.zeros((30, 40), bool)
+        mask[top : top + 20, left : left + width] = True
+        for view in (mask, mask.T):
+            np.testing.assert_array_equal(nb.object_widths(view), np.full(mask.sum(), width))
+
+
+def test_pixels_that_touch_at_a_corner_are_one_object_of_one_pixel_width(nb):
+    assert nb.object_widths(np.eye(6, dtype=bool)).tolist() == [1] * 6
+
+
+# scores of committed runs
+
+
+def test_on_test_leaves_background_and_absent_classes_out_of_the_mean(nb, tmp_path):
+    confusion = np.random.default_rng(1).integers(1, 50, (5, 7, 7))
+    confusion[:, 6] = 0  # no light
     names = ["Seq05VD/a", "Seq05VD/b", "0001TP/c", "0001TP/d", "0001TP/e"]
-    for k, one in enumerate(confusion):
-        (tmp_path / str(k)).mkdir()
-        np.savez(tmp_path / str(k) / "test_per_image.npz", image=names, confusion=one)
-    counts, drives = nb.read_counts([tmp_path / "0", tmp_path / "1"])
-    assert (counts == confusion).all() and drives.tolist() == ["Seq05VD"] * 2 + ["0001TP"] * 3
-
-
-def test_ious_of_counts_are_those_of_the_confusion_matrix_and_their_mean(nb):
-    confusion = np.random.default_rng(1).integers(1, 50, (3, 7, 7))
-    confusion[1, 6] = 0  # no light: left out of the mean
-    for cm, row in zip(confusion, nb.ious_of(confusion)):
-        iou = np.where(cm.sum(1) > 0, common.iou_per_class(cm), np.nan)[1:]
-        np.testing.assert_allclose(row, 100 * np.append(iou, np.nanmean(iou)))
-
-
-def two_approaches(gain_by_seed, n=40):
-    """Counts (S, N, 7, 7) of two approaches: the first has more poles by so many points of each image's hundred, seed by seed."""
-    a, b = np.zeros((2, len(gain_by_seed), n, 7, 7), int)
-    for counts, gains in ((a, gain_by_seed), (b, [0] * len(gain_by_seed))):
-        for s, gain in enumerate(gains):
-            counts[s, :, range(7), range(7)] = 100
-            counts[s, :, 4, 4], counts[s, :, 4, 0] = 50 + gain, 50 - gain
-    return a, b
-
-
-def test_an_interval_over_seeds_and_images_holds_the_difference_and_widens_where_seeds_disagree(nb):
-    blocks = np.arange(40) // 10
-    found = {name: nb.draw_seeds_and_images(*two_approaches(gains), blocks) for name, gains in (("same", (5, 5, 5)), ("apart", (-10, 5, 20)))}
-    for one in found.values():
-        assert one["difference"][3] == pytest.approx(100 * (55 - 50) / 100, abs=0.2)
-        assert one["low"][3] <= one["difference"][3] <= one["high"][3] and one["difference"].shape == (7,)
-        assert one["difference"][1] == 0 == one["low"][1] == one["high"][1] and one["p"][1] >= 1
-    assert found["same"]["high"][3] - found["same"]["low"][3] < 0.1 < 10 < found["apart"]["high"][3] - found["apart"]["low"][3]
-    assert found["same"]["p"][3] == 0 and found["apart"]["p"][3] > 0.05
-
-
-def test_blocks_of_images_are_drawn_whole(nb):
-    a, b = two_approaches((0, 0), n=20)
-    a[:, :10, 4, 4], a[:, :10, 4, 0] = 100, 0  # better in the first block only
-    wide = nb.draw_seeds_and_images(a, b, np.arange(20) // 10)
-    narrow = nb.draw_seeds_and_images(a, b, np.arange(20))
-    assert wide["high"][3] - wide["low"][3] > 1.5 * (narrow["high"][3] - narrow["low"][3])
+    np.savez(tmp_path / "test_per_image.npz", image=names, confusion=confusion)
+    (tmp_path / "summary.json").write_text(json.dumps({"metrics": {"iou": dict.fromkeys(THIN7.classes)}}))
+    for drive, mine in (("", slice(None)), ("Seq05VD", slice(2))):
+        iou = 100 * common.iou_per_class(confusion[mine].sum(0))[1:6]
+        found = nb.on_test(tmp_path, drive)
+        assert list(found) == [*THIN7.classes[1:6], "mean of six"]
+        np.testing.assert_allclose(list(found.values()), [*iou, iou.mean()])
 
 
 def test_the_published_differences_are_those_of_the_printed_rows():

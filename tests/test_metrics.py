@@ -116,11 +116,6 @@ def test_contours_of_values_that_are_no_class_are_refused_as_counting_them_is(pr
     metric(np.full((4, 4), 200), np.full((4, 4), 255), 3)  # where nothing counts, anything may stand
 
 
-def test_a_mask_of_scores_has_no_objects():
-    with pytest.raises(ValueError, match="a mask holds bools, not float64"):
-        common.object_widths(FLOATS)
-
-
 def test_scores_equal_torchmetrics():
     rng = np.random.default_rng(2)
     pred, target = random_pair(rng, n=6, shape=(40, 50))
