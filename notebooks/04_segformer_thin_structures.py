@@ -36,8 +36,8 @@
 # |---|---|---|---|---|
 # | `quick` | toy streets, made on the spot | any CPU | 3 min in all (2 cores of an AMD EPYC, November 2026) | with seed 42, a mean IoU of six classes on test of .26 to .28 with five approaches and .32 with `ssim_lovasz` (majority class 0), which alone finds poles and signs: it works, and is no evidence |
 # | `laptop` | CamVid | any CPU | 5 to 9 min an approach (2 cores, by their CPU time) | six approaches on real streets, from Lite0's weights |
-# | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU | not yet measured | the same with the source's network |
-# | `paper` | Cityscapes at 512x1024 | one 16 GB GPU | not yet measured (the source names no time) | the published table |
+# | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: at most 4.2 GiB, computed | not yet measured | the same with the source's network |
+# | `paper` | Cityscapes at 512x1024 | one 16 GB GPU: 2.1 GiB, computed | not yet measured (the source names no time) | the published table |
 
 # %% [markdown]
 # ## Parameters
