@@ -589,7 +589,7 @@ def film_blocks(cities: Sequence[str], length: int = 10) -> np.ndarray:
 
 def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "miou", split: str = "test", drive: str = "",
                  repeats: int = 1000) -> tuple[float, float, float]:
-    """(difference, low, high) of a score between two methods, other seeds and other pictures in one 95 % interval.
+    """(difference, low, high) of a score (miou, iou_pole, trimap_iou...), other seeds and other pictures in one 95 % interval.
 
     ours, theirs: folders of finished runs, one per seed, in one order; the scores kept for each picture are read, of all
     pictures or of one drive. Seeds are drawn with replacement, the same for both methods, and so are blocks of ten

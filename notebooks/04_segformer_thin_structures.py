@@ -1454,6 +1454,29 @@ if len(camvid) and set(APPROACHES) <= set(found["method"]):
     common.show(show_answers(camvid.loc["all"]))
 
 # %% [markdown]
+# And with an interval: other seeds *and* other pictures, drawn together by `common.compare_runs`. The classes that this notebook
+# is about, in points:
+
+# %%
+def answers(found, classes=("pole", "traffic sign", "fence")):
+    """Table of each question's difference and 95 % interval in points, by class."""
+    folders = found.pivot(index="seed", columns="method", values="folder")
+    rows = {}
+    for question, (first, second) in QUESTIONS.items():
+        pairs = folders[[first, second]].dropna()
+        each = {name: 100 * np.array(common.compare_runs(pairs[first], pairs[second],
+                                                         f"iou_{name}"))
+                for name in classes}
+        rows[question] = {name: f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+                          for name, (middle, low, high) in each.items()}
+    return pd.DataFrame(rows).T
+
+
+# %%
+if len(camvid) and set(APPROACHES) <= set(found["method"]):
+    display(answers(found))
+
+# %% [markdown]
 # Does the hybrid loss raise the thin classes? See the first panel. Was Lovász to blame? See the two that name it. What did the
 # rest of Approach 3 do? See the last.
 #

@@ -773,12 +773,18 @@ def compile_loss(as_written: Callable, otherwise: Callable, wanted: str, device:
 
 
 def kept_numbers(folder: Path, metric: str, split: str, drive: str) -> tuple[np.ndarray, np.ndarray]:
-    """Names (N,) of a run's pictures, and numbers (N, K) that add up: a confusion matrix, or the mean over classes and a 1."""
+    """Names (N,) of a run's pictures, and numbers (N, K) of each that add up to a score of all: a confusion matrix for miou,
+    hits and union for iou_pole and the like, else the mean over classes and a 1."""
     with np.load(folder / f"{split}_per_image.npz") as kept:
         mine = np.char.startswith(kept["image"], f"{drive}/" if drive else "")
-        names, values = kept["image"][mine], kept["confusion" if metric == "miou" else metric][mine]
+        of_class = metric.removeprefix("iou_") if metric.startswith("iou_") else ""
+        names, values = kept["image"][mine], kept["confusion" if of_class or metric == "miou" else metric][mine].astype(float)
     if metric == "miou":
-        return names, values.reshape(len(values), -1).astype(float)
+        return names, values.reshape(len(values), -1)
+    if of_class:
+        k = list(read_json(folder / "summary.json")["metrics"]["iou"]).index(of_class)
+        hits = values[:, k, k]
+        return names, np.stack([hits, values[:, k].sum(1) + values[:, :, k].sum(1) - hits], axis=1)
     known = ~np.isnan(values)
     return names, np.stack([np.nansum(values, axis=1) / known.sum(1).clip(1), known.any(1)], axis=1)
 

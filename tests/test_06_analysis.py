@@ -125,6 +125,15 @@ def test_for_one_seed_the_interval_over_both_is_the_bootstrap_over_blocks_of_pic
     assert common.compare_runs([a], [b], "trimap_iou")[0] == pytest.approx(means[0] - means[1])
 
 
+def test_a_class_is_compared_by_its_hits_and_union_over_all_pictures(tmp_path):
+    runs = [put_run(tmp_path / name, shift) for name, shift in (("a", 0.3), ("b", 0.1))]
+    for one in runs:
+        (one / "summary.json").write_text('{"metrics": {"iou": {"sky": 0, "road": 0, "pole": 0, "car": null}}}')
+    ious = [common.iou_per_class(np.load(one / "test_per_image.npz")["confusion"].sum(0))[2] for one in runs]
+    middle, low, high = common.compare_runs(*([one] for one in runs), "iou_pole")
+    assert middle == pytest.approx(ious[0] - ious[1]) and low < middle < high
+
+
 def test_over_several_seeds_it_is_their_mean_and_wider_where_they_disagree(tmp_path):
     ours = [put_run(tmp_path / f"a{k}", shift) for k, shift in enumerate((0.1, 0.3, 0.5))]
     theirs = [put_run(tmp_path / f"b{k}", 0.1) for k in range(3)]
