@@ -1227,7 +1227,8 @@ def draw_trimaps(judged, control):
 
 
 # %%
-tuned = {name: scores for name, scores in judged.items() if "parent" in RECIPES[name]}
+tuned = {name: scores for name, scores in judged.items()
+         if "parent" in recipe_named(name)}
 control = tuned.pop("continued", None)
 if control and tuned:
     common.show(draw_trimaps(tuned, control))

@@ -16,7 +16,7 @@ import papermill
 import pytest
 import tiny_run
 import torch
-from conftest import ROOT, notebook_definitions, run_script
+from conftest import ROOT, copy_some, notebook_definitions, run_script
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -527,14 +527,7 @@ def test_a_killed_stage_resumes_and_ends_in_the_same_numbers(toy, tmp_path, monk
 
 @pytest.mark.parametrize("form", ["camvid11", "camvid32"])
 def test_the_notebook_runs_on_real_streets(real_data, tmp_path, form):
-    source = real_data / form
-    if form == "camvid32":  # every eighth frame will do
-        source = tmp_path / "source"
-        for name in ("images", "labels"):
-            (source / name).mkdir(parents=True)
-            for path in sorted((real_data / form / name).iterdir())[::8]:
-                (source / name / path.name).symlink_to(path)
-    data_prep.convert_camvid(source, tmp_path / "camvid")
+    data_prep.convert_camvid(copy_some(real_data / form, tmp_path / "source", form, every=8), tmp_path / "camvid")
     summaries, _ = run_notebook(tmp_path, data_dir=str(tmp_path / "camvid"), stage="dice_occlusion", epochs=1, images=16)
     last = next(s for name, s in summaries.items() if name.startswith("dice"))
     assert last["dataset"] == form and last["metrics"]["accuracy"] > 0 and math.isfinite(last["test"]["miou"])

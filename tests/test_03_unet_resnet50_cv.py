@@ -9,7 +9,7 @@ import papermill
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, run_script
+from conftest import ROOT, copy_some, run_script
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -555,12 +555,3 @@ def test_the_notebook_runs_on_real_photos(real_data, tmp_path, form):
     summary = next(iter(summaries.values()))
     assert summary["dataset"] == form and summary["n_train"] + summary["n_val"] == 12
     assert 0 < summary["final"]["official_val"]["full"]["last"] < 1
-
-
-def copy_some(source, target, form):
-    """Links to every sixteenth photo of a CamVid folder with its label."""
-    names = ("images", "labels") if form == "camvid32" else [f"{s}{k}" for s in ("train", "val", "test") for k in ("", "annot")]
-    for name in names:
-        (target / name).mkdir(parents=True)
-        for path in sorted((source / name).iterdir())[::16]:
-            (target / name / path.name).symlink_to(path)

@@ -245,9 +245,9 @@ def test_a_python_without_pip_is_told_what_to_install_and_only_where_something_i
     assert done.stdout == "went on\n" and calls == []
 
 
-def imported(path):
-    """Names of the packages that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported(tree):
+    """Names of the packages that a piece of code, or a file, imports anywhere in it."""
+    for node in ast.walk(tree if isinstance(tree, ast.AST) else ast.parse(tree.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -257,9 +257,13 @@ def imported(path):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_import_is_shipped_by_the_platforms_or_named_in_needs_which_names_nothing_that_they_ship(name):
     needs = assigned(name, "NEEDS")
-    used = {package for path in (ROOT / "notebooks" / f"{name}.py", *(ROOT / helper for helper in HELPERS))
-            for package in imported(path)}
-    text = (ROOT / "notebooks" / f"{name}.py").read_text()
+    texts = {other: (ROOT / "notebooks" / f"{other}.py").read_text() for other in NAMES}
+    text, used = texts[name], set(imported(ROOT / "notebooks" / f"{name}.py"))
+    for helper in HELPERS:
+        tree = ast.parse((ROOT / helper).read_text())
+        for node in tree.body:  # what a function imports is needed by the notebooks that name it, or by all if none does
+            names = [other for other in NAMES if isinstance(node, ast.FunctionDef) and f".{node.name}(" in texts[other]]
+            used |= set(imported(node)) if not names or name in names else set()
     for helper in re.findall(r"^from results import (\w+)$", text, re.M):
         used |= set(imported(ROOT / "results" / f"{helper}.py"))
     # jupytext is an instructor's: only `data_prep.py assignment` imports it
