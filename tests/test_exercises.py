@@ -94,10 +94,11 @@ def test_an_answer_that_raises_is_told_what_and_the_notebook_goes_on(capsys):
                                                     "Exercise 1.2: not right yet: KeyError: 'pole'"]
 
 
-def test_verdicts_stand_without_assert_statements():
-    program = "import common\nwith common.exercise('Exercise 1.1'):\n    common.check('one', 2, 1)\n"
+def test_without_assert_statements_and_docstrings_verdicts_stand_and_what_the_notebooks_need_is_imported():
+    program = ("import segmentation_models_pytorch as smp\nimport common\nprint(smp.UPerNet.__name__)\n"
+               "with common.exercise('Exercise 1.1'):\n    common.check('one', 2, 1)\n")  # fmt: skip
     done = subprocess.run([sys.executable, "-OO", "-c", program], cwd=ROOT, capture_output=True, text=True)  # -O and more
-    assert done.stdout == "Exercise 1.1: not right yet: one is 2, expected 1\n", done.stderr
+    assert done.stdout == "UPerNet\nExercise 1.1: not right yet: one is 2, expected 1\n", done.stderr
 
 
 def test_the_page_for_instructors_names_the_points_of_each_notebook():
@@ -117,12 +118,6 @@ def test_a_check_shows_got_and_expected_and_takes_nothing_else():
     with pytest.raises(common.WrongAnswer, match="class is 'sky', expected 'road'"):
         common.check("class", "sky", "road")
     common.check("scores", [0.5, float("nan")], [0.5000001, float("nan")])
-
-
-def test_python_oo_imports_what_the_notebooks_need():
-    lines = ["import common", "import segmentation_models_pytorch as smp", "print(smp.UPerNet.__name__)"]
-    done = subprocess.run([sys.executable, "-OO", "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "UPerNet\n", done.stderr
 
 
 def test_no_verdict_rests_on_assert():
