@@ -95,7 +95,7 @@ def test_an_answer_that_raises_is_told_what_and_the_notebook_goes_on(capsys):
 
 
 def test_without_assert_statements_and_docstrings_verdicts_stand_and_what_the_notebooks_need_is_imported():
-    program = ("import segmentation_models_pytorch as smp\nimport common\nprint(smp.UPerNet.__name__)\n"
+    program = ("import common\nimport segmentation_models_pytorch as smp\nprint(smp.UPerNet.__name__)\n"
                "with common.exercise('Exercise 1.1'):\n    common.check('one', 2, 1)\n")  # fmt: skip
     done = subprocess.run([sys.executable, "-OO", "-c", program], cwd=ROOT, capture_output=True, text=True)  # -O and more
     assert done.stdout == "UPerNet\nExercise 1.1: not right yet: one is 2, expected 1\n", done.stderr
