@@ -1212,10 +1212,12 @@ table
 # %%
 def draw_trimaps(judged, control):
     """Figure of points of mean IoU more than a control, by radius; {name: metrics}."""
-    fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.9), sharey=True, layout="constrained")
+    options = {"sharey": True, "layout": "constrained"}
+    fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.9), **options)
     for axis, side in zip(axes, ("inside", "outside")):
         for (name, scores), color in zip(judged.items(), common.CURVES):
-            gains = [100 * (scores[side][str(r)] - control[side][str(r)]) for r in RADII]
+            ours, base = scores[side], control[side]
+            gains = [100 * (ours[str(r)] - base[str(r)]) for r in RADII]
             axis.plot(RADII, gains, "o-", ms=4, color=color, label=name)
         axis.axhline(0, color="0.6", linewidth=0.8)
         axis.set(xlabel="radius in pixels", xticks=RADII, title=f"{side} of the trimap")
