@@ -366,6 +366,36 @@ for stride, one in zip((2, 4, 8, 16, 32), maps):
     print(f"1/{stride:<2d} of each side: {tuple(one.shape)}")
 
 # %% [markdown]
+# Here is the whole network: the encoder in blue, a bottleneck in green, and in orange the steps back up. Each level down
+# halves the sides (the boxes shrink less, to stay visible):
+
+# %%
+def draw_encoder_unet(channels, num_classes=19):
+    """Figure of the network: a box for each map, its channels below; returns it."""
+    n = len(channels)
+    levels = [*range(1, n + 1), *range(n, -1, -1)]
+    names = [*channels, *channels[::-1], num_classes]
+    colors = [common.CURVES[k] for k in [0] * n + [2] + [1] * n]
+    fig, axis = plt.subplots(figsize=(8.5, 3.4), layout="constrained")
+    for x, (level, name, color) in enumerate(zip(levels, names, colors)):
+        axis.bar(x, 0.8**level, 0.5, bottom=-level, color=color, alpha=0.7)
+        axis.text(x, -level - 0.08, name, ha="center", va="top", fontsize=8)
+    for level in range(1, n):
+        y = 0.5 * 0.8**level - level
+        axis.annotate("", (2 * n - level - 0.25, y), (level - 0.75, y),
+                      arrowprops={"arrowstyle": "->", "color": "0.4"})
+    axis.set(xlim=(-0.5, 2 * n + 0.5), ylim=(-n - 0.5, 1.1))
+    axis.set_axis_off()
+    return fig
+
+
+# %%
+common.show(draw_encoder_unet([one.shape[1] for one in maps]))
+
+# %% [markdown]
+# It is a U-Net with a deeper left side: four skips lead across, the deepest map goes through the bottleneck, and a last step without a
+# skip gives 19 scores for each pixel.
+#
 # The rest is built from parts that you know. The block is that of notebook 02, without biases, which batch norm would undo:
 
 # %%
