@@ -459,7 +459,8 @@ def in_short(runs: Sequence[Run], claims: pd.DataFrame, found: dict[str, list]) 
             f"not computed: {len(theirs) - len(computed)}. Runs: {'; '.join(made) or 'none yet'}.\n\n")  # fmt: skip
     lines = []
     for claim in claims.drop_duplicates("notebook").itertuples():
-        best = sorted((one for one in found[claim.notebook] if one.claim.Index == claim.Index), key=lambda one: len(one.a[0].method))
+        best = [one for one in found[claim.notebook] if one.claim.Index == claim.Index]
+        best.sort(key=lambda one: len(one.a[0].method))  # those that depart least from their mode stand first
         best = max(best, key=lambda one: (not one.reasons, not one.a[0].state, len(one.values)), default=None)
         cells = [our_value(best), len(best.values), "no" if best.reasons else "yes", verdict(best)] if best else ["", 0, "", ""]
         lines.append([claim.notebook[:2], claim.claim, published_value(claim), *cells])
