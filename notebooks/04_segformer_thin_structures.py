@@ -1490,7 +1490,7 @@ if len(camvid) and set(APPROACHES) <= set(found["method"]):
 # - *What did the rest of Approach 3 do?* Its weights and coefficients give poles three more points and take 3.8 from cars.
 # - *Copy-paste* takes a point from poles. Signs and fences gain about two, with intervals that hold 0.
 #
-# In the report, Approach 3 came last of its three. Here it comes first. But one seed says nothing about a second: these intervals
+# In the report, Approach 3 came last of its three [report]. Here it comes first. But one seed says nothing about a second: these intervals
 # hold other pictures only, and [results/README.md](../results/README.md) judges nothing until there are more seeds. And all
 # these networks know ImageNet and none knows Cityscapes, so they tell what a loss does to such a network in a short training.
 # The source's network had learnt poles before it began.

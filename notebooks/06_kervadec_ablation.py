@@ -1300,7 +1300,8 @@ if len(scores):
     common.show(fig)
 
 # %% [markdown]
-# One column of dots says nothing about a second. The study's own order in mean IoU, D before A, C and B, is nearly turned round here.
+# One column of dots says nothing about a second. The study's order in mean IoU, D before A, C and B [report], is nearly
+# turned round here.
 #
 # Now other seeds *and* other pictures in one interval: `common.compare_runs` draws seeds with replacement, and for each draw also
 # blocks of ten neighbouring frames. (Three seeds drawn so are often the same one, and the interval is rather too narrow.) Each entry
@@ -1331,8 +1332,8 @@ if len(found):
     display(pd.DataFrame(rows).T)
 
 # %% [markdown]
-# With one seed the interval is over pictures alone. Dice lifts the trimap IoU by 1.5 points (1.6 in the study). It lifts the strict
-# boundary F1 as well, where the study's looser one fell. The boundary loss gives .8 points of mean IoU, and near contours
+# With one seed the interval is over pictures alone. Dice lifts the trimap IoU by 1.5 points (1.65 in the study [report]). It lifts
+# the strict boundary F1 as well, where the study's looser one fell [report]. The boundary loss gives .8 points of mean IoU, and near contours
 # gains whose intervals hold 0. A second seed may change all of it.
 #
 # **Do short runs mislead?** Here are the four with a quarter of the epochs, in which the rate falls to zero, beside the long runs on
