@@ -19,8 +19,8 @@
 # The answer in one sentence: 19 of them become 0 to 18, the other 16 become 255, which is neither trained nor scored, and
 # one table with 256 entries does it.
 #
-# You build this table. In the second half you score predictions (accuracy, IoU, mean IoU) on a picture of sixteen pixels, and
-# see why so little is left of a pole when its label shrinks.
+# You build this table. In the second half you score predictions (accuracy, IoU, mean IoU), and see why so little is left of a
+# pole when its label shrinks.
 #
 # ![A street, its label ids as grey values, and its label after the look-up](../.github/01_labels.jpg)
 #
@@ -41,9 +41,9 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | about 10 s on 2 cores (November 2026) | all of it, from 40 images |
-# | `course` | CamVid, 367 images of 360x480 | any CPU | about 30 s on 2 cores (November 2026) | the same for a whole split |
-# | `paper` | Cityscapes, 2975 images of 1024x2048 | any CPU | not yet measured | the same for the official classes |
+# | `quick` | toy streets, made on the spot | any CPU | about 10 s on 2 cores (November 2026) | at 1/8 of its size a label keeps poles with an IoU of .22 |
+# | `course` | CamVid, 367 images of 360x480 | any CPU | about 15 s on 2 cores (November 2026) | the same on real streets: .34 |
+# | `paper` | Cityscapes, 2975 images of 1024x2048 | any CPU | not yet measured | the same for all 19 classes |
 
 # %% [markdown]
 # ## Parameters
@@ -128,8 +128,8 @@ print(common.device_line())
 # %% [markdown]
 # ## A street and its label
 #
-# `find_data` takes the folder that you named in `data_dir`. If you named none, it looks for Cityscapes in the usual places;
-# where there is none, `quick` draws toy streets. (CamVid has to be named: `data_dir = "data/camvid"`.)
+# `find_data` takes the folder named in `data_dir` (for CamVid `data/camvid`). If you named none, it looks for Cityscapes in the
+# usual places; where there is none, `quick` draws toy streets.
 
 # %%
 root = common.find_data(data_dir, mode)
@@ -176,8 +176,8 @@ for axis in axes:
 common.show(fig)
 
 # %% [markdown]
-# Each grey value is a *label id*. The data set *Cityscapes* has a table of these ids, which comes with `torchvision`. The toy
-# streets use the same ids, and `data_prep.py` translates the 11 classes of CamVid into 11 of them:
+# Each grey value is a *label id* of *Cityscapes*. `torchvision` has the table of these ids. The toy streets use them too, and
+# `data_prep.py` translates the 11 classes of CamVid into 11 of them:
 
 # %%
 from torchvision.datasets import Cityscapes
@@ -221,14 +221,13 @@ except IndexError as error:
 # %% [markdown]
 # You could be tempted to raise the number of outputs until the message goes away:
 
-
 # %%
 loss = F.cross_entropy(torch.zeros(1, 34, *ids.shape), target)
 print(f"34 outputs: loss {loss:.3f}, and log 34 is {np.log(34):.3f}")
 
 # %% [markdown]
 # Nothing complains. But scores and colours expect train ids. We show the label in the colours of the train ids, translated and
-# not translated. (`common.SCHEMES` holds the finished table; in a moment you build it yourself.)
+# not translated. What has no train id is black. (`common.SCHEMES` holds the finished table; in a moment you build it.)
 
 # %%
 def show_labels(labels, scheme):
@@ -243,9 +242,6 @@ def show_labels(labels, scheme):
     common.class_legend(fig, scheme, seen[seen < len(scheme.classes)])
     common.show(fig)
 
-
-# %% [markdown]
-# What has no train id is black:
 
 # %%
 cityscapes19 = common.SCHEMES["cityscapes19"]
@@ -307,9 +303,8 @@ print("this label holds nothing but ids")
 # text, [code] in its author's code.)
 #
 # - *The U-Net report* has six groups. All other ids are class 0, *background* [code].
-# - *The thin-structure project* has six classes and a background that is 0 [report]. It gives names only. We assume that each
-#   means the official class of that name, and that all other ids are background.
-
+# - *The thin-structure project* names six classes, and a background that is 0 [report]. We assume that each means the official
+#   class of that name, and background all other ids.
 
 # %%
 U_NET_REPORT = {
@@ -339,8 +334,8 @@ def table_from_names(groups, rest=0):
 
 
 # %% [markdown]
-# A set of classes with its table and its colours is a *scheme*. We call these two `streets7` and `thin7`: both have seven classes
-# with background. The course keeps all three in `common.SCHEMES`, and all 256 entries should agree:
+# A set of classes with its table and its colours is a *scheme*. We call these two `streets7` and `thin7`: with background both
+# have seven classes. All 256 entries should agree with those in `common.SCHEMES`:
 
 # %%
 tables = {"cityscapes19": table, "streets7": table_from_names(U_NET_REPORT),
@@ -385,7 +380,7 @@ print(f"void is {np.mean(label == 255):.1%} of this label, loss of the rest {los
 # %% [markdown]
 # Do not write 0 for void, which is *road*, and do not make it a class of its own: either way it would be trained and scored.
 #
-# Now a network may see the labels. How good are its answers? For that we need scores.
+# Now a network may see the labels. How good are its answers? We need scores.
 #
 # ## Three scores on sixteen pixels
 #
@@ -401,9 +396,6 @@ prediction = np.array([[0, 0, 0, 0],
                        [2, 0, 1, 1],
                        [0, 0, 0, 1],
                        [0, 0, 0, 0]])
-
-# %% [markdown]
-# In the colours of road, car and pole:
 
 # %%
 colors = np.zeros((256, 3), np.uint8)  # void stays black
@@ -437,11 +429,9 @@ for c, name in enumerate(NAMES):
     print(f"{name}: {intersection} / {union} = {intersection / union:.3f}")
 
 # %% [markdown]
-# Count them in the picture: the pole has three pixels, and one was found. The road found all of its eight pixels, and still gets
-# less than 1, because it also claims three others. The mean of the three is the **mean IoU**, the *mIoU* of the other notebooks.
-#
-# Where neither truth nor prediction has a class, its IoU is 0/0. Where only the prediction has it, its IoU is 0. Our mean takes
-# the classes that occur in the truth, and leaves both out.
+# Count them in the picture: one of the three pixels of pole was found. All eight pixels of road were found, yet its IoU is less
+# than 1, because three others are called road, too. The mean over the classes is the **mean IoU**, or *mIoU*. (Which classes? Our
+# mean takes those that occur in the truth. A class that only the prediction has would count 0, one that neither has 0/0.)
 #
 # All these numbers stand in one small table, the **confusion matrix**. Its row is the true class, its column the predicted one,
 # and each pixel adds one to its cell:
@@ -456,7 +446,7 @@ pd.DataFrame(matrix, NAMES, NAMES).rename_axis("true", columns="predicted")
 
 # %% [markdown]
 # The diagonal holds what is right: 8 + 3 + 1 = 12. The bottom row says what became of the pole: one pixel was found, two were
-# called road. The first column holds all pixels that were called road. So we can read all three scores from the matrix:
+# called road. The first column holds all that was called road. All three scores can be read from the matrix:
 
 # %%
 hits = np.diag(matrix)
@@ -578,13 +568,13 @@ print(f"accuracy {common.accuracy(matrix):.3f}, mean IoU {common.miou(matrix):.3
 import cv2
 
 pixel_row = np.array([[0, 0, 0, 2, 2, 2, 2, 255]], np.uint8)
-for name, how in {"nearest": cv2.INTER_NEAREST_EXACT, "bilinear": cv2.INTER_LINEAR}.items():
-    print(f"{name:8s}", cv2.resize(pixel_row, (4, 1), interpolation=how))
+print("nearest: ", cv2.resize(pixel_row, (4, 1), interpolation=cv2.INTER_NEAREST_EXACT))
+print("bilinear:", cv2.resize(pixel_row, (4, 1), interpolation=cv2.INTER_LINEAR))
 
 # %% [markdown]
-# Bilinear resizing makes a number that is no class, and a sidewalk (1) that is not there. The sidewalk is worse, because nobody
-# can tell. The nearest pixel invents nothing. (`INTER_NEAREST` takes the first pixel of each block, which shifts the label
-# against its photo; `INTER_NEAREST_EXACT` takes one in the middle.)
+# Bilinear resizing makes a number that is no class, and a sidewalk (1) that is not there. The nearest pixel invents nothing.
+# (`INTER_NEAREST` takes the first pixel of each block, which shifts the label against its photo; `INTER_NEAREST_EXACT` takes one
+# in the middle.)
 #
 # To see this on the street we shrink the label, and enlarge it again by the nearest pixel:
 
@@ -609,9 +599,9 @@ show_labels({"original": label[window], "nearest": shrink_and_enlarge(label, 2)[
              "bilinear": smooth[window]}, cityscapes19)
 
 # %% [markdown]
-# Bilinear resizing draws a seam of other classes along many contours. On the toy street it turns a whole pole into a traffic
-# sign: half way between pole (5) and vegetation (8) lies 6.5, and 7 is traffic sign. So photos are resized smoothly, and
-# **labels by the nearest pixel**.
+# Bilinear resizing draws a seam of other classes along many contours. On the toy street it turns one pole into a traffic sign:
+# half way between pole (5) and vegetation (8) lies 6.5, and 7 is traffic sign. So photos are resized smoothly, and **labels by
+# the nearest pixel**.
 #
 # ### What the nearest pixel does to a pole
 #
@@ -646,24 +636,23 @@ iou.loc[[n for n in chosen if total[cityscapes19.classes.index(n)]]].round(2)
 
 # %% [markdown]
 # Large things lose a little at their rim; thin and small things lose most. At an eighth of the size only every eighth column
-# is looked at: a pole three pixels wide is met three times in eight. In the published recipes Cityscapes shrinks from 1024x2048
-# to 512x1024 (notebook 04), which is 1/2, or to 256x256 (notebook 02).
+# is looked at: a pole three pixels wide is met three times in eight. (The published recipes shrink Cityscapes from 1024x2048 to
+# 512x1024 in notebook 04, and to 256x256 in notebook 02.)
 #
-# A network that learns from small labels is never shown the lost poles. If you also score it on small labels, you do not see the
-# loss, because the poles are missing there, too. So compare scores only at the same size.
+# A network that learns from small labels is never shown the lost poles. A score on small labels does not show the loss, because
+# the poles are missing there, too. So compare scores only at the same size.
 #
 # ## Where the source is wrong
 #
 # Two points; [results/sources.md](../results/sources.md) has the others.
 #
-# **1. Is the background ignored?** "Default to ignore", says the thin-structure project of its class 0 [report]. One can read
-# this as "left out of the score", and its mean IoU does leave class 0 out. But its losses ignore 255 only, and train 0 like any
-# other class [code]. They should: a network has to be told what is *not* a pole. A mean without background does not show how
-# well background is done, so notebook 04 gives both.
+# **1. Is the background ignored?** The thin-structure project writes "default to ignore" of its class 0 [report]. If this means
+# the score, it holds: its mean IoU leaves class 0 out. Its losses ignore 255 only, and train 0 like any other class [code]. They
+# should: a network has to be told what is *not* a pole. Notebook 04 gives the mean with and without background.
 #
 # **2. A statistic prints 0 %** [code, commit 8a77d81]. The U-Net report's code stores the pixels of each class under its *name*,
-# and looks them up under "1", "2" and "3" with `dict.get`, whose default is 0. Square brackets would have stopped with a
-# `KeyError`. The right shares stand in the same output.
+# and adds up three of them under "1", "2" and "3", with `dict.get` and the default 0. Square brackets would have stopped with a
+# `KeyError`.
 #
 # ## What we learnt
 #
@@ -681,9 +670,9 @@ iou.loc[[n for n in chosen if total[cityscapes19.classes.index(n)]]].round(2)
 # %% [markdown]
 # ### Exercise 1.1: a table for pedestrians
 #
-# A guide for blind pedestrians needs *road* (0), *sidewalk* (1) and *everything else that is scored* (2).
-# What is not scored becomes void (255), and the licence plate is not scored. Numbers that are no id become 254. Return the
-# table, (256,) of type `uint8`. Which entry is the licence plate's, and what must stand there?
+# A guide for blind pedestrians needs *road* (0), *sidewalk* (1) and *everything else that is scored* (2). What is not scored
+# becomes void (255), and the licence plate is not scored. Numbers that are no id become 254. Return the table, (256,) of type
+# `uint8`. Which entry is the licence plate's, and what must stand there?
 
 # %%
 # Exercise 1.1
@@ -723,8 +712,8 @@ by_id = {c.id: c.name for c in Cityscapes.classes}
 print("road, sidewalk, building become", [by_id[int(i)] for i in back])
 
 # %% [markdown]
-# Write it correctly. The argument holds train ids 0 to 18 and 255, in any shape and integer type, and must not change. Return
-# the label id of each class, and 0 for 255, as a `uint8` array of the same shape.
+# Write it correctly. The argument holds 0 to 18 and 255, in any shape and integer type, and must not change. Return the label
+# ids, and 0 for 255, as a `uint8` array of the same shape.
 
 # %%
 # Exercise 1.2
@@ -743,9 +732,9 @@ with common.exercise("Exercise 1.2"):
 # %% [markdown]
 # ### Exercise 1.3: what blindness to rare classes costs
 #
-# Take the network of "Blind to rare classes": it answers the most frequent class wherever the true class has a
-# share below `limit`, and is right everywhere else. Return its accuracy and its mean IoU, from the pixels per class (C,) alone.
-# First write both on paper, in terms of the shares. A class without pixels does not enter the mean.
+# Take the network of "Blind to rare classes": it answers the most frequent class wherever the true class has a share below
+# `limit`, and is right everywhere else. Return its accuracy and its mean IoU, from the pixels per class (C,) alone. A class
+# without pixels does not enter the mean.
 
 # %%
 # Exercise 1.3
@@ -767,8 +756,7 @@ with common.exercise("Exercise 1.3"):
 # The nearest pixel forgets the other pixels of its block. Let them vote instead. Shrink a label (H, W) so that every block
 # of `factor` x `factor` pixels becomes one pixel, of the class with the most votes. A pixel of class $c$ has `weights[c]`
 # votes, so that you can give a pole more. Void has no vote; a block without any vote is void; of equal votes the smaller
-# class number wins. H and W are multiples of `factor`. Return `uint8`. Labels hold classes, or 255; `weights` has a number
-# for each class.
+# class number wins. H and W are multiples of `factor`. Return `uint8`.
 
 # %%
 # Exercise 1.4
@@ -790,7 +778,7 @@ with common.exercise("Exercise 1.4"):
 # ### To go further
 #
 # In `shrink_and_enlarge`, put your `shrink_by_vote` in place of the first `cv2.resize`. Give a class of share $f$ the weight
-# $1/\sqrt{f}$, and 0 if it does not occur. Which classes gain IoU at 1/8, and which pay for it? (This is not checked.)
+# $1/\sqrt{f}$, and 0 if it does not occur. Which classes gain IoU at 1/8, and which pay for it?
 #
 # ## References
 #
@@ -798,7 +786,6 @@ with common.exercise("Exercise 1.4"):
 #   [labels.py](https://github.com/mcordts/cityscapesScripts/blob/master/cityscapesscripts/helpers/labels.py).
 # - G. J. Brostow, J. Fauqueur, R. Cipolla, *Semantic Object Classes in Video: A High-Definition Ground Truth Database*
 #   (CamVid), Pattern Recognition Letters 2009.
-# - M. Everingham et al., *The Pascal Visual Object Classes Challenge: A Retrospective*, IJCV 2015 (its score of
-#   segmentation is the IoU).
+# - M. Everingham et al., *The Pascal Visual Object Classes Challenge: A Retrospective*, IJCV 2015 (on the IoU).
 #
 # **Next:** [02 What can a U-Net learn from nothing?](02_unet_from_scratch.ipynb)

@@ -381,8 +381,10 @@ def test_measured_shares_are_pixel_counts(nb, toy):
     np.testing.assert_allclose(nb.measured_shares(data), [(labels == c).mean() for c in range(7)])
 
 
-def test_the_published_pixel_counts_are_those_of_notebook_01(nb):
-    assert nb.PIXELS == tuple(notebook_definitions("01_class_remapping").COUNTED.values())
+def test_the_reports_pixel_counts_fill_the_official_images(nb):
+    assert sum(nb.PIXELS) == 2975 * 1024 * 2048 and len(nb.PIXELS) == len(common.SCHEMES["streets7"].classes)
+    vehicles_roads_buildings = sum(nb.PIXELS[common.SCHEMES["streets7"].classes.index(c)] for c in ("road", "building", "vehicle"))
+    assert round(100 * vehicles_roads_buildings / sum(nb.PIXELS), 1) == 60.2
 
 
 def test_a_stage_is_named_after_what_it_or_one_of_its_parents_reads(nb):
