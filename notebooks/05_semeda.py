@@ -31,12 +31,12 @@
 # (Pattern Recognition 108, 2020, 107557), here called *the paper*; its part on Cityscapes. We know of no public code.
 # [results/sources.md](../results/sources.md) has the links. What "the paper" says here stands in it [report].
 #
-# **You need** convolution, softmax, cross-entropy, gradients; the training loop of notebook 02, boundary F1 and trimap IoU of
+# **You need** convolution, softmax, cross-entropy, gradients; the training loop of notebook 02, the contour scores of
 # notebook 04. This notebook takes about 50 minutes to read.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2 min in all (2 cores of an AMD EPYC, November 2026) | TODO-QUICK |
+# | `quick` | toy streets, made on the spot | any CPU | 2 min in all (2 cores of an AMD EPYC, November 2026) | with seed 42, mean IoU on test 26.4 after training on with cross-entropy (majority class 1.9), 19.7 with the paper's loss added, 23.6 with that loss turned down to cross-entropy's strength: it works, and is no evidence |
 # | `laptop` | CamVid: 367 real streets | any CPU | not yet measured | one network on real streets, and what fine-tuning makes of it |
 # | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: 2.7 GiB, computed | not yet measured | the same with a larger encoder |
 # | `paper` | Cityscapes at full size, crops of 320 | one 16 GB GPU: 1.3 GiB, computed | not yet measured (the paper names no time) | numbers to set beside the published table |
@@ -626,8 +626,9 @@ for name, predicted in shapes.items():
 pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
-# TODO-SQUARES Sobel's loss does, 3.50 against 2.43: a hole makes new edges all around it, a lost column only moves one. SEMEDA says 27.31
-# and 27.23, and 25.92 for the truth itself. It hardly minds the shape. What it minds is that we are only 90 % sure.
+# Both do. For Sobel's loss holes cost 3.50 and columns 2.43: a hole makes new edges all around it, a lost column only moves one. For
+# SEMEDA holes cost 2.6 more than the truth, columns 1.2. But it is 28.07 for the truth itself: what it minds most is that we are only
+# 90 % sure.
 #
 # ## Where it pulls, and how strongly
 #
@@ -691,7 +692,8 @@ for moment, logits in predictions.items():
 pd.DataFrame(strengths).round(2)
 
 # %% [markdown]
-# TODO-PULLS
+# At the start Sobel pulls 7.6 times as hard as cross-entropy, and SEMEDA 2.4 times. Late, Sobel pulls 5 times as hard, and SEMEDA 49
+# times: 20 times near edges and 205 times away from them. Divided by elements it begins at .09 and ends at 1.75.
 #
 # And where does each pull? Yellow is strong, each map with a scale of its own. The titles say which part of the squared length
 # lies on the pixels that are wrong:
@@ -707,15 +709,15 @@ for axis, name in zip(axes, ("cross-entropy", "Sobel", "SEMEDA")):
 common.show(fig)
 
 # %% [markdown]
-# TODO-MAPS Cross-entropy pulls at the mistakes. Sobel pulls along true edges and wrong ones. SEMEDA pulls nearly everywhere *but*
-# there. This is the answer to our question, in one picture: a network can be a loss, but the semantic *edge* aware loss asks for
-# more confidence where the network is right already.
+# Cross-entropy pulls at the mistakes. Sobel pulls along the edges, the true ones and the wrong ones. SEMEDA pulls everywhere *but* there:
+# three thousandths of it are left for the pixels that are wrong. This is the answer to our question, in one picture: a network can be a
+# loss, but the semantic *edge* aware loss asks for more confidence where the network is right already.
 #
-# There are two reasons. The embeddings are codes for classes. A code is off wherever the network is not quite sure, edge or not,
-# and most pixels are like that. And the loss is made of probabilities. A softmax hands a gradient on times $p(1-p)$, which is next to
-# nothing where the network is sure, *also of a mistake*. Cross-entropy has a logarithm that makes up for it: a sure mistake is
-# pulled with full force. (So it is with Dice and Lovász, too. That is why such losses are added to cross-entropy and do not
-# replace it.)
+# There are two reasons. The embeddings are codes for classes: you see it in the map, where road is brighter than sky. A code is off
+# wherever the network is not quite sure, edge or not, and nearly all pixels are like that. And the loss is made of probabilities. A
+# softmax passes a gradient on times $p(1-p)$, next to nothing where the network is sure, *also of a mistake*. Cross-entropy has a
+# logarithm that makes up for it: a sure mistake is pulled with full force. (Dice and Lovász have none either. So such losses are added
+# to cross-entropy, and do not replace it.)
 #
 # ## What a lambda means
 #
@@ -871,7 +873,7 @@ def trimap_curves(per_image):
 
 
 # %% [markdown]
-# With the contour scores of notebook 04, this is our evaluation:
+# With the contour scores of notebook 04 this makes our evaluation:
 
 # %%
 def evaluate(model, data, accelerator=None, **options):
@@ -1047,8 +1049,7 @@ judged = {name: run.summary["test"] or run.summary["metrics"]
 # when the training began, beside cross-entropy:
 
 # %%
-SCORES = {"miou": "mean IoU", "boundary_f1": "boundary F1", "inside_3": "near edges",
-          "outside_3": "away"}
+SCORES = {"miou": "mean IoU", "inside_3": "near edges", "outside_3": "away"}
 
 
 def table_of(judged):
@@ -1066,22 +1067,28 @@ print(f"naming the most frequent class everywhere: {100 * majority['miou']:.1f}"
 table.round(1)
 
 # %% [markdown]
-# TODO-RESULTS
+# The control gains 1.1 points by training on. Weighed as in the paper, Sobel ends 4.5 points below it and SEMEDA 6.7; they pulled 15 and
+# 23 times as hard as cross-entropy. With a strength of 1 Sobel ends .7 points below the control and SEMEDA 2.8. But this is one seed, a
+# short training and twelve toy streets, on which even the control finds not one pole or sign. (The paper gains 1.8 points with this loss.
+# Its networks are larger and its streets real; why it helps there and not here, we cannot tell from these runs.)
 #
 # Where do they gain or lose? Here is the mean IoU near edges and away from them, for all five radii, in points beside the control:
 
 # %%
+SIDES = {"inside": "near edges", "outside": "away from edges"}
+
+
 def draw_trimaps(judged, control):
     """Figure of points of mean IoU more than a control, by radius; {name: metrics}."""
     options = {"sharey": True, "layout": "constrained"}
     fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.9), **options)
-    for axis, side in zip(axes, ("inside", "outside")):
+    for axis, side in zip(axes, SIDES):
         for (name, scores), color in zip(judged.items(), common.CURVES):
             ours, base = scores[side], control[side]
             gains = [100 * (ours[str(r)] - base[str(r)]) for r in RADII]
             axis.plot(RADII, gains, "o-", ms=4, color=color, label=name)
         axis.axhline(0, color="0.6", linewidth=0.8)
-        axis.set(xlabel="radius in pixels", xticks=RADII, title=f"{side} the band")
+        axis.set(xlabel="radius in pixels", xticks=RADII, title=SIDES[side])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("points of mean IoU")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
@@ -1097,7 +1104,7 @@ if control and tuned:
     common.show(draw_trimaps(tuned, control))
 
 # %% [markdown]
-# TODO-TRIMAPS
+# No curve is above 0. And all that lose much lose most *away* from edges, `semeda_tuned` 18 points: just where it pulls hardest.
 #
 # ### Surer, or better?
 #
@@ -1132,7 +1139,9 @@ columns = ["sure near edges", "right near edges", "sure away", "right away"]
 pd.DataFrame(answers, columns).T.round(1)
 
 # %% [markdown]
-# TODO-SURE
+# Beside the control, `semeda_tuned` is 13 points surer near edges and 6 away, and right less often in both places: near edges it is
+# 82 % sure and right in 61 %. With a strength of 1 SEMEDA still makes a network surer than Sobel does, by 6 points and 2. A loss that asks
+# for confidence gets confidence.
 #
 # ## What CamVid says
 #
