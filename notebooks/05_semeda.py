@@ -192,6 +192,7 @@ NETWORKS = {"v3plus_lite0": "tu-tf_efficientnet_lite0", "v3plus_resnet18": "resn
 HALF = ("v3plus_lite0", "v3plus_xception71")  # want photos with mean and spread .5
 
 
+# %%
 def read_methods(text):
     """Names of RECIPES in a text such as "ppce, sobel_4"; none in an empty one."""
     return common.several("method", text, RECIPES) if text else []
@@ -266,6 +267,7 @@ def one_hot(label, num_classes):
     return (label[:, None] == classes).float()
 
 
+# %%
 def sure_of(label, num_classes, confidence=0.9):
     """Probabilities (B, C, H, W) with this confidence in a label (B, H, W)."""
     rest = (1 - confidence) / (num_classes - 1)
@@ -383,6 +385,7 @@ def edge_targets(label):
     return torch.where(valid, edges.long(), 255)
 
 
+# %%
 def edge_loss(proxy, batch):
     """Cross-entropy of a proxy's answers to the labels of a batch."""
     label = batch["label"]
@@ -999,6 +1002,7 @@ def plan_runs(names, rates, suffix=""):
     return plan
 
 
+# %%
 def unread_by(recipe):
     """Names of the parameters that a recipe does not read."""
     unread = ["stage_lrs"] + ["stage_epochs"] * ("parent" not in recipe)
@@ -1299,12 +1303,19 @@ def semeda_as_given(probs, label, proxy, lambdas):
 
 
 # %%
+# Exercise 5.2: a case to try it on
+def two_classes():
+    """(a frozen proxy of 4 classes, a label (1, 6, 8), and it seen 60 % sure)."""
+    torch.manual_seed(0)
+    label = torch.zeros(1, 6, 8, dtype=torch.long)
+    label[:, :, 4:] = 1
+    unsure = sure_of(label, 4, 0.6).requires_grad_()
+    return EdgeNet(4).requires_grad_(False), label, unsure
+
+
+# %%
 # Exercise 5.2: the symptoms
-torch.manual_seed(0)
-tiny = EdgeNet(4).requires_grad_(False)
-two = torch.zeros(1, 6, 8, dtype=torch.long)
-two[:, :, 4:] = 1
-unsure = sure_of(two, 4, 0.6).requires_grad_()
+tiny, two, unsure = two_classes()
 strip = two.clone()
 strip[:, 4:] = 255
 for name, label in {"all labelled": two, "with void": strip}.items():
@@ -1325,6 +1336,7 @@ def semeda_mended(probs, label, proxy, lambdas):
 # %%
 # Exercise 5.2: check
 with common.exercise("Exercise 5.2"):
+    tiny, two, unsure = two_classes()
     mended = semeda_mended(unsure, two, tiny, (4, 2, 0))
     common.check("has a gradient", mended.requires_grad, True)
     common.check("loss of being 60 % sure", mended, between=(0.1, 100))

@@ -205,6 +205,13 @@ def test_the_proxy_network_learns_from_crops_and_is_judged_on_whole_labels(nb, t
     assert (calls[1][-1]["batch_size"], calls[1][-1]["epochs"]) == (3, 300)
 
 
+def test_a_proxy_network_that_did_not_learn_edges_stops_with_one_sentence(nb, tmp_path):
+    common.save_weights(tmp_path / "best.safetensors", nb.EdgeNet())
+    given = {"proxy_run": common.runs.Run(tmp_path, {"metrics": {"edge_f1": 0.5}})}
+    with pytest.raises(common.StreetsError, match="^The proxy network did not learn to find edges: give it [^.]*\\.$"):
+        run_cells(("proxy_run.summary",), given)
+
+
 # the losses
 
 
