@@ -831,7 +831,9 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
                 save_weights(folder / f"epoch_{epoch:04d}.safetensors", accelerator.unwrap_model(model))
             if epoch == epochs or epoch in evaluated:
                 metrics, _ = evaluate(model, val_data, accelerator)
-                bar.set_postfix_str(f"loss {loss:.3f}, val mIoU {metrics['miou']:.3f}", refresh=epoch == epochs)
+                score = "miou" if "miou" in metrics else best_by
+                name = score.replace("miou", "mIoU")
+                bar.set_postfix_str(f"loss {loss:.3f}, val {name} {metrics[score]:.3f}", refresh=epoch == epochs)
                 if scheduler and schedule == "plateau":
                     scheduler.step(metrics["miou"])
                 row = {"epoch": epoch, "train_loss": loss, "lr": lr, "seconds": round(seconds, 3)} | flat(metrics)

@@ -1141,14 +1141,6 @@ def summarize(folder: Path, progress: dict, facts: dict) -> dict:
     }
 
 
-def save_run(folder: Path, model: torch.nn.Module, history: Sequence[dict], seconds: float, facts: dict) -> None:
-    """Leave a finished run whose training is not that of `fit`: weights, history, and last the summary with its facts."""
-    save_weights(folder / "best.safetensors", model)
-    write_atomic(folder / "history.csv", pd.DataFrame(history).to_csv(index=False).encode())
-    progress = {"epoch": history[-1]["epoch"], "seconds": seconds}
-    write_json(folder / "summary.json", summarize(folder, progress, {"majority_baseline": {}} | facts))
-
-
 def peak_memory_mb() -> int:
     """Peak memory so far in MiB: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():

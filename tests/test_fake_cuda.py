@@ -62,9 +62,9 @@ def test_nothing_stays_on_the_cpu(name, toy, tmp_path, request):
 
 def test_score_of_the_proxy_network_is_made_where_that_is(notebook, request):
     nb = notebook("05_semeda")
-    proxy, labels = nb.EdgeNet(), torch.zeros(2, 16, 16, dtype=torch.int64)
+    proxy, labels = nb.EdgeNet(), [{"label": torch.zeros(16, 16, dtype=torch.int64)}]
     request.getfixturevalue("fake_gpu")
-    assert nb.edge_f1(proxy.to("cuda"), labels) == 1
+    assert nb.evaluate_edges(proxy.to("cuda"), labels)[0]["edge_f1"] == 0  # there is no edge in one class
 
 
 @pytest.mark.parametrize("planted", [

@@ -5,8 +5,6 @@ import warnings
 
 import cv2
 import numpy as np
-import pytest
-import torch
 from conftest import run_script
 from torchvision.datasets import Cityscapes
 
@@ -51,23 +49,3 @@ def test_splits_need_not_hold_the_same_classes(tmp_path):
         run_script("02_unet_from_scratch", tmp_path, **SMALL["02_unet_from_scratch"] | parameters)
     scored = classes_scored(tmp_path / "results")
     assert scored and all(one == {*three, "person"} for one in scored)
-
-
-def test_a_class_that_no_training_label_shows_does_not_count_against_the_proxy(notebook, monkeypatch):
-    nb, judged = notebook("05_semeda"), []
-    monkeypatch.setattr(nb, "edge_f1", lambda proxy, labels: judged.append(labels) or 1.0)
-    shown, held_out = torch.randint(0, 3, (8, 16, 16)), torch.randint(0, 6, (2, 16, 16))
-    data = [{"label": label} for label in torch.where(shown == 0, 255, shown)]  # classes 1 and 2, and void
-    monkeypatch.setattr(nb.common, "make_loader", lambda data, size, sampler: [{"label": torch.stack([d["label"] for d in data])}])
-    nb.train_edge_net(nb.EdgeNet(), data, held_out, 1e-3, every=1)
-    assert torch.equal(judged[0], torch.where((held_out == 1) | (held_out == 2), held_out, 255))
-
-
-def test_labels_without_an_edge_cannot_teach_edges_and_one_sentence_says_so(notebook, tmp_path):
-    import common
-
-    root = with_classes(tmp_path / "road", train=("road",), val=("road",), test=("road",))
-    splits = {split: common.list_frames(root, split) for split in ("train", "val")}
-    settings = {"crop": 64, "scale_from": 0.5, "scale_to": 1.5, "proxy_lr": 1e-3}
-    with pytest.raises(common.StreetsError, match="No label in val has an edge between two classes"):
-        notebook("05_semeda").train_proxy(tmp_path, splits, (64, 128), settings, seed=0)
