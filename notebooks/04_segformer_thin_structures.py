@@ -147,6 +147,7 @@ choices = {"network": NETWORKS, "weights": ("auto", "cityscapes", "imagenet", "n
            "normalize": ("present", "C"), "void": ("background", "ignore"),
            "schedule": ("linear", "one_cycle")}
 settings = common.check_parameters(globals(), MODES, choices)
+pastable = common.several("paste_classes", paste_classes, common.THIN)
 if settings["network"] == "lite0" and weights == "cityscapes":
     raise common.StreetsError("lite0 has no weights trained on Cityscapes: "
                               "use weights auto, imagenet or none.")
@@ -184,6 +185,8 @@ if common.has_test_labels(root):
 else:
     parts = split_frames(common.list_frames(root, "train"), 42)
     others = {"official_val": common.list_frames(root, "val")}
+
+# %%
 splits = {name: common.evenly(frames, settings["images"])
           for name, frames in zip(names, parts)} | others
 print({name: len(frames) for name, frames in splits.items()})
@@ -198,6 +201,8 @@ scheme = common.SCHEMES["thin7"]
 if void == "ignore":
     is_void = common.SCHEMES["cityscapes19"].table == 255
     scheme = scheme._replace(table=np.where(is_void, np.uint8(255), scheme.table))
+
+# %%
 size = common.network_size(splits["train"][0], settings["height"])
 scenes = common.StreetScenes(splits["train"], size)
 scenes.scheme = scheme
@@ -296,6 +301,7 @@ def sure(label, num_classes=2, confidence=0.98, noise=0.1):
     return logits + noise * torch.randn(logits.shape, generator=same)
 
 
+# %%
 truth = pole_scene()
 right, slid = sure(truth), sure(pole_scene(left=33))
 
@@ -754,9 +760,8 @@ import segmentation_models_pytorch as smp
 
 mit = smp.encoders.get_encoder("mit_b0", weights=None).eval()
 layer = mit.block1[0].attn
-tokens = torch.randn(1, 32 * 64, layer.dim)
-ours, theirs = attention(tokens, 32, 64, layer), layer(tokens, 32, 64)
-same = torch.allclose(ours, theirs, atol=1e-6)
+x = torch.randn(1, 32 * 64, layer.dim)
+same = torch.allclose(attention(x, 32, 64, layer), layer(x, 32, 64), atol=1e-6)
 print(f"2048 tokens look at {2048 // layer.sr_ratio**2}; the same: {same}")
 
 # %% [markdown]
@@ -889,6 +894,8 @@ frames = common.evenly(splits["train"], 40)
 small = common.network_size(frames[0], 128)
 few = make_data(frames, small, scheme, settings["network"], seed)
 street = few[most_thin(few, 40)]
+
+# %%
 torch.manual_seed(seed)
 loader = DataLoader(few, batch_size=4, shuffle=True, drop_last=True)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
@@ -1054,7 +1061,6 @@ UNUSED = {
     "bas_copypaste": ["normalize"],
 }
 wanted = common.several("approach", approach, APPROACHES)
-pastable = common.several("paste_classes", paste_classes, common.THIN)
 
 # %% [markdown]
 # ### Train them all
@@ -1104,6 +1110,7 @@ def training_loss(model, batch, **recipe):
     return hybrid_loss(model(batch["image"]), batch["label"], **recipe)
 
 
+# %%
 def train_approach(folder, recipe, settings, splits, size, scheme, network, weights,
                    pasting, normalize, seed, processes=1, **options):
     """Train one approach and leave it in `folder`."""
@@ -1160,8 +1167,8 @@ rows = {}
 for name, run in runs.items():
     scores = run.summary["test"]
     rows[name] = {"mIoU6": scores["miou6"], "mIoU": scores["miou"]}
-    rows[name] |= {c: scores["iou"][c]
-                   for c in ("pole", "traffic sign", "traffic light")}
+    for c in ("pole", "traffic sign", "traffic light"):
+        rows[name][c] = scores["iou"][c]
 majority = next(iter(runs.values())).summary["test_majority_baseline"]
 rows["majority class"] = {"mIoU6": 0.0, "mIoU": majority["miou"]}
 
@@ -1275,6 +1282,8 @@ def on_test(folder, drive=""):
 camvid = [{"approach": run.method, "seed": run.seed} | on_test(run.folder)
           | {"pole, Seq05VD": on_test(run.folder, "Seq05VD")["pole"]}
           for run in found.itertuples()]
+
+# %%
 if camvid:
     camvid = pd.DataFrame(camvid).set_index(["approach", "seed"]).sort_index()
     means = camvid.groupby("approach").mean()
@@ -1400,14 +1409,15 @@ fits = (size[0], max(32, round(own.shape[1] * size[0] / own.shape[0] / 32) * 32)
 answer = common.predict(net, own, fits, **inputs)
 common.show(common.show_pair(own, answer, scheme))
 
+# %% [markdown]
+# On our toy street the pole is a grey blob, and the triangular sign is missed. A video becomes a labelled video:
+
 # %%
 from results import video
 
 video.show(photo, runs[best].folder, scheme, net, fits, **inputs)
 
 # %% [markdown]
-# On our toy street the pole is a grey blob, and the triangular sign is missed.
-#
 # ## What we learnt
 #
 # - A loss decides how much a missed pixel counts. Cross-entropy counts all alike, so thin classes vanish. Class weights multiply
@@ -1484,6 +1494,9 @@ def soft_dice_as_given(probs, label):
 pole, missed = shifted(4, 10)
 print(f"a missed pole costs {soft_dice_as_given(truth_maps(missed, 2), pole):.3f}")
 
+# %% [markdown]
+# Now yours:
+
 # %%
 # Exercise 4.3
 def soft_dice(probs, label):
@@ -1520,8 +1533,9 @@ def nearness_loss(probs, label):
 # Exercise 4.4: check
 with common.exercise("Exercise 4.4"):
     strip, moved = torch.tensor([[[1, 0, 0, 0]]]), torch.tensor([[[0, 0, 0, 1]]])
-    common.check("pole at the wrong end", nearness_loss(truth_maps(moved, 2), strip), 0.5)
-    common.check("a right prediction", nearness_loss(truth_maps(strip, 2), strip), 0)
+    wrong, right = truth_maps(moved, 2), truth_maps(strip, 2)
+    common.check("pole at the wrong end", nearness_loss(wrong, strip), 0.5)
+    common.check("a right prediction", nearness_loss(right, strip), 0)
     near, far = (nearness_loss(truth_maps(moved, 2), pole)
                  for pole, moved in (shifted(4, 5), shifted(4, 10)))
     common.check("rise from 5 to 10 pixels", far - near, between=(0.04, 1))
