@@ -318,7 +318,7 @@ def cross_entropy(logits, label, weights=None):
 
 
 # %% [markdown]
-# The terms of the sum, on a map:
+# We look at the terms of the sum, on a map:
 
 # %%
 import matplotlib.pyplot as plt
@@ -335,6 +335,9 @@ def show_maps(maps):
         fig.colorbar(shown, ax=axis, fraction=0.05)
     return fig
 
+
+# %% [markdown]
+# Truth, prediction, and what it costs:
 
 # %%
 probs = slid.softmax(dim=1)
@@ -385,6 +388,9 @@ def ssim_map(p, y, c1=0.01**2, c2=0.03**2):
     similar_means = (2 * mean_p * mean_y + c1) / (mean_p**2 + mean_y**2 + c1)
     return similar_means * (2 * covariance + c2) / (var_p + var_y + c2)
 
+
+# %% [markdown]
+# On the prediction that slid:
 
 # %%
 different = 1 - ssim_map(probs, truth_maps(truth, 2))[0, 1]
@@ -831,6 +837,9 @@ def build_network(network, weights):
     return model, got
 
 
+# %% [markdown]
+# What did we get?
+
 # %%
 torch.manual_seed(seed)
 model, started_from = build_network(settings["network"], weights)
@@ -904,6 +913,9 @@ for epoch in range(1, EPOCHS + 1):
         looks[f"epoch {epoch}"] = seen.numpy()
         print(f"epoch {epoch}: loss of the last batch {loss.item():.3f}")
 
+# %% [markdown]
+# This is what it saw:
+
 # %%
 common.show(show_panels(looks, scheme))
 
@@ -960,6 +972,9 @@ def copy_paste(image, label, rng, data, share=0.5, classes=(1, 2, 3, 4, 5, 6)):
     source, source_label = data.read(int(rng.integers(len(data))))
     return paste_whole_classes(image, label, source, source_label, rng, classes)
 
+
+# %% [markdown]
+# One draw:
 
 # %%
 before, rng = scenes.read(0), np.random.default_rng(0)
