@@ -30,7 +30,8 @@
 # Notebook 4 of 6 · before it: [03 cross-validation](03_unet_resnet50_cv.ipynb) · after it: [05 SEMEDA](05_semeda.ipynb) · [all six](../README.md)
 #
 # **Source.** *The thin-structure project*: Z. Liu, T. Zhao, R. Cheng, A. Khan, a course post at UCLA (12 December 2025), after
-# *SegFormer* and *BASNet*. Links are in [results/sources.md](../results/sources.md).
+# *SegFormer* and *BASNet*. [report] marks what its text says, [code] the code that it prints, [draft] an earlier text;
+# [results/sources.md](../results/sources.md) has the links.
 #
 # **You need** softmax, cross-entropy and the IoU of notebook 01, and the training loop and Dice loss of notebook 02. This
 # notebook takes about 45 minutes to read.
@@ -397,8 +398,8 @@ different = 1 - ssim_map(probs, truth_maps(truth, 2))[0, 1]
 common.show(show_maps({"p: predicted": probs[0, 1], "1 - SSIM": different}))
 
 # %% [markdown]
-# The loss is largest at the edges that moved. But on the flat street, where nothing is wrong, 1 - SSIM is about .8: a
-# probability of .02 instead of 0 gives $\mu_p^2 = 4 C_1$ and an SSIM of at most .2.
+# The loss is largest between the two edges that stand in the wrong place. But on the flat street, where nothing is wrong, it is
+# about .8: a probability of .02 instead of 0 gives $\mu_p^2 = 4 C_1$ and an SSIM of at most .2.
 #
 # A void pixel is 0 in all channels and would count as agreement or as an edge, so windows that hold void are left out:
 
@@ -608,13 +609,15 @@ pd.DataFrame(rows).T.sort_index(axis=1).round(2)
 # - *Cross-entropy* pulls every wrong pixel alike. A street has far more pixels of thick things, so thin ones hardly count.
 # - *A class weight* multiplies the pull on missed pixels. They now pull five times as hard as false alarms, so the network will
 #   rather paint a pole too many.
-# - *SSIM* spends 99 % of its pull on pixels that are right, which are to become surer.
+# - *SSIM* spends 99 % of its pull on pixels that are right, which are to become surer. Soft IoU and Lovász spend half of theirs
+#   and more on them, too.
 # - *Soft IoU* pulls a missed pixel of the thin object three times as hard as one of the thick, and hardly minds the false alarm
 #   beside the thin.
 # - *Lovász* pulls a thin object five times as hard, and minds false alarms, too.
 #
 # So the answer to our question begins with yes. A weight makes pole pixels count more; to soft IoU and Lovász a pixel counts the
-# more, the thinner its object. Why then keep cross-entropy? Here the network is 99.9 % sure of its mistake:
+# more, the fewer its class has. (Within a class the large object still rules.) Why then keep cross-entropy? Here the network
+# is 99.9 % sure of its mistake:
 
 # %%
 for term in TERMS:
@@ -634,7 +637,8 @@ for term in TERMS:
     print(f"{NAMES[term]:14} {near:.3f} at 5 px, {far:.3f} at 10 px")
 
 # %% [markdown]
-# Not to three of the four, and hardly to SSIM. (Notebook 06 has a loss that grows with the distance.)
+# Not to three of the four, and hardly to SSIM. No training of ours shows whether that matters. (Notebook 06 has a loss that
+# grows with the distance.)
 #
 # ### What a coarse grid can draw
 #
@@ -734,8 +738,9 @@ common.show(draw_segformer((32, 64, 160, 256), 512))
 #
 # $$\mathrm{out} = \mathrm{softmax}\left(\frac{q\,k^\top}{\sqrt{d}}\right) v$$
 #
-# With the 32 768 tokens of a 512x1024 photo the softmax would hold a billion numbers. So a convolution of stride $R$ first makes one token of $R \times R$ for keys and values: *spatial reduction*. Several
-# *heads* do all this side by side, each on a part of the channels.
+# With the 32 768 tokens of a 512x1024 photo the softmax would hold a billion numbers. So a convolution of stride $R$ first makes
+# one token of $R \times R$ for keys and values: *spatial reduction*. Several *heads* do this side by side, each on a part of the
+# channels.
 
 # %%
 def attention(x, height, width, layer):
@@ -1249,7 +1254,7 @@ for shift in (0, 1, 2, 4, 6, 8):
 # ## What CamVid says
 #
 # `mode = "laptop"` trains on CamVid's real streets: 320x416 pixels, seven epochs on 367 images, from Lite0's weights. Its labels
-# call traffic lights signs, so *five* of the six classes remain. We read the repository's runs, and yours; the sentences below
+# call traffic lights signs, so five of the six classes remain. We read the repository's runs, and yours; the sentences below
 # speak of seed 42.
 
 # %%
@@ -1376,8 +1381,7 @@ if len(camvid):
 # ## Where the source is wrong
 #
 # It prints its losses, its pasting and its settings in full, and trains its baseline as long as the rest. Four points from which
-# one learns; [results/sources.md](../results/sources.md) has the others. [report] marks what the report says, [code] the code
-# that it prints, [draft] an earlier text.
+# one learns; [results/sources.md](../results/sources.md) has the others.
 #
 # **1. Four changes at once.** Approach 3 "did not work as well as we expected", and the report names Lovász and the class weights
 # as *potential* reasons [report]. Two coefficients changed as well [code], and so did the strength of the term.
@@ -1420,7 +1424,7 @@ video.show(photo, runs[best].folder, scheme, net, fits, **inputs)
 # ## What we learnt
 #
 # - A loss decides how much a missed pixel counts. Cross-entropy counts all alike, so thin classes vanish. Class weights multiply
-#   a whole class; soft IoU and Lovász count a pixel the more, the thinner its object.
+#   a whole class; soft IoU and Lovász count a pixel the more, the fewer its class has.
 # - On CamVid, with seed 42, poles went from an IoU of 16.5 to 21.9 with SSIM and soft IoU, and to 25.5 with class weights and
 #   Lovász. Copy-paste did not help them. The network finds more poles and paints more false ones.
 # - Once a thin object is missed altogether, three of the four losses are flat and SSIM nearly so.
@@ -1537,8 +1541,7 @@ with common.exercise("Exercise 4.4"):
     common.check("rise from 5 to 10 pixels", far - near, between=(0.04, 1))
 
 # %% [markdown]
-# To go further, unchecked: add your loss to `hybrid_loss` and train with it. Or paste poles and signs alone
-# (`paste_classes = "fence,pole,traffic sign,traffic light"`): do they gain now?
+# To go further, unchecked: add your loss to `hybrid_loss`, or paste poles alone (`paste_classes = "pole"`): do they gain now?
 #
 # ## References
 #
