@@ -145,6 +145,9 @@ def recorded_facts(run: dict, config: dict, recipe: str) -> dict:
     found |= {f"n_{split}": n for split, n in config.get("images", {}).items()}
     named = ("dataset", "mode", "n_train", "n_val", "n_test", "epochs", "weights", "num_processes", "images_per_step", "best_by")
     found |= {name: run[name] for name in named if run.get(name) is not None}
+    if "miou6" in run["metrics"]:  # a class that no label holds is not in the mean
+        named = run["metrics"].get("iou") or {}
+        found["classes_in_miou6"] = sum(value is not None for name, value in named.items() if name != "background")
     found |= {"parent": re.sub(r"_seed\d+$", "", str(found["parent"]))} if "parent" in found else {}
     return {name: value for name, value in found.items() if name != "seed"}
 

@@ -311,6 +311,12 @@ def test_where_a_source_reports_the_mean_of_six_classes_that_is_compared(tmp_pat
     assert "| mIoU6, val |" in page and row_of(page, "bas |")[5:8] == ["61.00 ± 2.48", "", "59.63"]
 
 
+def test_a_mean_without_background_says_of_how_many_classes_it_is_where_some_are_in_no_label(tmp_path):
+    iou = {"background": 0.9, "fence": 0.3, "car": 0.8, "vegetation": 0.7, "pole": 0.2, "traffic sign": 0.4, "traffic light": None}
+    put_run(tmp_path, "bas", notebook="04_segformer_thin_structures", metrics={"miou": 0.7, "miou6": 0.48, "iou": iou})
+    assert "classes_in_miou6 5, source 6" in page_of(tmp_path)
+
+
 def test_a_network_that_is_part_of_a_loss_is_no_row_of_the_report(tmp_path):
     put_run(tmp_path, "proxy", metrics={"edge_f1": 0.99}, majority_baseline={})
     assert "proxy" not in page_of(tmp_path) and "Runs: none yet." in page_of(tmp_path)
@@ -481,7 +487,7 @@ def test_published_scores_are_found_by_epoch_and_class():
 def test_the_record_of_a_source_names_what_its_notebooks_runs_record(name):
     rows = report.read_table("sources.csv").query("notebook == @name and name not in ('source', 'departs')")
     text = (common.HERE / "notebooks" / f"{name}.py").read_text(encoding="utf-8")
-    of_summary = {"dataset", "n_train", "n_val", "n_test", "images_per_step", "best_by", "settings.epochs"}
+    of_summary = {"dataset", "n_train", "n_val", "n_test", "images_per_step", "best_by", "settings.epochs", "classes_in_miou6"}
     assert not {n for n in rows["name"] if n not in of_summary and not re.search(rf"\b{n}\b", text)}
     modes = next(ast.literal_eval(node.value) for node in ast.parse(text).body
                  if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "MODES")  # fmt: skip
