@@ -1028,6 +1028,23 @@ def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, 
     return fig
 
 
+def show_seeds(table: pd.DataFrame, xlabel: str):
+    """Figure of a table with rows (method, seed): a panel for each column, a row of dots for each method; returns it."""
+    names = [str(name) for name in dict.fromkeys(table.index.get_level_values(0))]
+    size = (8.5, 0.3 * len(names) + 1.2)
+    fig, axes = plt.subplots(1, len(table.columns), figsize=size, sharex=True, layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], table, strict=True):
+        for color, (seed, dots) in zip(cycle(CURVES), table[name].groupby(level=1)):
+            rows = [names.index(method) for method in dots.index.get_level_values(0)]
+            axis.plot(dots.to_numpy(), rows, "o", color=color, label=f"seed {seed}")
+        axis.axvline(0, color="0.6", linewidth=0.8)
+        axis.set_yticks(range(len(names)), names if axis is axes[0][0] else [])
+        axis.set(title=name, xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
+        axis.grid(axis="x", alpha=0.3)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return fig
+
+
 def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("train_loss", "miou"),
                  colors: Sequence[str] = CURVES):
     """One panel per column of history.csv, two in a row, one curve per run; returns the figure."""

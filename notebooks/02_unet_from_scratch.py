@@ -17,15 +17,15 @@
 # # What can a U-Net learn from nothing?
 #
 # You build a U-Net, write the loop that trains it, and watch it learn streets from random weights. On real streets it learns
-# road and sky well, the other large classes fairly, and overlooks most people. Then you try three ways to make it see them,
-# beside a control: more epochs of the old loss, with smaller steps. Over all test pictures the control does as well as the
-# three; on the one drive that no network has seen, the order is another one.
+# the large classes, and overlooks most people. Then you try three ways to make it see them, beside a control: more epochs of
+# the old loss, with smaller steps. Over all test pictures the control does as well as the three; on the one drive that no
+# network has seen, the order is another one.
 #
 # ![A street of CamVid, its label, and what the U-Net makes of it after 50 epochs and after 12 more](../.github/02_camvid.jpg)
 #
 # *A street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching. People are red. Below, what our U-Net makes of it
-# after 50 epochs from scratch, and after the control's 12 epochs more. The network had seen 367 pictures of other streets. We
-# picked a street where the gain shows: on its whole drive the IoU of people goes from 15 to 20 %.*
+# after 50 epochs, and after the control's 12 more. We picked a street where the gain shows: on its whole drive the IoU of
+# people goes from 15 to 20 % (seed 42).*
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/02_unet_from_scratch.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/02_unet_from_scratch.ipynb)
@@ -37,13 +37,13 @@
 # public code does; [results/sources.md](../results/sources.md) has the links.
 #
 # **You need** convolution, batch norm, softmax and cross-entropy. Notebook 01 explains the seven classes, the confusion
-# matrix and the mean IoU. This notebook takes about 50 minutes to read.
+# matrix and the mean IoU. Reading takes about 50 minutes.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2.1 min in all (2 cores of an AMD EPYC, November 2026) | with seed 42, mIoU on test .70 after `scratch` and .72 after `dice_occlusion` (majority class .04), people .00 and .16: it works, and is no evidence |
-# | `laptop` | CamVid: 367 real streets | any CPU | 47 min on one core of that machine for all five stages, 26 of them for `scratch` | with seed 42, mIoU on test .60 after `scratch` and .63 after `continued` (majority class .04), people .15 and .23 |
-# | `course`, `paper` | CamVid or Cityscapes; `paper` squeezes Cityscapes to 256x256, as the source does | one 16 GB GPU: 1.5 GiB, computed | not yet measured (the source: 2 h 16 min for its first stage on a P100) | not yet run |
+# | `quick` | toy streets, made on the spot | any CPU | 2.1 min in all (2 cores of an AMD EPYC, November 2026) | mIoU on test .70 after `scratch`, .72 after `dice_occlusion` (majority class .04), people .00 and .16 (seed 42): it works, and is no evidence |
+# | `laptop` | CamVid: 367 real streets | any CPU | 47 min for all five stages on one core of that machine | mIoU on test .60 after `scratch`, .63 after `continued` (majority class .04), people .15 and .23 (seed 42) |
+# | `course`, `paper` | CamVid or Cityscapes | one 16 GB GPU: 1.5 GiB, computed | not yet measured | not yet run |
 
 # %% [markdown]
 # ## Parameters
@@ -140,7 +140,7 @@ MODES = {
 }
 
 # %% [markdown]
-# The source trains in *stages*. They are explained below, where we train them; `continued` is our addition.
+# The source trains in *stages*, which we explain where we train them. `continued` is our addition.
 
 # %%
 STAGES = {
@@ -171,8 +171,8 @@ print(common.device_line())
 # The source has seven classes: background, road, building, vehicle, person, vegetation and sky. Everything else, void
 # included, is background, and is trained and scored like any other class.
 #
-# We learn from `train`, choose the best epoch on `val`, and judge on `test`. Cityscapes keeps its test labels secret. There
-# `common.halve` splits the validation pictures in two, in the same halves as the source [code]:
+# We learn from `train`, choose the best epoch on `val`, and judge on `test`. Cityscapes keeps its test labels secret; there
+# we split the validation pictures into the same halves as the source [code]:
 
 # %%
 root = common.find_data(data_dir, mode)
@@ -234,9 +234,8 @@ common.show(common.show_pair(picture, truth.numpy(), scheme))
 #
 # ## The network
 #
-# Here is what we are going to build. Each box is a *feature map*, in short a map. On the way down pooling halves its side,
-# and the number of channels doubles; on the way up both go back. The *skip connections* bring the maps from the way down
-# across:
+# Here is what we are going to build. Each box is a *feature map*, in short a map. On the way down its side is halved and its
+# channels double; on the way up both go back. The *skip connections* bring the maps of the way down across:
 
 # %%
 colors = common.as_colors(truth.numpy(), scheme)
@@ -348,13 +347,12 @@ for name in ("down", "bottleneck", "up", "merge"):
 print(f"in all     {sum(p.numel() for p in net.parameters()):9,} parameters")
 
 # %% [markdown]
-# 7,703,367 parameters, as in the source, and nearly half of them in the bottleneck: a 3x3 convolution from 512 to 512
-# channels alone has 9 x 512 x 512 weights. The U-Net of Ronneberger et al. has four poolings; the source's has three.
+# 7,703,367 parameters, as in the source, and nearly half of them in the bottleneck. The U-Net of Ronneberger et al. has four
+# poolings; the source's has three.
 #
 # ## Write the loop that trains it
 #
-# A `DataLoader` puts the streets together in batches of four, in a new order every time. `drop_last` leaves out a last batch
-# that is not full:
+# A `DataLoader` makes batches of four streets, in a new order every time, and `drop_last` leaves out one that is not full:
 
 # %%
 torch.manual_seed(seed)
@@ -366,8 +364,8 @@ print("images", tuple(images.shape), "labels", tuple(labels.shape))
 # Training repeats one step for every batch; a pass over all batches is an *epoch*. The step has four parts:
 #
 # 1. Move the batch to the *device*, the GPU or CPU where the network is.
-# 2. Forget the old gradients. `backward` *adds* to what is stored in `.grad`; without `zero_grad` every step would also follow
-#    the gradients of all batches before it.
+# 2. Forget the old gradients. `backward` *adds* to what is stored in `.grad`; without `zero_grad` a step would follow the
+#    gradients of all batches so far.
 # 3. Compute the loss, and send its gradient back through the network.
 # 4. Let the optimizer change every weight a little, against its gradient.
 
@@ -387,11 +385,10 @@ def train_epoch(model, loader, optimizer, device="cpu"):
 
 
 # %% [markdown]
-# The network changes between these losses, so their mean belongs to no single set of weights. It is only a sign of progress.
+# The network changes after every batch, so this mean belongs to no single set of weights. It only shows progress.
 #
-# To predict, we take the class with the highest logit, pixel by pixel. `eval` lets batch norm use the statistics that it has
-# gathered in training, so that a prediction does not depend on its batch. `no_grad` stores nothing for a backward pass that never
-# comes:
+# A prediction is the class with the highest logit, pixel by pixel. With `eval`, batch norm uses the statistics it gathered in
+# training, so that a prediction does not depend on its batch. With `no_grad`, nothing is stored for a backward pass:
 
 # %%
 @torch.no_grad()
@@ -417,8 +414,8 @@ def confusion_of(model, data, device="cpu"):
 
 
 # %% [markdown]
-# Now the network, its device and its optimizer. *Adam* is gradient descent that adapts the step of every weight to the size of
-# its recent gradients. The *learning rate* `lr` scales all steps: with a large one the loss jumps, with a small one it hardly moves.
+# The optimizer *Adam* adapts the step of every weight to the size of its recent gradients. The *learning rate* `lr` scales all
+# steps: if it is too large the loss jumps, if it is too small the loss hardly moves.
 
 # %%
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -427,9 +424,9 @@ model = UNet(width=16).to(device)
 optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 
 # %% [markdown]
-# We train for twenty epochs and look at our street after the first, the fifth and the last. The last epoch need not be the best. So
-# we score `val` after each, and keep the weights of the best one so far. `state_dict` holds the weights themselves, which the next
-# step changes; we need a copy:
+# We train for twenty epochs, and look at our street after the first, the fifth and the last. The last epoch need not be the
+# best. So we score val after each, and keep the best weights so far. We need a copy of them, as the next step changes the
+# tensors that `state_dict` returns:
 
 # %%
 import copy
@@ -446,7 +443,7 @@ for epoch in range(1, EPOCHS + 1):
         print(f"epoch {epoch}: loss {loss:.3f}, mean IoU on val {miou:.3f}")
 
 # %% [markdown]
-# That is the whole loop. The street, its truth and the three predictions:
+# That is the whole loop. What did it make of our street?
 
 # %%
 labels = {"truth": truth} | {f"after epoch {e}": seen for e, seen in looks.items()}
@@ -457,7 +454,7 @@ common.show(common.show_panels(colored, scheme))
 # After one epoch everything is road, the commonest class. After five we see the large regions, after twenty contours and
 # vehicles. The people are there only as blobs of the wrong class.
 #
-# The network trained on this street. On the validation streets it did not, so we go back to the best weights and score these:
+# The network trained on this street. We go back to the best weights, and score the validation streets:
 
 # %%
 model.load_state_dict(best_weights)
@@ -479,11 +476,11 @@ common.show(common.show_confusion(confusion, scheme.classes))
 #
 # ## The same loop on real streets
 #
-# `common.fit` is this loop, with what long trainings need besides: it saves its state, resumes after a stop, and runs on several
-# GPUs. A test of this course checks that both loops have the same losses. Notebooks 02 to 06 train with it.
+# `common.fit` is this loop, and also saves its state, resumes after a stop, and runs on several GPUs. A test of the course
+# checks that both loops give the same losses. Notebooks 02 to 06 train with it.
 #
-# CamVid holds real streets, 367 of them for training. The repository keeps what was recorded while a U-Net learnt from them for
-# 50 epochs (mode `laptop`). We call this training `scratch`:
+# The repository keeps the records of trainings on CamVid, 367 real streets (mode `laptop`). In the first, `scratch`, a U-Net
+# learnt for 50 epochs:
 
 # %%
 import pandas as pd
@@ -494,34 +491,32 @@ if len(found):
     found = found.query("notebook == @NOTEBOOK and dataset == 'camvid11'")
     found = found.query("mode == 'laptop' and method in @STAGES")
     scratch = found[found["method"] == "scratch"]
-    histories = {run.seed: pd.read_csv(run.folder / "history.csv")
+    histories = {f"seed {run.seed}": pd.read_csv(run.folder / "history.csv")
                  for run in scratch.itertuples()}
 
 # %%
 if len(found):
     columns = ["train_loss", "eval_loss", "miou", "iou_person"]
-    curves = {f"seed {number}": history for number, history in histories.items()}
-    common.show(common.show_history(curves, columns))
+    common.show(common.show_history(histories, columns))
 
 # %% [markdown]
-# The upper curves are the losses on train and on val (`eval`), the lower ones scores on val. With seed 42 both losses fall to the end, and
-# the validation loss is lowest at the last epoch: the network does not learn by heart yet. (The source's does: its
-# validation loss is lowest at epoch 20, .34, and .59 at epoch 100, while its training loss falls to .04 [code].) Road and sky come first. For twenty
-# epochs nobody is found at all, then the IoU of people rises in jumps. How large are these, from one epoch to the next, in the
-# last ten?
+# Above are the losses on train and on val (`eval`), below the scores on val. With seed 42 the validation loss is lowest at the
+# last epoch: no learning by heart yet. (In the source it is lowest at epoch 20, .34, and .59 at epoch 100 [code].) For twenty
+# epochs hardly anybody is found; then the IoU of people rises in jumps. How large are these in the last ten epochs? And is the
+# network still learning?
 
 # %%
-for number, history in histories.items() if len(found) else ():
+for name, history in histories.items() if len(found) else ():
     late = 100 * history[["miou", "iou_person"]].tail(10)
     jump = late.diff().abs().mean()
     rise = late.tail(5).mean() - late.head(5).mean()
-    print(pd.DataFrame({f"jump, seed {number}": jump, "rise": rise}).round(1))
+    print(pd.DataFrame({f"{name}: jump": jump, "rise": rise}).round(1))
 
 # %% [markdown]
-# On average the mean IoU jumps by 2.4 points and that of people by 7.8: which epoch we keep is partly luck. And the network still
-# learns: from epochs 41 to 45 to the last five the mean IoU rises by 1.9 points, that of people by 8.6. More epochs might do more.
+# From one epoch to the next the mean IoU jumps by 2.4 points on average, that of people by 7.8: which epoch we keep is partly
+# luck. And the network still learns: the last five epochs are 1.9 points better than the five before, for people 8.6.
 #
-# Which classes has it learnt in the end? The IoU of each class in per cent:
+# Which classes has it learnt? The IoU of each, in per cent, in the kept epoch:
 
 # %%
 if len(found):
@@ -530,12 +525,12 @@ if len(found):
     display((100 * pd.DataFrame(by_class)).round(1))
 
 # %% [markdown]
-# On test, sky and road reach 90 and 85 %, vehicles, buildings and vegetation 61 to 68, background 41, and people 15. So this is what a
-# U-Net learns here from nothing: the large regions first and well, people last and badly. (Why is val better? It shows a
-# drive that was trained on. Notebook 03 is about that.)
+# On test, sky and road reach 90 and 85 %, vehicles, buildings and vegetation 61 to 69, background 41, and people 15. So a
+# U-Net learns the large regions first and well, people last and badly. (Val is better, as it shows a drive that was trained
+# on. Notebook 03 is about that.)
 #
-# The source's network has 76.5 % on Cityscapes, and 48.6 for people [report]. It learns from 2975 streets instead of 367, has 64 channels
-# on its first level instead of 16, and sees 256 rows instead of 192. It has three ideas against what is still wrong.
+# The source's network has 76.5 % on Cityscapes, and 48.6 for people [report]. It has 2975 streets to learn from, four times our
+# channels, and sees 256 rows instead of 192. It then tries three ideas.
 #
 # ## Idea 1: class weights
 #
@@ -544,9 +539,8 @@ if len(found):
 #
 # $$L_{CE} = -\frac{\sum_x w_{y(x)} \log p_{y(x)}(x)}{\sum_x w_{y(x)}}$$
 #
-# The source takes $w_c = 1/\sqrt{f_c}$, where $f_c$ is the share of pixels of class $c$. It has rounded shares in its code,
-# and two sets of them, "1a" for weights alone and "1b" for weights with occlusion [code]. PyTorch's own cross-entropy takes
-# such weights, and divides by their sum as the formula does:
+# The source takes $w_c = 1/\sqrt{f_c}$, where $f_c$ is the share of pixels of class $c$. Its code has rounded shares, and two
+# sets of them: "1a" for weights alone, "1b" for weights with occlusion [code].
 
 # %%
 FREQUENCIES = {  # the source's shares for its stages 1a and 1b
@@ -560,24 +554,27 @@ def inverse_sqrt_weights(shares):
     return torch.tensor(shares, dtype=torch.float32).clamp(min=1e-4).rsqrt()
 
 
-def cross_entropy(logits, label, weights=None):
-    """Sum of -w log p of the true class over the sum of w; logits (B, C, H, W)."""
-    return F.cross_entropy(logits.float(), label, weight=weights)
-
-
 for name, shares in FREQUENCIES.items():
     print(name, [round(w, 1) for w in inverse_sqrt_weights(shares).tolist()])
 
 
 # %% [markdown]
-# People, the fifth class, have 1.2 % of the pixels of Cityscapes [code]. Rounded to 1 % their pixels weigh 10, rounded to 2 % only 7.1.
-# With `frequency = "measured"` you take the shares of your own training labels.
-#
+# People, the fifth class, have 1.2 % of the pixels of Cityscapes [code]. Rounded to 1 % they weigh 10, rounded to 2 % only 7.1.
+# `frequency = "measured"` takes the shares of your own training labels. PyTorch's own cross-entropy takes such weights, and
+# divides by their sum as the formula does:
+
+# %%
+def cross_entropy(logits, label, weights=None):
+    """Sum of -w log p of the true class over the sum of w; logits (B, C, H, W)."""
+    return F.cross_entropy(logits.float(), label, weight=weights)
+
+
+# %% [markdown]
 # ## Idea 2: hide parts of people
 #
 # *Occlusion* covers a part of a person with noise, in the photo but not in the label. The network then has to name what it
-# cannot see from what is around it. First we have to find the people: groups of person pixels that touch. In our street they have
-# these heights and widths:
+# cannot see from what is around it. First we have to find the people, groups of person pixels that touch. Heights and widths
+# in our street:
 
 # %%
 import numpy as np
@@ -594,8 +591,7 @@ boxes = find_people(truth.numpy())
 print([(y.stop - y.start, x.stop - x.start) for y, x in boxes])
 
 # %% [markdown]
-# The hidden box has 30 to 70 % of each side of a person. It is filled with grey noise most of the time, and else with noise of
-# all colours:
+# The hidden box has 30 to 70 % of each side of a person:
 
 # %%
 def box_within(box, rng):
@@ -609,6 +605,10 @@ def box_within(box, rng):
     return tuple(sides)
 
 
+# %% [markdown]
+# It is filled with grey noise most of the time, and else with noise of all colours:
+
+# %%
 def noise(shape, rng, grey):
     """Noise (h, w, 3) uint8: with probability `grey` around mid-grey, else uniform."""
     values = rng.normal(0.5, 0.1, shape) if rng.random() < grey else rng.random(shape)
@@ -616,8 +616,8 @@ def noise(shape, rng, grey):
 
 
 # %% [markdown]
-# Every augmentation of this course has the same form: photo, label and a random generator in, photo and label out. This one goes
-# through the people from the top row down, hides each with probability `hide`, and stops after two, as the source's does [code]:
+# An augmentation of this course takes a photo, a label and a random generator, and returns photo and label. This one goes
+# through the people from the top row down, and stops after hiding two, as the source's does [code]:
 
 # %%
 def occlude(image, label, rng, hide=0.6, grey=0.7, fill="noise", limit=2):
@@ -636,15 +636,15 @@ def occlude(image, label, rng, hide=0.6, grey=0.7, fill="noise", limit=2):
 
 
 # %% [markdown]
-# With `hide=1.0` the first two of our three people are always the ones:
+# Of our three people the first two are hidden for certain if `hide` is 1:
 
 # %%
 rng = np.random.default_rng(6)
 hidden, _ = occlude(picture, truth.numpy(), rng, hide=1.0)
-common.show(common.show_panels({"as it is": picture, "two people in part hidden": hidden}))
+common.show(common.show_panels({"as it is": picture, "parts hidden": hidden}))
 
 # %% [markdown]
-# One has a box of coloured noise on his legs, the other one of grey noise from head to hip.
+# One has coloured noise on the legs, the other grey noise on the upper body.
 #
 # ## Idea 3: a Dice loss
 #
@@ -670,8 +670,8 @@ def dice_per_class(probs, label, epsilon=1e-6):
 #
 # $$L_{Dice} = \frac{1}{C} \sum_c \left(1 - \hat w_c \min(D_c, 0.999)\right) \qquad \hat w_c = \frac{C\, w_c}{\sum_k w_k}$$
 #
-# A class that is not in the batch has a Dice near 0 whatever the network answers, so its part says next to nothing about
-# false alarms. That is a good reason to add some cross-entropy:
+# A class that is not in the batch has a Dice near 0 whatever the network answers, so false alarms of it
+# cost next to nothing. That is a good reason to add some cross-entropy:
 
 # %%
 def weighted_dice_loss(probs, label, weights):
@@ -680,6 +680,7 @@ def weighted_dice_loss(probs, label, weights):
     return (1 - scaled * dice_per_class(probs, label).clamp(max=0.999)).mean()
 
 
+# %%
 def dice_and_cross_entropy(logits, label, weights):
     """The last stage's loss: 0.3 weighted cross-entropy + 0.7 weighted Dice."""
     probs = logits.float().softmax(dim=1)
@@ -699,12 +700,11 @@ def dice_and_cross_entropy(logits, label, weights):
 # | `dice_occlusion` | `scratch` | 0.3 weighted cross-entropy + 0.7 weighted Dice | 80 % | stage 2 |
 #
 # The source compares its later stages with the first [report]. But these start from a trained network, train longer, and take
-# smaller steps: a tenth of the first learning rate [code]. A better score can come from the new loss, from the epochs, or
-# from the smaller steps. So we add `continued`, with the same epochs and learning rate as the others and the old loss. It is
-# a fair control for `weighted`, and a rough one for the others: `weighted_occlusion` has had twice as many extra epochs, and
-# `dice_occlusion` takes twice as many steps, as its batches are half as large.
+# smaller steps [code]. A better score can come from any of that. So we add `continued`, with the epochs and the learning rate
+# of the others and the old loss. It is a fair control for `weighted`, and a rough one for the others: `weighted_occlusion` has
+# had twice as many extra epochs, and `dice_occlusion` takes twice as many steps.
 #
-# We keep the epoch with the highest mean IoU on val in every stage (`select`). The first function picks the loss:
+# In every stage we keep the epoch with the highest mean IoU on val (`select`). The first function picks the loss:
 
 # %%
 LOSSES = ("cross_entropy", "weighted", "dice")
@@ -729,6 +729,7 @@ def make_data(frames, size, seed):
                                mean=(0, 0, 0), std=(1, 1, 1))
 
 
+# %%
 def measured_shares(data):
     """Share of pixels per class in the labels of a data set, (C,)."""
     labels = (data.read(k)[1] for k in range(len(data)))
@@ -737,8 +738,8 @@ def measured_shares(data):
 
 
 # %% [markdown]
-# `common.evaluate` makes one confusion matrix for each picture. We add the validation loss, and the score by which the source
-# chose the epochs of its later stages: the mean over batches of each batch's mean IoU [code]. Exercise 2.3 asks what is wrong with it.
+# To the scores of `common.evaluate` we add the one by which the source chose the epochs of its later stages: the mean over
+# batches of each batch's mean IoU [code]. Exercise 2.3 asks what is wrong with it.
 
 # %%
 def batch_miou(confusion, batch_size):
@@ -749,6 +750,7 @@ def batch_miou(confusion, batch_size):
     return float(np.mean(scores))
 
 
+# %%
 def evaluate(model, data, accelerator=None, batch_size=8, contours=False):
     """common.evaluate with the cross-entropy and the mean of the batches' IoUs."""
     metrics, per_image = common.evaluate(
@@ -759,8 +761,7 @@ def evaluate(model, data, accelerator=None, batch_size=8, contours=False):
 
 
 # %% [markdown]
-# And one stage whole: its network from the parent's weights, its data, its loss, its optimizer. (`channels_last` is another order
-# of the numbers in memory.)
+# And one stage whole: its network from the parent's weights, its data, its loss, its optimizer:
 
 # %%
 from functools import partial
@@ -798,8 +799,8 @@ def train_stage(folder, recipe, settings, splits, frequency, fill, select, seed,
 
 
 # %% [markdown]
-# `train_runs` trains what is not there yet, parents first. `UNUSED` says which parameters a stage does not read, so that they
-# do not become part of its name. You can add a stage of your own to `STAGES`; `check_stages` refuses what cannot be trained.
+# `train_runs` trains what is not there yet, parents first. `UNUSED` names the parameters that a stage does not read. You can
+# add a stage of your own to `STAGES`; `check_stages` refuses what cannot be trained.
 
 # %%
 UNUSED = {
@@ -830,7 +831,7 @@ common.show(common.show_history(histories, ["miou", "iou_person"]))
 
 # %% [markdown]
 # `scratch` finds hardly anybody in forty epochs. The stages with class weights see people from their first epoch. On test,
-# in per cent, beside the *majority class* (notebook 01), which calls every pixel by the commonest class:
+# in per cent, beside the *majority class* of notebook 01:
 
 # %%
 test = {name: common.flat(run.summary["test"]) for name, run in runs.items()}
@@ -841,24 +842,23 @@ print(f"the majority class scores {100 * majority['miou']:.1f}")
 table.rename(columns=columns).round(1)
 
 # %% [markdown]
-# `continued` brings people from 0.4 to 6.4, class weights to 17.1, and with occlusion to 20.7; `dice_occlusion` has 16.5. All
-# this is on twelve toy streets and one seed: it shows how the comparison works, and proves nothing.
+# `continued` brings people from 0.4 to 6.4, class weights to 17.1, and with occlusion to 20.7; `dice_occlusion` has 16.5. These
+# are twelve toy streets and one seed: they show how the comparison works, and prove nothing.
 #
 # ## What CamVid says
 #
-# The repository keeps all five stages on CamVid, too. Its test split has two drives. Of `Seq05VD` (171 frames) no frame
-# was trained on; of `0001TP` (62 frames) other frames were. A run keeps the confusion matrix of each test picture, so we can score
-# the drives apart, without a network. The columns of people are val, test, and the two drives of test:
+# The test split of CamVid has two drives. Of `Seq05VD` (171 frames) nothing was trained on; of `0001TP` (62 frames) other
+# frames were. A run keeps the confusion matrix of each test picture, so we can score each drive without a network:
 
 # %%
 rows = []
 for run in found.itertuples():
-    drives = {name: common.kept_scores(run.folder, "test", name)
-              for name in ("", "0001TP", "Seq05VD")}
-    people = {name or "test": scores["iou"]["person"] for name, scores in drives.items()}
-    rows.append({"stage": run.method, "seed": run.seed, "mean IoU, test": run.test["miou"],
-                 "person, val": run.iou_person}
-                | {f"person, {name}": iou for name, iou in people.items()})
+    row = {"stage": run.method, "seed": run.seed, "mean IoU, test": run.test["miou"],
+           "person, val": run.iou_person}
+    for drive in ("", "0001TP", "Seq05VD"):
+        iou = common.kept_scores(run.folder, "test", drive)["iou"]
+        row[f"person, {drive or 'test'}"] = iou["person"]
+    rows.append(row)
 
 # %%
 if rows:
@@ -867,43 +867,31 @@ if rows:
     display(camvid.round(1))
 
 # %% [markdown]
-# What does each stage gain for people over the `scratch` of the same seed, in points?
+# What does each stage gain for people over `scratch`, seed by seed?
 
 # %%
-import matplotlib.pyplot as plt
-
 if rows:
     gain = camvid - camvid.loc["scratch"].reindex(camvid.index, level="seed")
-    gain = gain.drop("scratch").filter(like="person").drop(columns="person, test")
-    fig, axes = plt.subplots(1, 3, figsize=(8.5, 2.5), sharex=True, sharey=True,
-                             layout="constrained")
-    for axis, name in zip(axes, gain):
-        for (number, dots), color in zip(gain[name].groupby("seed"), common.CURVES):
-            stages = dots.index.get_level_values("stage")
-            axis.plot(dots, stages, "o", color=color, label=f"seed {number}")
-        axis.axvline(0, color="0.6", linewidth=0.8)
-        axis.set(title=name, xlabel="gain in points", ylim=(3.5, -0.5))
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
-    common.show(fig)
+    gain = gain.drop(index="scratch", columns=["mean IoU, test", "person, test"])
+    common.show(common.show_seeds(gain, "gain in points"))
 
 # %% [markdown]
 # So far there is one seed, 42. On all test pictures every later stage gains: 1.3 to 2.5 points of mean IoU, and 6 to 9 for
-# people. But `continued`, our control, gains 2.3 points of mean IoU and 8.6 for people, and no stage has more for people. So the whole
-# test split does not show that class weights, occlusion or Dice do anything. A report without a control would have praised
-# whichever of them it tried.
+# people. But `continued`, our control, gains 2.3 and 8.6, and no stage has more for people. So the whole test split does not
+# show that class weights, occlusion or Dice do anything. A report without a control would have praised whichever it tried.
 #
-# The drives say more. `continued`, `weighted` and `weighted_occlusion` gain 14 to 18 points for people on `0001TP`, and 2 to 5 on
-# the unseen `Seq05VD`. There `dice_occlusion` leads: it gains 7.2, the control 4.7. And on val `weighted` loses 7 points
-# for people and `weighted_occlusion` 4. The epochs of `scratch` jumped by 7.8. With one seed we cannot tell such differences from luck.
+# The drives differ. `continued`, `weighted` and `weighted_occlusion` gain 14 to 18 points for people on `0001TP`, and 2 to 5 on
+# the unseen `Seq05VD`. There `dice_occlusion` leads: it gains 7.2, the control 4.7. On val `weighted` even loses 7, and
+# `weighted_occlusion` 4. One seed cannot tell such differences from luck.
 #
-# On the toy streets weights and occlusion beat the control by 10 to 14 points, here they do not. Perhaps weights help where a network
-# ignores a class, as `scratch` does on toys, and less where it already finds some. Nothing here tests that.
+# On the toy streets weights and occlusion beat the control by 10 to 14 points. Perhaps weights help most where a network ignores
+# a class altogether, as `scratch` does there. Nothing here tests that.
 
 # %% [markdown]
 # ## Where the source is wrong
 #
-# Three points from which one learns; [results/sources.md](../results/sources.md) has the others. These are its scores on 250
-# pictures of Cityscapes, in per cent:
+# Three points from which one learns; [results/sources.md](../results/sources.md) has the others. Its scores on 250 pictures of
+# Cityscapes:
 
 # %%
 published = common.read_published(NOTEBOOK)
@@ -915,33 +903,34 @@ pd.DataFrame({"mean IoU": means, "person": people}).reindex(means.index)
 # %% [markdown]
 # **1. Two stages, one caption.** Figure 3 of the report is called "Weighted CE and Occlusion" and shows the numbers of `weighted`,
 # which hides nobody. From it the report concludes that occlusion lowers the IoU of people [report]. The run with occlusion
-# is in the public notebook [code]. There people *gain* .29 points on `scratch` and 1.01 on `weighted`. But it also trained
+# is in the public notebook [code]. There people *gain* .29 points on `scratch` and 1.01 on `weighted`. But it trained
 # 30 epochs more than `weighted`, with another weight for people, and each is one run: not even this measures occlusion.
 #
-# **2. A gain without a control.** `dice_occlusion` is compared with `scratch` [report], which trained 30 epochs less [code]. On the
-# toy streets `continued` alone has 1.8 of the 2.7 points of mean IoU that `dice_occlusion` gains.
+# **2. A gain without a control.** `dice_occlusion` is compared with `scratch` [report], which trained 30 epochs less [code].
+# On the toy streets `continued` alone has 1.8 of its 2.7 points of mean IoU.
 #
-# **3. Two rules for the epoch.** `scratch` keeps the epoch of lowest validation loss, the later stages that of the highest mean of batches
-# [code]. So a part of what these gain may be the rule. We use one rule for all.
+# **3. Two rules for the epoch.** `scratch` keeps the lowest validation loss, the later stages keep the highest mean of batches
+# [code]. A part of their gain may be the rule.
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG or PNG of yours. The network of the last stage labels it. Without one, a street serves that was not trained on:
+# Set `photo` to a JPEG or PNG of yours. Without one, a street serves that was not trained on:
 
 # %%
 last = list(runs)[-1]
 model = UNet(width=settings["width"], depth=settings["depth"])
 common.load_weights(runs[last].folder / "best.safetensors", model).eval()
-size, inputs = (settings["size"], settings["size"]), {"mean": (0, 0, 0), "std": (1, 1, 1)}
+size = (settings["size"], settings["size"])
+inputs = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 own = common.own_photo(photo, splits["test"][0])
 answer = common.predict(model, own, size, **inputs)
 common.show(common.show_pair(own, answer, scheme))
 
 # %% [markdown]
-# Nobody walks in this toy street: the slivers of red are false alarms. Road, vehicles and trees are where they should be.
+# Nobody walks in this toy street: the slivers of red are false alarms.
 #
-# `photo` may also name a short video. Then the picture above is its first frame, and the next cell labels every frame, shows
-# them as a small moving picture, and writes a video into the folder of the run:
+# `photo` may also name a short video. Then the next cell labels every frame, shows them as a small moving picture, and writes a
+# video into the folder of the run:
 
 # %%
 from results import video
@@ -952,23 +941,22 @@ video.show(photo, runs[last].folder, scheme, model, size, **inputs)
 # ## What we learnt
 #
 # - A U-Net is one block, used on the way down and on the way up; the skip connections carry the places that pooling forgets.
-# - Every training is the same loop: forget the gradients, compute the loss, send it back, take a step. Score val after each
-#   epoch, and keep the best weights.
-# - From random weights and 367 streets it learns the large regions first, and people last and badly.
+# - Every training is the same loop: forget the gradients, compute the loss, send it back, take a step; score val, keep the best.
+# - From random weights it learns the large regions first, and people last.
 # - A class weight decides which mistakes cost more. Dice gives small classes a say, and forgets absent ones.
 # - A gain needs a control: training longer, with smaller steps, is a method, too.
 #
 # ## Exercises
 #
 # Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it. An
-# exercise that is not done yet stops nothing. None takes more than a minute to run.
+# exercise that is not done yet stops nothing.
 
 # %% [markdown]
 # ### Exercise 2.1: write the loop, and overfit one picture
 #
-# Before you train on thousands of pictures, see whether your loop can learn one by heart. If it cannot, something is wrong
-# with the loop. Write it whole: `steps` steps on the same batch with the given optimizer and `F.cross_entropy`, the model in
-# training mode. Return the loss of every step, taken before that step, as a list of Python numbers.
+# Before you train on thousands of pictures, see whether your loop can learn one by heart. Write it: `steps` steps on the same
+# batch with the given optimizer and `F.cross_entropy`, the model in training mode. Return the loss of every step, taken before
+# that step, as a list of Python numbers.
 
 # %%
 # Exercise 2.1
@@ -1037,8 +1025,7 @@ print("perfect, two batches of one:", dataset_miou_as_given(halves, 3))
 
 # %% [markdown]
 # Write the score that does not depend on the batches: the mean of the IoUs of the whole set, over the classes that occur in its
-# labels. Batches may differ in size. Two things are wrong. The example shows one; the other shows only
-# with a prediction that is not perfect.
+# labels. Batches may differ in size. Two things are wrong. The example shows one; the other needs a prediction with mistakes.
 
 # %%
 # Exercise 2.3
@@ -1058,10 +1045,10 @@ with common.exercise("Exercise 2.3"):
 # %% [markdown]
 # ### Exercise 2.4: a small project: which people are found?
 #
-# The IoU counts pixels, so that one near person outweighs ten far ones. Count people instead. A person is a connected set of
-# pixels of class `PERSON` in the label, where pixels that touch at a corner belong together; its height is the number of rows of its bounding box; it is *found*
-# where at least half of its own pixels are predicted as `PERSON`. Return the share of people found in each group of heights: with
-# `edges` (8, 16) for heights below 8, from 8 to below 16, and from 16 on; `nan` for a group without people.
+# The IoU counts pixels, so that one near person outweighs ten far ones. Count people instead. A person is a set of pixels of
+# class `PERSON` in the label that touch, also at corners; its height is that of its bounding box; it is *found* where at least
+# half of its own pixels are predicted as `PERSON`. Return the share of people found in each group of heights: with `edges`
+# (8, 16) for heights below 8, from 8 to below 16, and from 16 on; `nan` for a group without people.
 
 # %%
 # Exercise 2.4
