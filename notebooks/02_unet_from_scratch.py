@@ -32,9 +32,9 @@
 #
 # Notebook 2 of 6 · before it: [01 class remapping](01_class_remapping.ipynb) · after it: [03 cross-validation](03_unet_resnet50_cv.ipynb) · [all six](../README.md)
 #
-# **Sources.** *The U-Net report*: Subhasis Panda, a student's course report on Cityscapes with public code (April 2025),
-# after O. Ronneberger, P. Fischer, T. Brox, *U-Net* (MICCAI 2015). [report] marks what the report says, [code] what its
-# public code does; [results/sources.md](../results/sources.md) has the links.
+# **Sources.** *The U-Net report*: Subhasis Panda, a student's course report on Cityscapes with public code (April 2025), after
+# Ronneberger et al., *U-Net* (2015). [report] marks what it says, [code] what its public code does;
+# [results/sources.md](../results/sources.md) has the links.
 #
 # **You need** convolution, batch norm, softmax and cross-entropy. Notebook 01 explains the seven classes, the confusion
 # matrix and the mean IoU. Reading takes about 50 minutes.
@@ -476,8 +476,8 @@ common.show(common.show_confusion(confusion, scheme.classes))
 #
 # ## The same loop on real streets
 #
-# `common.fit` is this loop, and also saves its state, resumes after a stop, and runs on several GPUs. A test of the course
-# checks that both loops give the same losses. Notebooks 02 to 06 train with it.
+# `common.fit` is this loop, and also resumes after a stop and runs on several GPUs. A test of the course checks that both give
+# the same losses. Notebooks 02 to 06 train with it.
 #
 # The repository keeps the records of trainings on CamVid, 367 real streets (mode `laptop`). In the first, `scratch`, a U-Net
 # learnt for 50 epochs:
@@ -529,8 +529,8 @@ if len(found):
 # U-Net learns the large regions first and well, people last and badly. (Val is better, as it shows a drive that was trained
 # on. Notebook 03 is about that.)
 #
-# The source's network has 76.5 % on Cityscapes, and 48.6 for people [report]. It has 2975 streets to learn from, four times our
-# channels, and sees 256 rows instead of 192. It then tries three ideas.
+# The source's network has 76.5 % on Cityscapes, and 48.6 for people [report], with 2975 streets to learn from, four times our
+# channels, and 256 rows instead of 192. Then it tries three ideas.
 #
 # ## Idea 1: class weights
 #
@@ -606,7 +606,7 @@ def box_within(box, rng):
 
 
 # %% [markdown]
-# It is filled with grey noise most of the time, and else with noise of all colours:
+# Mostly grey noise fills it, else noise of all colours:
 
 # %%
 def noise(shape, rng, grey):
@@ -669,9 +669,6 @@ def dice_per_class(probs, label, epsilon=1e-6):
 # by its weight from idea 1, and scales the weights so that their mean is 1:
 #
 # $$L_{Dice} = \frac{1}{C} \sum_c \left(1 - \hat w_c \min(D_c, 0.999)\right) \qquad \hat w_c = \frac{C\, w_c}{\sum_k w_k}$$
-#
-# A class that is not in the batch has a Dice near 0 whatever the network answers, so false alarms of it
-# cost next to nothing. That is a good reason to add some cross-entropy:
 
 # %%
 def weighted_dice_loss(probs, label, weights):
@@ -679,6 +676,10 @@ def weighted_dice_loss(probs, label, weights):
     scaled = weights * len(weights) / weights.sum()
     return (1 - scaled * dice_per_class(probs, label).clamp(max=0.999)).mean()
 
+
+# %% [markdown]
+# A class that is not in the batch has a Dice near 0 whatever the network answers, so false alarms of it cost next to nothing.
+# That is a good reason to add some cross-entropy:
 
 # %%
 def dice_and_cross_entropy(logits, label, weights):
@@ -701,8 +702,8 @@ def dice_and_cross_entropy(logits, label, weights):
 #
 # The source compares its later stages with the first [report]. But these start from a trained network, train longer, and take
 # smaller steps [code]. A better score can come from any of that. So we add `continued`, with the epochs and the learning rate
-# of the others and the old loss. It is a fair control for `weighted`, and a rough one for the others: `weighted_occlusion` has
-# had twice as many extra epochs, and `dice_occlusion` takes twice as many steps.
+# of the others and the old loss. It is a fair control for `weighted`, and a rough one for the last two: one has had twice as
+# many extra epochs, the other takes twice as many steps.
 #
 # In every stage we keep the epoch with the highest mean IoU on val (`select`). The first function picks the loss:
 
@@ -729,7 +730,6 @@ def make_data(frames, size, seed):
                                mean=(0, 0, 0), std=(1, 1, 1))
 
 
-# %%
 def measured_shares(data):
     """Share of pixels per class in the labels of a data set, (C,)."""
     labels = (data.read(k)[1] for k in range(len(data)))
@@ -881,11 +881,11 @@ if rows:
 # show that class weights, occlusion or Dice do anything. A report without a control would have praised whichever it tried.
 #
 # The drives differ. `continued`, `weighted` and `weighted_occlusion` gain 14 to 18 points for people on `0001TP`, and 2 to 5 on
-# the unseen `Seq05VD`. There `dice_occlusion` leads: it gains 7.2, the control 4.7. On val `weighted` even loses 7, and
+# the unseen `Seq05VD`. There `dice_occlusion` leads: it gains 7.2, the control 4.7. On val `weighted` loses 7 points, and
 # `weighted_occlusion` 4. One seed cannot tell such differences from luck.
 #
 # On the toy streets weights and occlusion beat the control by 10 to 14 points. Perhaps weights help most where a network ignores
-# a class altogether, as `scratch` does there. Nothing here tests that.
+# a class, as `scratch` does there. Nothing here tests that.
 
 # %% [markdown]
 # ## Where the source is wrong
@@ -909,8 +909,8 @@ pd.DataFrame({"mean IoU": means, "person": people}).reindex(means.index)
 # **2. A gain without a control.** `dice_occlusion` is compared with `scratch` [report], which trained 30 epochs less [code].
 # On the toy streets `continued` alone has 1.8 of its 2.7 points of mean IoU.
 #
-# **3. Two rules for the epoch.** `scratch` keeps the lowest validation loss, the later stages keep the highest mean of batches
-# [code]. A part of their gain may be the rule.
+# **3. Two rules for the epoch.** `scratch` keeps the lowest validation loss, the later stages the highest mean of batches [code].
+# A part of their gain may be the rule.
 #
 # ## Your own photo
 #
@@ -942,7 +942,7 @@ video.show(photo, runs[last].folder, scheme, model, size, **inputs)
 #
 # - A U-Net is one block, used on the way down and on the way up; the skip connections carry the places that pooling forgets.
 # - Every training is the same loop: forget the gradients, compute the loss, send it back, take a step; score val, keep the best.
-# - From random weights it learns the large regions first, and people last.
+# - From random weights it learns the large regions first, people last.
 # - A class weight decides which mistakes cost more. Dice gives small classes a say, and forgets absent ones.
 # - A gain needs a control: training longer, with smaller steps, is a method, too.
 #
@@ -1067,9 +1067,7 @@ with common.exercise("Exercise 2.4"):
     common.check("the third missed", found, [0.5, np.nan, 1])
 
 # %% [markdown]
-# ### To go further
-#
-# These need training and are not checked.
+# ### To go further (with training, not checked)
 #
 # - Take the skip connections out: in `UNet.forward`, `torch.zeros_like(skips.pop())`. Which classes suffer?
 # - Train `scratch` for as many epochs as `scratch` and `continued` together. Which of the two is better for people?

@@ -538,6 +538,7 @@ def test_pictures_hold_what_they_are_given_and_are_shown_once(monkeypatch):
         common.show_history({"A": history, "B": history}),
         common.show_confusion(np.array([[3, 1], [0, 0]]), ["a", "b"]),
         common.show_panels({"photo": photo, "truth": common.as_colors(label, scheme)}, scheme),
+        common.show_seeds(pd.DataFrame({"gain": [1.0, 2.0]}, pd.MultiIndex.from_product([["a"], [42, 43]])), "in points"),
         common.show_unet(photo, common.as_colors(label, scheme)),
     ]
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == scheme.classes
