@@ -56,6 +56,7 @@ from results.runs import find_runs as find_runs, headline as headline, read_publ
 from results.runs import LITE0_MEAN as LITE0_MEAN, LITE0_STD as LITE0_STD, with_weights as with_weights  # isort: skip
 from results.runs import network_errors as network_errors, network_facts as network_facts  # isort: skip
 from results.runs import compile_loss as compile_loss, own_losses as own_losses, several as several  # isort: skip
+from results.runs import check_stages as check_stages  # isort: skip
 from results.runs import results_folder as results_folder, run_names as run_names, train_runs as train_runs  # isort: skip
 
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
@@ -234,6 +235,13 @@ def evenly(frames: Sequence, n: int) -> list:
     if not n or n >= len(frames):
         return list(frames)
     return [frames[i] for i in np.linspace(0, len(frames) - 1, n).round().astype(int)]
+
+
+def halve(frames: Sequence) -> tuple[list, list]:
+    """(test, val) halves of a list, as scikit-learn's train_test_split(..., test_size=0.5, random_state=42) gives them."""
+    order = np.random.RandomState(42).permutation(len(frames))
+    second = (len(frames) + 1) // 2
+    return [frames[i] for i in order[second:]], [frames[i] for i in order[:second]]
 
 
 def own_photo(path: str, otherwise: Frame) -> np.ndarray:
@@ -937,6 +945,64 @@ def show_pair(photo: np.ndarray, label: np.ndarray, scheme: Scheme):
     return fig
 
 
+def show_panels(panels: dict[str, np.ndarray], scheme: Scheme | None = None):
+    """Figure of pictures (H, W, 3) side by side under their titles, with the legend of a scheme; returns the figure."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(8.5, 8.5 / len(panels) + 0.3), layout="constrained", squeeze=False)
+    for axis, (title, panel) in zip(axes[0], panels.items(), strict=True):
+        axis.imshow(panel, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.set_axis_off()
+    if scheme:
+        class_legend(fig, scheme, range(len(scheme.classes)))
+    return fig
+
+
+def show_confusion(confusion: np.ndarray, classes: Sequence[str]):
+    """Figure of a confusion matrix (C, C), rows in per cent of the true class, of the classes that occur; returns it."""
+    keep = np.flatnonzero(confusion.sum(axis=1))
+    shares = 100 * confusion[keep][:, keep] / confusion[keep].sum(axis=1, keepdims=True)
+    fig, axis = plt.subplots(figsize=(5, 4), layout="constrained")
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.5:
+            axis.text(column, row, f"{share:.0f}", ha="center", va="center", color="white" if share > 50 else "black")
+    axis.set_xticks(range(len(keep)), [classes[c] for c in keep], rotation=90)
+    axis.set_yticks(range(len(keep)), [classes[c] for c in keep])
+    axis.set(xlabel="predicted", ylabel="true")
+    return fig
+
+
+def show_unet(photo: np.ndarray, label: np.ndarray, width: int = 64, depth: int = 3, size: int = 256):
+    """Figure of a U-Net between a photo and a label, both (H, W, 3): a box for each map, its channels and side below.
+
+    Maps of one level stand at one height; orange arrows are the skip connections.
+    """
+    levels = [*range(depth + 1), *range(depth - 1, -1, -1)]
+    arrow = {"arrowstyle": "->", "color": "0.4"}
+    fig, axis = plt.subplots(figsize=(8.5, 3.6), layout="constrained")
+    for x, level in enumerate(levels, start=1):
+        side = 0.8 * 0.8**level
+        axis.add_patch(plt.Rectangle((x, -level), 0.5, side, color=CURVES[0], alpha=0.7))
+        text = f"{width << level} channels\n{size >> level} x {size >> level}"
+        axis.text(x + 0.25, -level - 0.06, text, ha="center", va="top", fontsize=7.5)
+        if x > 1:
+            before = levels[x - 2]
+            axis.annotate("", (x, side / 2 - level), (x - 0.5, 0.4 * 0.8**before - before), arrowprops=arrow)
+        if x > depth + 1:
+            y = 0.9 * side - level
+            axis.annotate("", (x, y), (2 * (depth + 1) - x + 0.5, y), arrowprops=arrow | {"color": CURVES[1]})
+    last = len(levels) + 1
+    axis.text(last / 2 + 0.25, 0.75, "skip connection: the map is copied", ha="center", color=CURVES[1], fontsize=9)
+    for x, picture, text in ((-0.2, photo, "photo"), (last, label, "class of each pixel")):
+        axis.imshow(picture, extent=(x, x + 0.8, 0, 0.8), interpolation="nearest", aspect="auto", zorder=2)
+        axis.text(x + 0.4, -0.06, text, ha="center", va="top", fontsize=7.5)
+    for x in (0.6, last - 0.5):
+        axis.annotate("", (x + (0.4 if x < 1 else 0.5), 0.4), (x, 0.4), arrowprops=arrow)
+    axis.set(xlim=(-0.3, last + 0.9), ylim=(-depth - 0.6, 1.0))
+    axis.set_axis_off()
+    return fig
+
+
 def error_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8: the photo in pale grey, wrong pixels red, void black."""
     picture = np.repeat(image.mean(2, keepdims=True), 3, axis=2).astype(np.uint8) // 2 + 100
@@ -961,6 +1027,23 @@ def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, 
             axis.set_title(f"{title} {titles[i]}" if titles and title == "photo" else title, fontsize=10)
     seen = np.unique([c for arrays in (labels, predictions) for a in arrays for c in np.unique(a) if c < 255])
     class_legend(fig, scheme, seen)
+    return fig
+
+
+def show_seeds(table: pd.DataFrame, xlabel: str):
+    """Figure of a table with rows (method, seed): a panel for each column, a row of dots for each method; returns it."""
+    names = [str(name) for name in dict.fromkeys(table.index.get_level_values(0))]
+    size = (8.5, 0.3 * len(names) + 1.2)
+    fig, axes = plt.subplots(1, len(table.columns), figsize=size, sharex=True, layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], table, strict=True):
+        for color, (seed, dots) in zip(cycle(CURVES), table[name].groupby(level=1)):
+            rows = [names.index(method) for method in dots.index.get_level_values(0)]
+            axis.plot(dots.to_numpy(), rows, "o", color=color, label=f"seed {seed}")
+        axis.axvline(0, color="0.6", linewidth=0.8)
+        axis.set_yticks(range(len(names)), names if axis is axes[0][0] else [])
+        axis.set(title=name, xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
+        axis.grid(axis="x", alpha=0.3)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return fig
 
 

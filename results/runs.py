@@ -305,6 +305,21 @@ def own_losses(variants: dict[str, Sequence[str]], ours: Sequence[str], scope: d
     return found
 
 
+def check_stages(stages: dict[str, dict], losses: Iterable[str], frequencies: Iterable[str]) -> None:
+    """StreetsError for a stage of a notebook's STAGES that could not be trained as it is written.
+
+    Each has a parent ("" or another stage), one of the losses, the name of its class weights where its loss has some, and
+    both of "hide" and "grey" or neither.
+    """
+    keys = {"parent", "loss", "frequency", "hide", "grey"}
+    for name, recipe in stages.items():
+        weighted = recipe.get("loss") in ("weighted", "dice")
+        if (not {"parent", "loss"} <= set(recipe) <= keys or recipe["loss"] not in losses
+                or recipe["parent"] not in ("", *stages) or recipe["parent"] == name
+                or weighted != (recipe.get("frequency") in frequencies) or ("hide" in recipe) != ("grey" in recipe)):
+            raise StreetsError(f"STAGES: {name} cannot be trained as it is written: {recipe}.")
+
+
 def is_toy(data_dir: str) -> bool:
     """Whether data_dir names the embedded toy streets, which `toy` does where no folder is called so."""
     return data_dir == "toy" and not os.path.isdir(data_dir)

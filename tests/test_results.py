@@ -530,7 +530,7 @@ def test_the_majority_baseline_names_one_class_everywhere():
     assert common.majority_baseline(confusion) == {"miou": pytest.approx(0.75 / 2), "accuracy": pytest.approx(0.75)}
 
 
-def test_pictures_hold_what_they_are_given_and_are_shown_once(monkeypatch, notebook):
+def test_pictures_hold_what_they_are_given_and_are_shown_once(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
     rng = np.random.default_rng(0)
@@ -542,14 +542,17 @@ def test_pictures_hold_what_they_are_given_and_are_shown_once(monkeypatch, noteb
     figures = [
         common.show_predictions([photo] * 2, [label] * 2, [label % 19] * 2, scheme),
         common.show_history({"A": history, "B": history}),
-        notebook("02_unet_from_scratch").show_confusion(np.array([[3, 1], [0, 0]]), ["a", "b"]),
+        common.show_confusion(np.array([[3, 1], [0, 0]]), ["a", "b"]),
+        common.show_panels({"photo": photo, "truth": common.as_colors(label, scheme)}, scheme),
+        common.show_seeds(pd.DataFrame({"gain": [1.0, 2.0]}, pd.MultiIndex.from_product([["a"], [42, 43]])), "in points"),
+        common.show_unet(photo, common.as_colors(label, scheme)),
     ]
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == scheme.classes
     error = figures[0].axes[3].images[0].get_array()
     assert (error[0] == 0).all() and not (error[1:] == (220, 30, 30)).all(axis=2).any(), "void is black, right pixels are not red"
     for figure in figures:
         common.show(figure)
-    assert len(shown) == 3 and not __import__("matplotlib.pyplot").pyplot.get_fignums()
+    assert len(shown) == len(figures) and not __import__("matplotlib.pyplot").pyplot.get_fignums()
 
 
 def test_more_runs_than_colours_are_all_drawn():

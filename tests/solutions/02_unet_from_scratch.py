@@ -1,30 +1,6 @@
 """Solutions, hidden tests and typical wrong answers to the exercises of notebooks/02_unet_from_scratch.py, cell by cell."""
 
-# %% Exercise 2.1: solution (2 points)
-def step_up(x, skip, up, merge):
-    """Map (B, C, H, W) of the next level from the map x below it and the skip."""
-    ### BEGIN SOLUTION
-    x = up(x)
-    down, right = (skip.shape[axis] - x.shape[axis] for axis in (2, 3))
-    return merge(torch.cat([F.pad(x, (0, right, 0, down)), skip], dim=1))
-    ### END SOLUTION
-
-# %% Exercise 2.1: hidden tests
-net = UNet(width=4, depth=1)
-x, skip = torch.rand(2, 8, 2, 3), torch.rand(2, 4, 5, 7)
-wide = torch.zeros(2, 4, 5, 7)
-wide[:, :, :4, :6] = net.up[0](x)
-theirs = net.merge[0](torch.cat([wide, skip], dim=1))
-ours = step_up(x, skip, net.up[0], net.merge[0])
-common.check("an odd side: largest difference", (ours - theirs).abs().max(), 0)
-
-# %% Exercise 2.1: a wrong answer
-def step_up(x, skip, up, merge):
-    """Makes the skip smaller instead of the enlarged map larger."""
-    x = up(x)
-    return merge(torch.cat([x, skip[:, :, : x.shape[2], : x.shape[3]]], dim=1))
-
-# %% Exercise 2.2: solution (3 points)
+# %% Exercise 2.1: solution (3 points)
 def overfit(model, image, label, optimizer, steps):
     """Losses of so many steps on one batch, image (B, 3, H, W) and label (B, H, W)."""
     ### BEGIN SOLUTION
@@ -39,7 +15,7 @@ def overfit(model, image, label, optimizer, steps):
     return losses
     ### END SOLUTION
 
-# %% Exercise 2.2: hidden tests
+# %% Exercise 2.1: hidden tests
 torch.manual_seed(1)
 net, other = (nn.Conv2d(3, 7, 1) for _ in range(2))
 other.load_state_dict(net.state_dict())
@@ -55,7 +31,7 @@ for _ in range(5):
 losses = overfit(net, image, label, torch.optim.SGD(net.parameters(), lr=0.5), 5)
 common.check("five steps of gradient descent", losses, by_hand)
 
-# %% Exercise 2.2: a wrong answer
+# %% Exercise 2.1: a wrong answer
 def overfit(model, image, label, optimizer, steps):
     """Forgets to forget: the gradients of all steps add up."""
     losses = []
@@ -66,7 +42,7 @@ def overfit(model, image, label, optimizer, steps):
         losses.append(loss.item())
     return losses
 
-# %% Exercise 2.3: solution (2 points)
+# %% Exercise 2.2: solution (2 points)
 def cross_entropy_by_hand(logits, label, weights):
     """Cross-entropy of logits (B, C, H, W) and label (B, H, W), with weights (C,)."""
     ### BEGIN SOLUTION
@@ -77,20 +53,20 @@ def cross_entropy_by_hand(logits, label, weights):
     return -(w * log_p).sum() / w.sum()
     ### END SOLUTION
 
-# %% Exercise 2.3: hidden tests
+# %% Exercise 2.2: hidden tests
 weights = torch.tensor([0.5, 1.0, 4.0])
 label[0, :2] = 255
 common.check("weights, and void", cross_entropy_by_hand(logits, label, weights),
              F.cross_entropy(logits, label, weight=weights, ignore_index=255))
 
-# %% Exercise 2.3: a wrong answer
+# %% Exercise 2.2: a wrong answer
 def cross_entropy_by_hand(logits, label, weights):
     """Divides by the number of pixels instead of by their weights, and lets void count as class 0."""
     known = torch.where(label == 255, 0, label)
     log_p = logits.log_softmax(dim=1).gather(1, known[:, None])[:, 0]
     return -(weights[known] * log_p).mean()
 
-# %% Exercise 2.4: solution (3 points)
+# %% Exercise 2.3: solution (3 points)
 def dataset_miou(batches, num_classes):
     """Mean IoU over the classes that occur in the labels of all batches together."""
     ### BEGIN SOLUTION
@@ -98,7 +74,7 @@ def dataset_miou(batches, num_classes):
     return common.miou(confusion)
     ### END SOLUTION
 
-# %% Exercise 2.4: hidden tests
+# %% Exercise 2.3: hidden tests
 rng = np.random.default_rng(2)
 truth, answer = rng.integers(0, 5, (7, 4, 4)), rng.integers(0, 6, (7, 4, 4))  # class 5 is only predicted, 6 nowhere
 truth[:5][truth[:5] == 4] = 0
@@ -108,12 +84,12 @@ for cuts in ([], [1, 2, 4], range(1, 7)):
     whole = common.miou(common.confusion_matrix(answer, truth, 7))
     common.check(f"{len(batches)} batches with mistakes", dataset_miou(batches, 7), whole)
 
-# %% Exercise 2.4: a wrong answer
+# %% Exercise 2.3: a wrong answer
 def dataset_miou(batches, num_classes):
     """Absent classes are left out, but it is still a mean over batches."""
     return float(np.mean([common.miou(common.confusion_matrix(*batch, num_classes)) for batch in batches]))
 
-# %% Exercise 2.5: solution (4 points)
+# %% Exercise 2.4: solution (4 points)
 def recall_by_height(predictions, labels, edges):
     """Share of people found per group of heights, of lists of arrays (H, W)."""
     ### BEGIN SOLUTION
@@ -128,7 +104,7 @@ def recall_by_height(predictions, labels, edges):
     return np.array([np.mean(group) if group else np.nan for group in found])
     ### END SOLUTION
 
-# %% Exercise 2.5: hidden tests
+# %% Exercise 2.4: hidden tests
 import cv2
 
 rng, truths, answers, by_hand = np.random.default_rng(5), [], [], [[], [], []]
@@ -148,7 +124,7 @@ seen[0] = 0
 common.check("one within the box of another", recall_by_height([seen], [around], (8,)), [1, 0])
 common.check("nobody", recall_by_height([seen], [np.zeros((12, 12), int)], ()), [np.nan])
 
-# %% Exercise 2.5: a wrong answer
+# %% Exercise 2.4: a wrong answer
 def recall_by_height(predictions, labels, edges):
     """Share of people found per group of heights, of lists of arrays (H, W)."""
     found = [[] for _ in range(len(edges) + 1)]
