@@ -17,9 +17,9 @@
 # # Which loss draws the sharpest streets?
 #
 # You train one network four times, and only its loss changes: cross-entropy alone, with Dice, with a boundary loss, with both.
-# In a published study of twelve long trainings the answer depends on the score. With Dice the trimap IoU is 1.6 points better, without
-# Dice the boundary F1 is .8 better, and the best mIoU, by .4, has the boundary loss without Dice. On CamVid, in short trainings with one
-# seed, Dice is ahead by all three scores. And you will see how little the boundary loss pulls.
+# In a published study of twelve long trainings the answer depends on the score: with Dice the trimap IoU is 1.6 points better,
+# without Dice the boundary F1 is .8 better, and the boundary loss without Dice has the best mIoU, by .4. In our short trainings on
+# CamVid, with one seed, Dice leads by all three. And you will see how little this boundary loss pulls.
 #
 # ![A street of CamVid, its label, and the predictions of four networks, which hardly differ](../.github/06_four_losses.jpg)
 #
@@ -31,8 +31,8 @@
 # Notebook 6 of 6 · before it: [05 SEMEDA](05_semeda.ipynb) · [all six](../README.md)
 #
 # **Source.** *Cassez's study*: Guillaume Cassez, *Boundary Loss Ablation for Full-Resolution Cityscapes Segmentation* (2026,
-# version 0.2.2, [doi 10.5281/zenodo.20528680](https://doi.org/10.5281/zenodo.20528680)), after H. Kervadec et al., *Boundary loss
-# for highly unbalanced segmentation* (MIDL 2019). [results/sources.md](../results/sources.md) has the links.
+# version 0.2.2), after H. Kervadec et al., *Boundary loss for highly unbalanced segmentation* (MIDL 2019).
+# [results/sources.md](../results/sources.md) has the links. Below, [report] marks the study's text, [code] public code.
 #
 # **You need** softmax, cross-entropy and Dice (notebook 02), Student's t and the bootstrap (03), boundary F1 and trimap IoU (04).
 # This notebook takes about 45 minutes to read.
@@ -185,8 +185,8 @@ print(common.device_line())
 # %% [markdown]
 # ## A thin thing and a thick one
 #
-# We train on `train` and look at `val`, and on CamVid we compare on `test`. The 19 classes are those of notebook 01 (CamVid has 11
-# of them); void (255) is neither trained nor scored. The encoder halves a picture five times, so its sides are multiples of 32.
+# We train on `train` and look at `val`; on CamVid we compare on `test`. The 19 classes are those of notebook 01 (CamVid has 11 of
+# them); void (255) is neither trained nor scored.
 
 # %%
 def make_splits(root, images):
@@ -204,7 +204,7 @@ size = common.network_size(splits["train"][0], settings["height"])
 print({name: len(frames) for name, frames in splits.items()}, "at", size)
 
 # %% [markdown]
-# One street of forty, with much of both a car and a pole, will serve as our example:
+# One street of forty, with much of both a car and a pole, will be our example:
 
 # %%
 import numpy as np
@@ -220,12 +220,12 @@ common.show(common.show_pair(picture, label, scheme))
 
 # %% [markdown]
 # A pole is a few pixels wide. Shift the label by four, and the pole stands beside itself, while the car still covers most of itself.
-# What do our three losses say to that? We write them first, and ask them then.
+# In the end we ask our three losses what they say to that.
 #
 # ## Cross-entropy counts pixels
 #
 # Write $p_c(x)$ for the softmax probability of class $c$ at pixel $x$, $y_c(x)$ for 1 where the label is $c$ and else 0, and $V$
-# for the pixels that are not void. The cross-entropy of notebook 02, with its class weights $w_c$ (all 1 if there are none), is
+# for the pixels that are not void. The cross-entropy of notebook 02, with class weights $w_c$ or all of them 1, is
 #
 # $$L_{CE} = -\frac{\sum_{x\in V}\sum_c w_c\, y_c(x) \log p_c(x)}{\sum_{x\in V}\sum_c w_c\, y_c(x)}$$
 #
@@ -242,10 +242,6 @@ def one_hot(label, num_classes=19):
     return label[:, None] == classes[:, None, None]
 
 
-# %% [markdown]
-# The formula:
-
-# %%
 def cross_entropy(log_probs, label, class_weights=None):
     """Mean of -log p of the true class; log_probs (B, C, H, W), label (B, H, W)."""
     y = one_hot(label, log_probs.shape[1])
@@ -257,13 +253,13 @@ def cross_entropy(log_probs, label, class_weights=None):
 # %% [markdown]
 # ## Dice counts classes
 #
-# In the mean of the Dice scores every class has the same say, however few its pixels. Here it has no class weights, and
+# In the mean of the Dice scores every class has the same say, however few its pixels. There are no class weights, and
 # $\varepsilon = 1$:
 #
 # $$L_{Dice} = 1 - \frac{1}{C}\sum_c \frac{2\sum_{x\in V} p_c y_c + \varepsilon}{\sum_{x\in V} p_c + \sum_{x\in V} y_c + \varepsilon}$$
 #
-# The sums run over the batch. A class that the batch does not hold takes part, too. Its Dice is $\varepsilon / (\sum p_c +
-# \varepsilon)$: 1 if nobody names it, and about a tenth after ten pixels of it.
+# The sums run over the batch. The Dice of a class that the batch lacks is $\varepsilon / (\sum p_c + \varepsilon)$: 1 if nobody names
+# it, about a tenth after ten pixels of it.
 
 # %%
 def dice_loss(probs, label, smooth=1.0):
@@ -291,11 +287,14 @@ print(outside.round(1)[:3], inside.round(1)[:4], sep="\n\n")
 
 # %% [markdown]
 # The first grow away from the bus, the second to 3 in its middle. The *signed distance map* $\phi$ is positive outside and negative
-# inside. On the rim, the outermost pixels of the bus, it is to be 0, so we subtract 1 inside:
+# inside. On the rim, the outermost pixels of the bus, Kervadec et al. want it 0, so we subtract 1 inside. A class that the picture
+# lacks has no contour, and its map is 0:
 
 # %%
 def signed_distance(mask):
     """phi of a mask (H, W): pixels to it outside, minus those to its rim inside."""
+    if mask.all() or not mask.any():
+        return np.zeros(mask.shape)
     outside = distance_transform_edt(~mask)
     inside = distance_transform_edt(mask)
     return outside - np.maximum(inside - 1, 0)
@@ -304,41 +303,30 @@ def signed_distance(mask):
 print(signed_distance(bus).round(1))
 
 # %% [markdown]
-# `data_prep.signed_distance_maps` gives the same numbers for all classes, at 1024x2048 14 times faster:
-
-# %%
-pixels = data_prep.signed_distance_maps(label, 19, norm="none")  # (C, H, W)
-there = [c for c in np.unique(label) if c < 19]
-ours = np.stack([signed_distance(label == c) for c in there])
-print("largest difference:", np.abs(ours - pixels[there]).max())
-
-# %% [markdown]
-# Here are the maps of cars and poles. White is the rim, red outside, blue inside, each with a scale of its own:
+# Here are the maps of cars and poles (from a faster function with the same numbers). White is the rim, red outside, blue inside; beyond
+# 15 pixels the colour stays:
 
 # %%
 import matplotlib.pyplot as plt
-from matplotlib.colors import TwoSlopeNorm
 
+pixels = data_prep.signed_distance_maps(label, 19, norm="none")  # (C, H, W)
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.2), layout="constrained")
 for axis, c in zip(axes, (CAR, POLE)):
-    low, high = min(pixels[c].min(), -1), max(pixels[c].max(), 1)
-    shown = axis.imshow(pixels[c], cmap="RdBu_r", norm=TwoSlopeNorm(0, low, high))
-    fig.colorbar(shown, ax=axis, label="phi in pixels", ticks=[low, 0, high],
-                 format="%.0f")
+    shown = axis.imshow(pixels[c], cmap="RdBu_r", vmin=-15, vmax=15)
     axis.set_title(f"{scheme.classes[c]}: down to {pixels[c].min():.0f}", fontsize=10)
     axis.set_axis_off()
+fig.colorbar(shown, ax=axes, label="phi in pixels")
 common.show(fig)
 
 # %% [markdown]
-# The cars have an inside, 14 pixels deep. The poles have none: they are all rim, and their map never goes below 0. A class that the
-# picture does not hold has no contour, and its map is 0 everywhere. The boundary loss of Kervadec et al. multiplies these maps with
-# the probabilities:
+# The cars have an inside, 14 pixels deep. The poles have none: they are all rim, and their map never goes below 0. The boundary loss
+# of Kervadec et al. multiplies these maps with the probabilities:
 #
 # $$L_{B} = \frac{1}{C\,|V|}\sum_c\sum_{x\in V} \phi_c(x)\, p_c(x)$$
 #
 # Probability far outside a class costs, probability deep inside earns. So the loss is **negative for a good prediction**. That
-# is no bug: a loss only has to fall when things get better. Its distance to the value for the truth is the distance $|\phi|$, summed
-# over the area between the predicted contours and the true ones: so it measures how far apart they are.
+# is no bug: a loss only has to fall when things get better. What it has too much, compared with the truth, is the distance $|\phi|$
+# summed over the area between the predicted and the true contours.
 
 # %%
 def boundary_loss(probs, phi, label):
@@ -350,9 +338,9 @@ def boundary_loss(probs, phi, label):
 
 
 # %% [markdown]
-# Its size depends on the unit of $\phi$. The source clips distances at 127 pixels, stores them as bytes, and has them in [-1, 1]
-# [report]. How, its text does not say. We divide by 127, so 12 pixels are stored as 12 and count 12/127; `norm = "none"` keeps pixels, as
-# Kervadec's code does. (The others divide by each class's largest distance.) A map is made after its label was mirrored:
+# Its size depends on the unit of $\phi$. The source clips distances at 127 pixels and has them in [-1, 1]; how, its text does not say
+# [report]. We divide by 127: 12 pixels are stored as 12 and count 12/127. `norm = "none"` keeps pixels, as Kervadec's code does [code].
+# The map is made after its label was mirrored:
 
 # %%
 def distance_targets(label, num_classes, norm):
@@ -364,7 +352,8 @@ def distance_targets(label, num_classes, norm):
 
 
 # %% [markdown]
-# To ask the three losses we need probabilities. Let the predicted class get 99 %, and the others share the rest:
+# What do the three losses say of the truth, of the truth moved four pixels to the side, and of road everywhere? Let the predicted class
+# get 99 %, and the others share the rest:
 
 # %%
 def soft_one_hot(label, num_classes=19, confidence=0.99):
@@ -374,10 +363,6 @@ def soft_one_hot(label, num_classes=19, confidence=0.99):
     return torch.where(y, confidence, rest)
 
 
-# %% [markdown]
-# What do they say of the truth, of the truth moved four pixels to the side, and of road everywhere?
-
-# %%
 truth = torch.from_numpy(label.astype(np.int64))[None]  # (B, H, W)
 phi = distance_targets(label, 19, norm)["phi"][None]  # (B, C, H, W)
 guesses = {"truth": label, "moved": np.roll(label, 4, axis=1), "road": 0 * label}
@@ -389,8 +374,7 @@ for name, guess in guesses.items():
 
 # %% [markdown]
 # All three put the guesses in the same order. From the truth to the moved truth cross-entropy rises by 1.13, Dice by .32, and the
-# boundary loss by .0004. (Dice is not 0 for the truth, because the 1 % that is shared out falls on classes that the picture does not
-# hold.)
+# boundary loss by .0004.
 #
 # ## Four losses, one network
 #
@@ -401,8 +385,7 @@ for name, guess in guesses.items():
 # | C | $L_{CE} + \lambda_d L_{Dice} + \lambda_b L_B$ |
 # | D | $L_{CE} + \lambda_b L_B$ |
 #
-# with $\lambda_d = 1$ and $\lambda_b = 0.2$, as in the source. (`recipe = "author_config"` is a configuration of B that its author
-# published later.)
+# with $\lambda_d = 1$ and $\lambda_b = 0.2$, as in the source. (`recipe = "author_config"` is a B that its author published later.)
 
 # %%
 def loss_terms(variant, recipe, lambda_d, lambda_b):
@@ -414,7 +397,7 @@ def loss_terms(variant, recipe, lambda_d, lambda_b):
 
 
 # %% [markdown]
-# Terms of your own would go in here (see *To go further*):
+# The whole sum, as it is written above. Terms of your own would go into the first cell (see *To go further*):
 
 # %%
 OURS = ("ce", "dice", "boundary")
@@ -426,9 +409,6 @@ def sum_of_own(log_probs, label, terms, own):
     names = [name for name in terms if name not in OURS]
     return sum(terms[name] * (own or {})[name](log_probs, label) for name in names)
 
-
-# %% [markdown]
-# The whole sum, as it is written above:
 
 # %%
 def composite_as_written(logits, batch, terms, class_weights=None, own=None):
@@ -516,7 +496,7 @@ def composite_loss(logits, batch, terms, class_weights=None, own=None, smooth=1.
 #   1/32  -->  pooled: 1, 2, 3, 6
 # ```
 #
-# segmentation-models-pytorch has the encoder and the decoder; the second head is ours:
+# Both answers are enlarged to the size of the photo:
 
 # %%
 import segmentation_models_pytorch as smp
@@ -533,9 +513,6 @@ def fcn_head(channels, num_classes):
         nn.Conv2d(channels, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256),
         nn.ReLU(inplace=True), nn.Dropout2d(0.1), nn.Conv2d(256, num_classes, 1))
 
-
-# %% [markdown]
-# The logits of both are enlarged to the size of the photo. Outside of training there is only the first:
 
 # %%
 class UPerNetWithAux(nn.Module):
@@ -570,9 +547,6 @@ def training_loss(model, batch, composite, terms, **options):
     return main + 0.4 * aux
 
 
-# %% [markdown]
-# The shapes of a batch of two:
-
 # %%
 batch = torch.stack([common.to_tensor(picture[:128, :160], **scaling)] * 2)
 with common.network_errors(settings["encoder"]), torch.no_grad():
@@ -584,7 +558,7 @@ with common.network_errors(settings["encoder"]), torch.no_grad():
 #
 # ### The rest of the recipe
 #
-# Half of the photos are mirrored with their labels, all get other colours, half are blurred. (The source does not say how strongly.)
+# Half of the photos are mirrored with their labels, all get other colours, half are blurred:
 
 # %%
 import cv2
@@ -626,16 +600,27 @@ def frequency_weights(frames, scheme):
     return torch.from_numpy(weights / weights[counts > 0].mean()).float()
 
 
-# %%
 class_weights = None
 if recipe == "author_config" or settings["class_weights"] == "inverse_sqrt":
     class_weights = frequency_weights(splits["train"], scheme)
     print({scheme.classes[c]: round(class_weights[c].item(), 2) for c in (0, POLE, 6)})
 
 # %% [markdown]
-# In cross-entropy a pixel of a pole weighs nearly eight times as much as one of road.
-#
-# The learning rate falls to zero: along the source's straight line, or in *one cycle*, a short rise and a long fall.
+# In cross-entropy a pixel of a pole weighs nearly eight times as much as one of road. The encoder starts from ImageNet weights, and the
+# learning rate falls to zero: along the source's straight line, or in *one cycle*, a short rise and a long fall.
+
+# %%
+def build_network(settings, weights):
+    """The network, and which pretrained weights its encoder got, or "none"."""
+    name = settings["pretrained"]
+
+    def build(pretrained):
+        which = name if not settings["encoder"].startswith("tu-") else True
+        return UPerNetWithAux(settings["encoder"], settings["decoder_width"],
+                              pretrained=which if pretrained else None)
+
+    return common.with_weights(build, weights if name else "none", name)
+
 
 # %%
 def make_scheduler(optimizer, settings, steps_per_epoch):
@@ -651,24 +636,9 @@ def make_scheduler(optimizer, settings, steps_per_epoch):
 
 
 # %% [markdown]
-# The encoder starts from ImageNet weights, if they can be had:
-
-# %%
-def build_network(settings, weights):
-    """The network, and which pretrained weights its encoder got, or "none"."""
-    name = settings["pretrained"]
-
-    def build(pretrained):
-        which = name if not settings["encoder"].startswith("tu-") else True
-        return UPerNetWithAux(settings["encoder"], settings["decoder_width"],
-                              pretrained=which if pretrained else None)
-
-    return common.with_weights(build, weights if name else "none", name)
-
-
-# %% [markdown]
 # Contours are scored by the *boundary F1* and the *trimap IoU* of notebook 04. The source's F1 also counts the frame of the picture
-# and the rim of void, which match for nothing [code]. We judge our own runs by the *strict* one, which leaves them out:
+# and the rim of void, which match for nothing [code]. We judge our own runs by the *strict* one, which leaves them out. And here is one
+# training, whole; `common.fit` is the loop of notebook 02, grown up:
 
 # %%
 def strict_contours(pred, truth):
@@ -676,9 +646,6 @@ def strict_contours(pred, truth):
     f1 = common.boundary_f1(pred, truth, 19, count_frame=False, count_void_rim=False)
     return {"boundary_f1_strict": f1}
 
-
-# %% [markdown]
-# And one training, whole. `common.fit` is the loop of notebook 02, grown up:
 
 # %%
 from functools import partial
@@ -722,8 +689,10 @@ def train_variant(folder, terms, own, class_weights, settings, size, splits, wei
 
 
 # %% [markdown]
-# As in the source, the last epoch counts. A is the same run whatever $\lambda_b$ is. So that it is not trained twice, we say what a
-# loss does not read:
+# ## Train them
+#
+# The four see the same pictures in the same order, and start from the same weights; as in the source, the last epoch counts. (A is
+# the same run whatever $\lambda_b$ is: `unread` says so, and it is not trained twice.)
 
 # %%
 def unread(terms):
@@ -733,11 +702,6 @@ def unread(terms):
     of_distances = [] if "boundary" in terms else ["lambda_b", "norm"]
     return of_distances + ([] if "dice" in terms else ["lambda_d"])
 
-
-# %% [markdown]
-# ## Train them
-#
-# The four see the same pictures in the same order, and start from the same weights.
 
 # %%
 train = partial(train_variant, class_weights=class_weights, settings=settings,
@@ -753,7 +717,7 @@ runs = common.train_runs(globals(), jobs, settings, root, splits,
                          unused={k: unread(names) for k, names in VARIANTS.items()})
 
 # %% [markdown]
-# How did they learn? Their losses are different sums and cannot be compared, but the scores on val can:
+# Their losses are different sums and cannot be compared, but the scores on val can:
 
 # %%
 colors = [common.CURVES[k % 7] for k, letter in enumerate(VARIANTS) if letter in runs]
@@ -761,13 +725,11 @@ histories = {f"variant {letter}": run.history for letter, run in runs.items()}
 common.show(common.show_history(histories, ("miou", "iou_pole"), colors))
 
 # %% [markdown]
-# In twenty epochs mIoU comes to .43 and the IoU of poles to .11. At epoch 10 the four lie 1.8 points of mIoU apart, at the end .8:
-# B has 43.5 %, A and C 43.0, D 42.7.
+# In twenty epochs mIoU comes to .43 and the IoU of poles to .11. At epoch 10 the four lie 1.8 points of mIoU apart, at the end .8.
 #
 # ## The four streets
 #
-# What do these differences look like? We load the four networks again, and take the val street with the most pixels of poles, lights
-# and signs:
+# What do these differences look like? Here is the val street with the most pixels of poles, lights and signs:
 
 # %%
 def load_variant(folder, settings, file="last.safetensors"):
@@ -777,7 +739,6 @@ def load_variant(folder, settings, file="last.safetensors"):
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-# %%
 models = {letter: load_variant(run.folder, settings) for letter, run in runs.items()}
 val = common.StreetScenes(common.evenly(splits["val"], 24), size, **scaling)
 streets = [val.read(k) for k in range(len(val))]
@@ -800,19 +761,18 @@ common.class_legend(fig, scheme, range(19))
 common.show(fig)
 
 # %% [markdown]
-# Can you tell them apart? All draw trees and the edge of the road well, make blobs of signs and people, and miss thin poles. (The bonnet
-# below is void: nobody told the networks what to say there.) On how many pixels do two of them disagree?
+# Can you tell them apart? All draw trees and the edge of the road well, make blobs of signs and people, and miss thin poles. (Nobody told
+# them what to say of the bonnet.) On how many pixels do two of them disagree?
 
 # %%
 from itertools import combinations
 
-judged = seen_label != 255
+valid = seen_label != 255
 for a, b in combinations(seen, 2):
-    print(f"{a}-{b} {(seen[a] != seen[b])[judged].mean():.1%}", end="  ")
+    print(f"{a}-{b} {(seen[a] != seen[b])[valid].mean():.1%}", end="  ")
 
 # %% [markdown]
 # On 5.8 to 7.6 % of this street. A and D, whose losses differ by the boundary loss alone, are no closer (6.2 %) than A and B (5.8 %).
-# Keep this in mind until we know how little that loss pulls.
 #
 # Now the scores in per cent, beside the published ones, of 160 epochs on Cityscapes. The *majority class* names one class everywhere:
 
@@ -823,8 +783,6 @@ METRICS = {"miou": "mIoU", "boundary_f1": "boundary F1", "trimap_iou": "trimap I
 STRICT = {"miou": "mIoU", "boundary_f1_strict": "strict boundary F1",
           "trimap_iou": "trimap IoU"}
 published = common.read_published(NOTEBOOK)
-
-# %%
 theirs = {METRICS[m]: common.headline(published, m).set_index("method")["value"]
           for m in METRICS}
 ours = {k: {STRICT[m]: 100 * run.summary["metrics"][m] for m in STRICT}
@@ -836,13 +794,13 @@ pd.concat({"ours": pd.DataFrame(ours).T.round(1),
 
 # %% [markdown]
 # **So which loss draws the sharpest streets?** By the published numbers that depends on the score. With Dice (B, C) the trimap IoU is
-# 1.6 points better, without it (A, D) the boundary F1 is .8 better. The source's reason: Dice keeps the band along a contour in one
-# piece, and rounds off fine contours [report, §6.2]. The boundary loss, from A to D or from B to C, moves the two by .05 to .11. In mIoU
-# the four are within .6, and D leads. Ours, from 42.7 to 43.5 in mIoU, are one seed on toy streets, and prove nothing.
+# 1.6 points better, without it (A, D) the boundary F1 is .8 better: Dice keeps the band along a contour in one piece and rounds off fine
+# contours, the source supposes [report, §6.2]. The boundary loss moves the two by .05 to .11. In mIoU the four are within .6, and D
+# leads. Ours are one seed on toy streets, and prove nothing.
 #
 # ## Three seeds and six comparisons
 #
-# How much of this is luck? In the source's own numbers every variant has three runs:
+# How much of this is luck? In the source every variant has three runs:
 
 # %%
 def per_seed(published, metric, epoch="last"):
@@ -855,8 +813,8 @@ def per_seed(published, metric, epoch="last"):
 per_seed(published, "miou")
 
 # %% [markdown]
-# D is the best with each seed. Version 0.1 multiplied standard errors by 1.96 [report, v0.1]; for three seeds the factor is 4.303
-# (notebook 03), as version 0.2 has it. The four runs of a seed belong together, so we test their *differences*:
+# D is the best with each seed. Is that enough? Version 0.1 multiplied standard errors by 1.96 [report, v0.1]; for three seeds the
+# factor is 4.303 (notebook 03), as version 0.2 has it. The runs of a seed belong together, so we test their *differences*:
 
 # %%
 from scipy import stats
@@ -889,9 +847,6 @@ def holm(pvalues):
     return adjusted
 
 
-# %% [markdown]
-# Now all pairs of variants:
-
 # %%
 def paired_tests(scores):
     """Differences of all pairs of columns of a table, a row per seed."""
@@ -904,29 +859,28 @@ def paired_tests(scores):
 
 
 # %% [markdown]
-# *difference ± t* is the interval in points, *holm* the corrected $p$ (the source prints seven of them, and a test finds the same):
+# *difference ± t* is the interval in points, *holm* the corrected $p$:
 
 # %%
 pairs = {METRICS[m]: paired_tests(per_seed(published, m)) for m in METRICS}
 pd.concat(pairs, axis=1).drop(columns="p", level=1).round(3)
 
 # %% [markdown]
-# - **mIoU**: one of six differences survives, D over C (.041). D leads A by .40 and B by .59, with every seed, but three seeds are too
-#   few to be sure (.374 for both).
+# - **mIoU**: of six differences one survives, D over C (.041). D leads A by .40 and B by .59, with every seed, but three seeds are too
+#   few to be sure (.374).
 # - **Trimap IoU**: Dice is 1.6 to 1.7 better in all four comparisons, and all survive.
-# - **Boundary F1**: Dice is .7 to .9 worse. The two differences to B survive, the two to C just miss it (.052), and so does D's
+# - **Boundary F1**: Dice is .7 to .9 worse. The two differences to B survive; the two to C just miss it (.052), and so does D's
 #   lead of .08 over A.
 #
-# Would other seeds agree? That is what we tested. Would other pictures? That is the source's main test, and it says the reverse: D over
-# B (.032) and over A (.043) are significant, D over C is not (.092) [report, §5.1]. The source takes either test for support. A
-# difference that passes both is safer to believe. Of single classes, which the source calls exploratory [report, §4.2], none survives:
-# over 19 of them the smallest $p$ of D - B is .27 after Holm.
+# Would other *pictures* agree, too? The source's main test asks that, and D over B (.032) and over A (.043) are significant, D over
+# C is not (.092) [report, §5.1]. It takes either test for support; a difference that passes both is safer to believe. Of single
+# classes, which the source calls exploratory [report, §4.2], none survives: over 19 of them the smallest $p$ of D - B is .27 after Holm.
 #
 # ## How strongly does each loss pull?
 #
-# Dice's effects on contours are real, the boundary loss's are small. Why? The source supposes *gradient interference*: near a contour
-# Dice and boundary loss push the same way; inside of regions they disagree, and so Dice keeps the boundary loss from its last
-# adjustments [report, §6.1]. It did not measure this, it adds. We can. What a loss wants is its gradient at the logits:
+# The boundary loss moves the contour scores little. The source supposes *gradient interference*: near a contour Dice and boundary
+# loss push the same way; inside of regions they disagree, and so Dice keeps the boundary loss from its last adjustments [report, §6.1]. It
+# did not measure this, it adds. We can. What a loss wants is its gradient at the logits:
 
 # %%
 def term_gradients(logits, batch, terms, class_weights=None):
@@ -941,31 +895,27 @@ def term_gradients(logits, batch, terms, class_weights=None):
 
 # %% [markdown]
 # As in notebook 05, a loss is strong if this gradient is long. The formulas tell us what to expect. By $p_c(x)$ the derivative of $L_B$ is
-# $\phi_c(x) / (C\,|V|)$. Ours has $\phi$ in [-1, 1] and $C = 19$: at most 1/19 of $1/|V|$, and four pixels from the rim only 4/127 of
-# that. That of cross-entropy, without class weights, is $1/(p\,|V|)$ for the true class: never below $1/|V|$.
+# $\phi_c(x) / (C\,|V|)$. With $\phi$ in [-1, 1] and $C = 19$ that is at most 1/19 of $1/|V|$, and four pixels from the rim 4/127 of
+# that. Cross-entropy's, without class weights, is never below $1/|V|$ for the true class.
 #
-# We measure on four val streets with their distance maps,
+# We measure on four val streets, for the network that every variant starts from and for two trained ones: C, which was trained with
+# both losses, and A, with neither.
 
 # %%
 from torch.utils.data import default_collate
 
 targets = partial(distance_targets, num_classes=19, norm=norm)
-judged = common.StreetScenes(common.evenly(splits["val"], 4), size, targets=targets,
-                             **scaling)
-held_out = default_collate([judged[k] for k in range(len(judged))])
+four = common.StreetScenes(common.evenly(splits["val"], 4), size, targets=targets,
+                           **scaling)
+held_out = default_collate([four[k] for k in range(len(four))])
 all_terms = loss_terms("C", "paper", lambda_d or 1.0, lambda_b or 0.2)
-
-# %% [markdown]
-# for the network that every variant starts from, and for two trained ones: C, which knows both losses, and A, which knows neither.
-
-# %%
 torch.manual_seed(seed)
 stages = {"at the start": build_network(settings, weights)[0].eval()}
 stages |= {f"variant {k}": models[k].cpu() for k in "CA" if k in models}
 
 # %% [markdown]
-# Do two losses pull the same way? The cosine of their gradients is 1 if they do, 0 if they have nothing to do with each other, negative
-# if they pull apart:
+# The cosine of two gradients is 1 if they pull the same way, 0 if they have nothing to do with each other, negative if they pull apart.
+# We take it within a pixel of the seams between classes, and inside of the regions:
 
 # %%
 def cosine(a, b, mask):
@@ -974,16 +924,10 @@ def cosine(a, b, mask):
     return F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
 
 
-# %% [markdown]
-# We ask within one pixel of the seams between classes, and inside of the regions. Lengths are given as shares of that of
-# cross-entropy's gradient:
-
 # %%
 bands = [common.trimap_band(one.numpy(), 19, radius=1) for one in held_out["label"]]
 near = torch.from_numpy(np.stack(bands))
 regions = {"near seams": near, "inside": ~near & (held_out["label"] != 255)}
-
-# %%
 table = {}
 for name, model in stages.items():
     with torch.no_grad():
@@ -998,10 +942,8 @@ pd.DataFrame(table).T.round(4)
 
 # %% [markdown]
 # At the start Dice pulls with .02 of cross-entropy's strength, after training with .28; the boundary loss with less than a thousandth
-# each time. No cosine is negative. On these four toy streets the two do not pull apart, and they agree more inside of regions (.14,
-# trained .34 to .36) than near seams (.11, .24), which is not what the source expects.
-#
-# Here is one street under A, with one scale for all three; yellow is strong, and void gets nothing:
+# each time. On these four toy streets the two losses never pull apart, and they agree more inside of regions (.34 to .36 after
+# training) than near seams (.24): not what the source expects. Here is one street under A; yellow is strong, and void gets nothing:
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(8.5, 2.2), layout="constrained")
@@ -1015,37 +957,29 @@ fig.colorbar(shown, ax=axes, label="log10 of the pull")
 common.show(fig)
 
 # %% [markdown]
-# Cross-entropy and Dice pull at contours and on objects that the network gets wrong. The boundary loss is darker by three powers of
-# ten. Which $\lambda_b$ would give it a tenth of cross-entropy's pull, with our distances and with distances in pixels?
+# Cross-entropy and Dice pull at contours and on objects that the network gets wrong, the boundary loss a thousand times less. Which
+# $\lambda_b$ would give it a tenth of cross-entropy's pull, with our distances and with distances in pixels?
 
 # %%
-def lambda_for(share, logits, batch, class_weights=None):
-    """lambda_b at which the boundary loss has this share of cross-entropy's pull."""
-    terms = {"ce": 1.0, "boundary": 1.0}
-    found = term_gradients(logits, batch, terms, class_weights)
-    return share * found["ce"].norm().item() / found["boundary"].norm().item()
-
-
-# %%
-in_pixels = [distance_targets(one.numpy().astype(np.uint8), 19, "none")["phi"]
-             for one in held_out["label"]]
-raw = held_out | {"phi": torch.stack(in_pixels)}
-for name, example in {norm: held_out, "none (pixels)": raw}.items():
-    print(f"a tenth, norm {name}: lambda_b =",
-          f"{lambda_for(0.1, logits, example, class_weights):.3g}")
+for unit in dict.fromkeys((norm, "none")):
+    phi = [distance_targets(one.numpy().astype(np.uint8), 19, unit)["phi"]
+           for one in held_out["label"]]
+    pull = term_gradients(logits, held_out | {"phi": torch.stack(phi)},
+                          {"ce": 1.0, "boundary": 1.0}, class_weights)
+    share = (pull["boundary"].norm() / pull["ce"].norm()).item()
+    print(f"norm {unit}: a tenth with lambda_b = {0.1 / share:.3g}")
 
 # %% [markdown]
 # 56 if distances are divided by 127, .41 if they are in pixels, for this network on toy streets and with class weights. On CamVid, in
-# mode `laptop`, the two are 26 and .20. A $\lambda_b$ means nothing without the unit of $\phi$.
+# mode `laptop`, it is 26 and .20. A $\lambda_b$ means nothing without the unit of $\phi$.
 #
-# The source has $\lambda_b$ = .2, and the code of its loss is not public. What we say of its weakness **holds if distances are divided by
-# 127**, which is our reading. Any other scale within [-1, 1] leaves it weak, with at most .021 of the gradient of cross-entropy
-# without class weights at any pixel (exercise 6.2). In pixels it would not be weak, as we just saw. And a later program of the author calls
-# the loss with `theta0=3` [code], which no text explains.
+# The source has $\lambda_b$ = .2, and its code of this loss is not public. Our division by 127 is a reading. Any other scale within
+# [-1, 1] leaves the loss weak, too: at most .021 of the gradient of cross-entropy without class weights, at any pixel (exercise 6.2).
+# In pixels it would be strong. (A later program of the author calls the loss with `theta0=3` [code], which no text explains.)
 #
 # ### The boundary loss alone
 #
-# Does it need cross-entropy at all? We train with one term only, for some sixty steps of notebook 02's plain loop, on small streets:
+# Does it need cross-entropy at all? We train small streets with one term only, for some sixty steps of notebook 02's plain loop:
 
 # %%
 from torch.utils.data import DataLoader
@@ -1057,7 +991,6 @@ small = common.StreetScenes(common.evenly(splits["train"], 16), half, targets=ta
 unseen = common.StreetScenes(common.evenly(splits["val"], 8), half, **inputs)
 
 # %%
-alone = {}
 for term in ("ce", "boundary"):
     torch.manual_seed(seed)
     model, _ = build_network(NETWORKS["lite0"], "auto")
@@ -1067,22 +1000,20 @@ for term in ("ce", "boundary"):
             optimizer.zero_grad()
             training_loss(model.train(), batch, composite_loss, {term: 1.0}).backward()
             optimizer.step()
-    _, scored = common.evaluate(model, unseen)
-    confusion = scored["confusion"].sum(axis=0)  # (C, C)
-    alone[term] = {"mIoU": round(common.miou(confusion), 3),
-                   "classes named": (confusion.sum(axis=0) > 0).sum()}
-pd.DataFrame(alone).T
+    confusion = common.evaluate(model, unseen)[1]["confusion"].sum(axis=0)  # (C, C)
+    named = (confusion.sum(axis=0) > 0).sum()
+    print(f"{term:8s} mIoU {common.miou(confusion):.3f}, {named} classes named")
 
 # %% [markdown]
 # With cross-entropy mIoU comes to .24 and nine classes are named, with the boundary loss alone to .14 and seven. Where $p$ is near 0, its
 # gradient vanishes: a class once given up hardly comes back. (AdamW divides a gradient by its own size, so no $\lambda_b$ would change
-# this.) It is a loss to add, not one to begin with; Kervadec's own code raises its weight epoch by epoch [code].
+# this.) It is a loss to add; Kervadec's own code raises its weight epoch by epoch [code].
 #
 # ## What CamVid says
 #
 # The repository keeps runs on CamVid, real streets, in mode `laptop`: A, B, C and D, so far with one seed, 42. `D strong` is D with
-# distances in pixels and $\lambda_b$ = .2, where the boundary loss pulls with a tenth of cross-entropy's strength; it has a row as
-# soon as a run of it is found. Test has 233 frames of two drives; no frame of one of them, `Seq05VD` (171), was trained on.
+# distances in pixels and $\lambda_b$ = .2, a tenth of cross-entropy's pull; it has its rows as soon as there is a run of it. Test has
+# 233 frames of two drives; no frame of one of them, `Seq05VD` (171), was trained on.
 
 # %%
 def camvid_runs(suffix=""):
@@ -1098,9 +1029,6 @@ def camvid_runs(suffix=""):
     return found.dropna(subset="name").drop_duplicates(["name", "seed"])
 
 
-# %% [markdown]
-# A run keeps its scores of each test frame, so we can score both drives or that one alone:
-
 # %%
 def on_test(found, drive=""):
     """Scores in per cent on test, or on one of its drives: a row per run."""
@@ -1111,40 +1039,25 @@ def on_test(found, drive=""):
 
 
 # %% [markdown]
-# The means over the seeds:
+# On all of test, seed by seed, and the means over the seeds on `Seq05VD` alone:
 
 # %%
 from IPython.display import display
 
 found = camvid_runs()
 if len(found):
-    scores = {"all": on_test(found), "Seq05VD": on_test(found, "Seq05VD")}
-    scores = pd.concat(scores, names=["drive"])
-    display(scores.drop(columns="seed").groupby(["drive", "name"]).mean().round(1))
+    scores = on_test(found)
+    display(scores.pivot(index="name", columns="seed").round(1))
+    of_drive = on_test(found, "Seq05VD").drop(columns="seed")
+    display(of_drive.groupby("name").mean().round(1))
 
 # %% [markdown]
-# With seed 42 the four end within 1.5 points of mean IoU. B, cross-entropy with Dice, leads in every column, and A is last in every
-# column; the study's order in mean IoU was D, A, C, B [report]. Poles are as hard for all: their IoU is 23.5 to 24.0.
+# With seed 42 the four end within 1.5 points of mIoU. B, cross-entropy with Dice, leads in every column, and A is last; the study's
+# order in mIoU was D, A, C, B [report]. For poles nobody wins: their IoU is 23.5 to 24.0.
 #
-# Each dot is a run:
-
-# %%
-if len(found):
-    fig, axes = plt.subplots(1, 3, figsize=(8.5, 2.6), layout="constrained")
-    whole = scores.loc["all"].sort_values("name", ascending=False)
-    for axis, title in zip(axes, STRICT.values()):
-        for (number, rows), color in zip(whole.groupby("seed"), common.CURVES):
-            axis.plot(rows[title], rows["name"], "o", color=color, label=f"seed {number}")
-        axis.set(xlabel=f"{title} in %")
-        axis.grid(alpha=0.3)
-    handles = axes[0].get_legend_handles_labels()
-    fig.legend(*handles, loc="outside upper center", ncols=3)
-    common.show(fig)
-
-# %% [markdown]
 # Now other seeds *and* other pictures in one interval: `common.compare_runs` draws seeds with replacement, and for each draw also
-# blocks of ten neighbouring frames. (Three seeds drawn so are often the same one, and the interval is rather too narrow.) The first two
-# pairs add Dice, the next two the boundary loss:
+# blocks of ten neighbouring frames. (Three seeds drawn so are often the same one, and the interval is rather too narrow.) Two pairs
+# add Dice, two the boundary loss:
 
 # %%
 def compare(folders, a, b, metric):
@@ -1164,32 +1077,32 @@ if len(found):
     asked = [pair for pair in asked if len(folders[pair].dropna())]
     table = pd.DataFrame(index=["-".join(pair) for pair in asked])
     for metric, title in STRICT.items():
-        whole = scores.loc["all"].pivot(index="seed", columns="name", values=title)
-        tests = [paired_t(*whole[pair].dropna().to_numpy().T) for pair in asked]
         table[title] = [compare(folders, *pair, metric) for pair in asked]
         if len(folders) > 1:
+            whole = scores.pivot(index="seed", columns="name", values=title)
+            tests = [paired_t(*whole[pair].dropna().to_numpy().T) for pair in asked]
             table[title] += [f", {p:.3f}" for p in holm([p for _, _, p in tests])]
     display(table)
 
 # %% [markdown]
 # Each entry is a difference in points and its interval; with several seeds, also the $p$ over seeds after Holm for these pairs. With one
-# seed the interval is over pictures alone.
+# seed, as here, the interval is over pictures alone.
 #
-# - **Dice** lifts the trimap IoU by 1.5 points with A and .8 with D (1.6 to 1.7 in the study [report]), and with A both boundary F1,
-#   the strict one by 1.0 and the looser by .6. In the study that fell [report].
-# - **The boundary loss** has .8 points of mIoU more alone, with an interval without 0, and .3 less beside Dice, with one that holds it.
+# - **Dice** lifts the trimap IoU by 1.5 points beside A and .8 beside D (1.6 to 1.7 in the study [report]), and the strict boundary
+#   F1 as well. In the study F1 fell.
+# - **The boundary loss**: D is .8 points of mIoU above A, with an interval without 0; C is .3 below B, with one that holds it.
 #
-# How can D differ from A, if its boundary loss pulls with less than a thousandth of cross-entropy? Most likely this is no work of the
-# boundary loss. On the toy streets A and D disagreed on as many pixels as A and B; on CamVid's val it is A that leads, by half a point.
-# A training drifts: the smallest difference at the start grows, and two networks come out. The interval says that these two *networks*
-# differ on other pictures of the kind, not that the two *losses* do. Only more seeds can tell that. (In the study D leads A with
-# each of three seeds; the scale of its distances may be another.)
+# How can D differ from A if its boundary loss pulls with less than a thousandth of cross-entropy? Most likely the loss did not do this.
+# Trainings drift: the smallest change grows, and another network comes out. On the toy streets A and D disagreed as often as A and
+# B, and on CamVid's val it is A that leads, by half a point. The interval says that these two *networks* differ, on these and similar
+# pictures, not that the two *losses* do. Only more seeds can tell. (In the study D leads A with each of three, and its distances may
+# have another scale.)
 #
 # ## Do short runs mislead?
 #
-# After 10 epochs of 160 the study's best loss is C, in the end D. It calls this exploratory, and the lead of C over B at epoch 10 not
-# significant; what counts is that C and D change places [report, §4.2, §5.2]. Its public table holds the mIoU of every run at
-# sixteen epochs. Who is best at each, and is C - D more than luck?
+# After 10 epochs of 160 the study's best loss is C, in the end D. It calls these dynamics exploratory, and what it finds significant is
+# that C and D change places [report, §4.2, §5.2]. Its public table holds the mIoU of every run at sixteen epochs. Who is best at
+# each, and where is C - D more than luck?
 
 # %%
 EPOCHS = [*range(10, 160, 10), "last"]
@@ -1201,11 +1114,9 @@ reversal = pd.DataFrame(reversal, index=["C - D", "± t", "p"]).T
 reversal.query("p < 0.05").round(3)
 
 # %% [markdown]
-# C leads significantly at epochs 10, 20, 30, 50 and 70, D at 130, 150 and 160, each time with all three seeds. (After Holm for sixteen
-# epochs none survives by itself.) So the two do seem to change places.
-#
-# How likely does a study that stops there name a wrong winner? We take an epoch's means as true, and draw runs with the spread of its
-# seeds:
+# C leads at epochs 10, 20, 30, 50 and 70, D at 130, 150 and 160, each time with all three seeds. (After Holm for sixteen epochs none
+# survives by itself.) So the two do seem to change places. How likely does one who stops there name a wrong winner? We take an epoch's
+# means as true, and draw runs with the spread of its seeds:
 
 # %%
 def wrong_pick(by_epoch, winner, seeds=1, draws=20000):
@@ -1218,9 +1129,6 @@ def wrong_pick(by_epoch, winner, seeds=1, draws=20000):
         found[epoch] = np.mean(scores.columns.to_numpy()[picks] != winner)
     return pd.Series(found)
 
-
-# %% [markdown]
-# Left, C - D with its interval over the seeds; right, that probability:
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3), layout="constrained")
@@ -1235,41 +1143,35 @@ common.show(fig)
 
 # %% [markdown]
 # One run of each names a wrong winner about seven times in ten or more up to epoch 90; the probability is .58 at epoch 100, .44 at 140
-# and .11 at the end. Three runs of each help after epoch 90 only: before it, they make us surer of the wrong one.
+# and .11 at the end. Three runs of each (dashed) help after epoch 90 only.
 #
 # But all these are *stops on the way* of one long schedule, whose learning rate has not fallen yet. A short study would let its
 # rate fall within its own few epochs. Here are our four on CamVid with a quarter of the epochs, in which the rate falls to zero, beside
-# the long runs on their way. How much mIoU has each?
-
-# %%
-def by_name(found, shares):
-    """Mean over the seeds, in per cent, of a share for each run."""
-    return 100 * pd.Series(list(shares), index=found["name"]).groupby("name").mean()
-
+# the long runs on their way, in mIoU:
 
 # %%
 short = camvid_runs("-epochs3")
 if len(found) and len(short):
     histories = [pd.read_csv(folder / "history.csv") for folder in found["folder"]]
     way = [history.set_index("epoch")["miou"][3] for history in histories]
-    table = {("val", "after 3 of 12"): by_name(found, way),
-             ("val", "3 epochs"): by_name(short, short["miou"]),
-             ("val", "12 epochs"): by_name(found, found["miou"]),
+    long = found.assign(way=way).groupby("name")[["way", "miou"]].mean() * 100
+    table = {("val", "after 3 of 12"): long["way"],
+             ("val", "3 epochs"): short.groupby("name")["miou"].mean() * 100,
+             ("val", "12 epochs"): long["miou"],
              ("test", "3 epochs"): on_test(short).groupby("name")["mIoU"].mean(),
              ("test", "12 epochs"): on_test(found).groupby("name")["mIoU"].mean()}
     display(pd.DataFrame(table).round(1))
 
 # %% [markdown]
 # A whole short run is no stop on the way: when its rate has come down to zero it is at 62 to 63 on val, where the long runs pass by at
-# 57 to 59. With seed 42 the short runs pick C, on val and on test. The long ones pick B on test, and on val A, B and C are level. But
-# C leads A on test after three epochs (by 1.4) and after twelve (by 1.2): Dice helps at both. With one seed, any of these leads may
-# be luck.
+# 57 to 59. With seed 42 the short runs pick C, on val and on test; the long ones pick B on test, and on val A, B and C are level. But
+# on test C leads A after three epochs (by 1.4) and after twelve (by 1.2): Dice helps at both.
 #
 # ## A perfect score for a wrong picture
 #
-# In version 0.1 of the source both contour scores had a fault, which its author himself found and mended two weeks later [report,
-# v0.2.2, §4.2]. They took the map of class *numbers* for a mask: class 0, road, was the background, and everything else one
-# object. Left, what that takes for contours in our first street; right, what it should have taken:
+# In version 0.1 of the source both contour scores had a fault, which its author found himself and mended two weeks later [report, v0.1].
+# They took the map of class *numbers* for a mask: class 0, road, was the background, and everything else one object. Left, what that
+# takes for contours in our first street; right, what it should have taken:
 
 # %%
 def contour(mask):
@@ -1278,13 +1180,11 @@ def contour(mask):
     return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, square) > 0
 
 
-# %%
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.3), layout="constrained")
 axes[0].imshow(~contour(label != 0), cmap="gray")
 axes[1].imshow(~np.any([contour(label == c) for c in range(19)], axis=0), cmap="gray")
-for axis, title in zip(axes, ("version 0.1: not road", "each class")):
-    axis.set_title(title, fontsize=10)
-    axis.set(xticks=[], yticks=[])
+for axis in axes:
+    axis.set_axis_off()
 common.show(fig)
 
 # %% [markdown]
@@ -1305,9 +1205,8 @@ for estimator in ("as_published", "per_class"):
 #
 # ## Where the source is wrong
 #
-# This is a careful study: twelve long runs, its tables public, and two mistakes found and mended by its author. Four points remain from
-# which one learns; [results/sources.md](../results/sources.md) has the others. [report] marks the text of version 0.2.2, unless
-# another version is named, and [code] public code.
+# This is a careful study: twelve long runs, its tables public, and two mistakes found and mended by its author. Three points remain from
+# which one learns; [results/sources.md](../results/sources.md) has the others.
 #
 # **1. "Short-epoch ablations are systematically misleading"** [report, §7]. C and D do change places, between stops on the way of one
 # schedule. The sentence is about short studies, and none was run.
@@ -1318,9 +1217,6 @@ for estimator in ("as_published", "per_class"):
 # **3. "Kervadec default" λ = 0.2, "no hyperparameter"** [report, §3.2, §6.3]. Kervadec's code starts at .01 with distances in pixels and
 # raises it, or takes 1 [code]. That only one $\lambda_b$ was tried, §6.4 says itself. But there are two numbers to choose,
 # $\lambda_b$ and the scale of $\phi$, and the second is not stated.
-#
-# **4. Gradient interference** [report, §6.1] is offered as an explanation, and §6.4 says that it is not measured. Before you explain what
-# a term does, measure how strongly it pulls.
 #
 # ## Your own photo
 #
@@ -1334,7 +1230,6 @@ fitting = (size[0], max(32, round(w * size[0] / h / 32) * 32))
 last = list(models)[-1]
 answer = common.predict(models[last], own_photo, fitting, **scaling)
 common.show(common.show_pair(own_photo, answer, scheme))
-
 # %%
 from results import video
 
@@ -1343,14 +1238,13 @@ video.show(photo, runs[last].folder, scheme, models[last], fitting, **scaling)
 # %% [markdown]
 # ## What we learnt
 #
-# - Which loss draws the sharpest streets? In the study Dice wins by trimap IoU and loses by boundary F1, for every seed, and D, the
-#   boundary loss without Dice, has the best mIoU. On CamVid, with one seed, Dice wins by all three.
+# - Which loss draws the sharpest streets? In the study Dice wins by trimap IoU and loses by boundary F1, and the boundary loss without
+#   Dice has the best mIoU. On CamVid, with one seed, Dice wins by all three.
 # - Cross-entropy counts pixels, Dice counts classes, the boundary loss counts distances. It is negative when all is well.
-# - With $\phi$ in [-1, 1] the boundary loss hardly pulls, and for thin poles we saw it do nothing. Measure a term's gradient before you
-#   explain what it does. Its weight alone does not say it.
+# - With $\phi$ in [-1, 1] the boundary loss hardly pulls. Measure a term's gradient before you explain what it does.
 # - Test differences in pairs, and correct for their number. Other seeds and other pictures are two questions.
 # - A stop on the way of a long run is no short run.
-# - A score can be perfect for a wrong picture. Try it on a case that you can judge by eye.
+# - A score can be perfect for a wrong picture.
 #
 # ## Exercises
 #
@@ -1489,8 +1383,8 @@ with common.exercise("Exercise 6.4"):
 # - Write `focal_loss(log_probs, label)` above the cell of `OURS`, add `"E": ("ce", "focal")` to `VARIANTS`, and train it beside A.
 # - Kervadec raises $\lambda_b$ epoch by epoch. Where in `train_variant` would that go?
 #
-# `python results/viewer.py FOLDER` makes a page to look around in the pictures of a folder of runs. With `keep_at = "3"` a run keeps the
-# weights of every third epoch, and `python results/checkpoints.py score FOLDER` scores them again with today's metrics.
+# `python results/viewer.py FOLDER` makes a page to look around in a folder of runs. With `keep_at = "3"` a run keeps the weights
+# of every third epoch, and `python results/checkpoints.py score FOLDER` scores them again.
 #
 # ## References
 #
@@ -1498,7 +1392,6 @@ with common.exercise("Exercise 6.4"):
 #   (v0.2.2), [doi 10.5281/zenodo.20528680](https://doi.org/10.5281/zenodo.20528680).
 # - H. Kervadec et al., *Boundary loss for highly unbalanced segmentation*, MIDL 2019 and Medical Image Analysis 2021.
 # - S. Holm, *A simple sequentially rejective multiple test procedure*, Scandinavian Journal of Statistics 1979.
-# - T. Xiao et al., *Unified Perceptual Parsing for Scene Understanding* (UPerNet), ECCV 2018.
 # - S. Woo et al., *ConvNeXt V2*, CVPR 2023. Its weights are for non-commercial use (CC BY-NC 4.0).
 # - G. J. Brostow, J. Fauqueur, R. Cipolla, *Semantic Object Classes in Video: A High-Definition Ground Truth Database*
 #   (CamVid), Pattern Recognition Letters 2009.
