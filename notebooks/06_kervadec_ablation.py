@@ -220,7 +220,7 @@ common.show(common.show_pair(picture, label, scheme))
 
 # %% [markdown]
 # A pole is a few pixels wide. Shift the label by four, and the pole stands beside itself, while the car still covers most of itself.
-# In the end we ask our three losses what they say to that.
+# What will our three losses say to that?
 #
 # ## Cross-entropy counts pixels
 #
@@ -228,8 +228,6 @@ common.show(common.show_pair(picture, label, scheme))
 # for the pixels that are not void. The cross-entropy of notebook 02, with class weights $w_c$ or all of them 1, is
 #
 # $$L_{CE} = -\frac{\sum_{x\in V}\sum_c w_c\, y_c(x) \log p_c(x)}{\sum_{x\in V}\sum_c w_c\, y_c(x)}$$
-#
-# In code $y$ is a mask for each class:
 
 # %%
 import torch
@@ -253,13 +251,11 @@ def cross_entropy(log_probs, label, class_weights=None):
 # %% [markdown]
 # ## Dice counts classes
 #
-# In the mean of the Dice scores every class has the same say, however few its pixels. There are no class weights, and
-# $\varepsilon = 1$:
+# In the mean of the Dice scores every class has the same say. There are no class weights, and $\varepsilon = 1$:
 #
 # $$L_{Dice} = 1 - \frac{1}{C}\sum_c \frac{2\sum_{x\in V} p_c y_c + \varepsilon}{\sum_{x\in V} p_c + \sum_{x\in V} y_c + \varepsilon}$$
 #
-# The sums run over the batch. The Dice of a class that the batch lacks is $\varepsilon / (\sum p_c + \varepsilon)$: 1 if nobody names
-# it, about a tenth after ten pixels of it.
+# The sums run over the batch. The Dice of a class that the batch lacks is 1 if nobody names it, and about a tenth after ten pixels of it.
 
 # %%
 def dice_loss(probs, label, smooth=1.0):
@@ -287,8 +283,8 @@ print(outside.round(1)[:3], inside.round(1)[:4], sep="\n\n")
 
 # %% [markdown]
 # The first grow away from the bus, the second to 3 in its middle. The *signed distance map* $\phi$ is positive outside and negative
-# inside. On the rim, the outermost pixels of the bus, Kervadec et al. want it 0, so we subtract 1 inside. A class that the picture
-# lacks has no contour, and its map is 0:
+# inside. On the rim, the outermost pixels of the bus, it is to be 0, so we subtract 1 inside. A class that the picture lacks has no
+# contour, and its map is 0:
 
 # %%
 def signed_distance(mask):
@@ -303,8 +299,7 @@ def signed_distance(mask):
 print(signed_distance(bus).round(1))
 
 # %% [markdown]
-# Here are the maps of cars and poles (from a faster function with the same numbers). White is the rim, red outside, blue inside; beyond
-# 15 pixels the colour stays:
+# Here are the maps of cars and poles. White is the rim, red outside, blue inside; beyond 15 pixels the colour stays:
 
 # %%
 import matplotlib.pyplot as plt
@@ -319,14 +314,13 @@ fig.colorbar(shown, ax=axes, label="phi in pixels")
 common.show(fig)
 
 # %% [markdown]
-# The cars have an inside, 14 pixels deep. The poles have none: they are all rim, and their map never goes below 0. The boundary loss
-# of Kervadec et al. multiplies these maps with the probabilities:
+# The cars have an inside, 14 pixels deep. The poles have none: they are all rim. The boundary loss of Kervadec et al. multiplies these
+# maps with the probabilities:
 #
 # $$L_{B} = \frac{1}{C\,|V|}\sum_c\sum_{x\in V} \phi_c(x)\, p_c(x)$$
 #
 # Probability far outside a class costs, probability deep inside earns. So the loss is **negative for a good prediction**. That
-# is no bug: a loss only has to fall when things get better. What it has too much, compared with the truth, is the distance $|\phi|$
-# summed over the area between the predicted and the true contours.
+# is no bug: a loss only has to fall when things get better. A wrong region adds its distances $|\phi|$ to the contour.
 
 # %%
 def boundary_loss(probs, phi, label):
@@ -338,7 +332,7 @@ def boundary_loss(probs, phi, label):
 
 
 # %% [markdown]
-# Its size depends on the unit of $\phi$. The source clips distances at 127 pixels and has them in [-1, 1]; how, its text does not say
+# Its size depends on the unit of $\phi$. The source clips distances at 127 pixels and has them in [-1, 1]; how, it does not say
 # [report]. We divide by 127: 12 pixels are stored as 12 and count 12/127. `norm = "none"` keeps pixels, as Kervadec's code does [code].
 # The map is made after its label was mirrored:
 
@@ -478,8 +472,8 @@ def composite_loss(logits, batch, terms, class_weights=None, own=None, smooth=1.
 # ### The network
 #
 # The encoder turns a photo into maps of stride 4 to 32: a map of stride 8 has one value for 8x8 pixels. The decoder, *UPerNet*, pools
-# the coarsest map to 1x1, 2x2, 3x3 and 6x6 values, so that every pixel knows of the whole scene, and walks back up. In training a
-# second, small head reads the map of stride 16: a shorter way for the encoder's gradient.
+# the coarsest map, so that every pixel knows of the whole scene, and walks back up. In training a second, small head reads the map of
+# stride 16: a shorter way for the encoder's gradient.
 #
 # ```
 #  encoder                 decoder (UPerNet)
@@ -495,8 +489,6 @@ def composite_loss(logits, batch, terms, class_weights=None, own=None, smooth=1.
 #    |   second head          |
 #   1/32  -->  pooled: 1, 2, 3, 6
 # ```
-#
-# Both answers are enlarged to the size of the photo:
 
 # %%
 import segmentation_models_pytorch as smp
@@ -554,7 +546,7 @@ with common.network_errors(settings["encoder"]), torch.no_grad():
     print("photo", tuple(batch.shape), "logits", [tuple(x.shape) for x in net(batch)])
 
 # %% [markdown]
-# The decoder's finest map has one value for 4x4 pixels: a pole four pixels wide is one value wide.
+# A pole four pixels wide is one value wide in the decoder's finest map.
 #
 # ### The rest of the recipe
 #
@@ -586,8 +578,7 @@ def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
 
 
 # %% [markdown]
-# `quick` and `laptop` train for minutes. In that time poles are learnt only with class weights, one over the root of a class's share,
-# as in notebook 02:
+# In the minutes of `quick` and `laptop` poles are learnt only with class weights, one over the root of a class's share, as in notebook 02:
 
 # %%
 def frequency_weights(frames, scheme):
@@ -606,8 +597,8 @@ if recipe == "author_config" or settings["class_weights"] == "inverse_sqrt":
     print({scheme.classes[c]: round(class_weights[c].item(), 2) for c in (0, POLE, 6)})
 
 # %% [markdown]
-# In cross-entropy a pixel of a pole weighs nearly eight times as much as one of road. The encoder starts from ImageNet weights, and the
-# learning rate falls to zero: along the source's straight line, or in *one cycle*, a short rise and a long fall.
+# A pixel of a pole weighs nearly eight times as much as one of road. The encoder starts from ImageNet weights; the learning rate falls to
+# zero, along the source's straight line or in *one cycle*, a short rise and a long fall.
 
 # %%
 def build_network(settings, weights):
@@ -637,8 +628,7 @@ def make_scheduler(optimizer, settings, steps_per_epoch):
 
 # %% [markdown]
 # Contours are scored by the *boundary F1* and the *trimap IoU* of notebook 04. The source's F1 also counts the frame of the picture
-# and the rim of void, which match for nothing [code]. We judge our own runs by the *strict* one, which leaves them out. And here is one
-# training, whole; `common.fit` is the loop of notebook 02, grown up:
+# and the rim of void, which match for nothing [code]. Our *strict* one leaves them out. And here is one training, whole:
 
 # %%
 def strict_contours(pred, truth):
@@ -691,8 +681,8 @@ def train_variant(folder, terms, own, class_weights, settings, size, splits, wei
 # %% [markdown]
 # ## Train them
 #
-# The four see the same pictures in the same order, and start from the same weights; as in the source, the last epoch counts. (A is
-# the same run whatever $\lambda_b$ is: `unread` says so, and it is not trained twice.)
+# The four see the same pictures in the same order, and start from the same weights. (A does not read $\lambda_b$: `unread` says so, and
+# it is not trained twice.)
 
 # %%
 def unread(terms):
@@ -725,7 +715,7 @@ histories = {f"variant {letter}": run.history for letter, run in runs.items()}
 common.show(common.show_history(histories, ("miou", "iou_pole"), colors))
 
 # %% [markdown]
-# In twenty epochs mIoU comes to .43 and the IoU of poles to .11. At epoch 10 the four lie 1.8 points of mIoU apart, at the end .8.
+# In twenty epochs mIoU comes to .43 and the IoU of poles to .11. At the end the four lie within .8 points of mIoU.
 #
 # ## The four streets
 #
@@ -761,8 +751,8 @@ common.class_legend(fig, scheme, range(19))
 common.show(fig)
 
 # %% [markdown]
-# Can you tell them apart? All draw trees and the edge of the road well, make blobs of signs and people, and miss thin poles. (Nobody told
-# them what to say of the bonnet.) On how many pixels do two of them disagree?
+# Can you tell them apart? All draw trees and the edge of the road well, make blobs of signs and people, and miss thin poles. On how many
+# pixels do two of them disagree?
 
 # %%
 from itertools import combinations
@@ -774,7 +764,7 @@ for a, b in combinations(seen, 2):
 # %% [markdown]
 # On 5.8 to 7.6 % of this street. A and D, whose losses differ by the boundary loss alone, are no closer (6.2 %) than A and B (5.8 %).
 #
-# Now the scores in per cent, beside the published ones, of 160 epochs on Cityscapes. The *majority class* names one class everywhere:
+# Here are the scores in per cent, beside the published ones, of 160 epochs on Cityscapes. The *majority class* names one class everywhere:
 
 # %%
 import pandas as pd
@@ -795,8 +785,8 @@ pd.concat({"ours": pd.DataFrame(ours).T.round(1),
 # %% [markdown]
 # **So which loss draws the sharpest streets?** By the published numbers that depends on the score. With Dice (B, C) the trimap IoU is
 # 1.6 points better, without it (A, D) the boundary F1 is .8 better: Dice keeps the band along a contour in one piece and rounds off fine
-# contours, the source supposes [report, §6.2]. The boundary loss moves the two by .05 to .11. In mIoU the four are within .6, and D
-# leads. Ours are one seed on toy streets, and prove nothing.
+# contours, the source supposes [report, §6.2]. The boundary loss moves the two by .05 to .11. In mIoU D leads by .4. Ours are one seed on
+# toy streets, and prove nothing.
 #
 # ## Three seeds and six comparisons
 #
@@ -813,8 +803,8 @@ def per_seed(published, metric, epoch="last"):
 per_seed(published, "miou")
 
 # %% [markdown]
-# D is the best with each seed. Is that enough? Version 0.1 multiplied standard errors by 1.96 [report, v0.1]; for three seeds the
-# factor is 4.303 (notebook 03), as version 0.2 has it. The runs of a seed belong together, so we test their *differences*:
+# D is the best with each seed. Is that enough? With three seeds the factor of an interval is 4.303 (notebook 03), not 1.96 as in version 0.1
+# [report, v0.1]. The runs of a seed belong together, so we test their *differences*:
 
 # %%
 from scipy import stats
@@ -833,8 +823,8 @@ def paired_t(a, b):
 
 # %% [markdown]
 # $p$ is the probability of a difference at least as large if there were none in truth. But four variants make six pairs, and six
-# independent tests give at least one $p$ below .05 by luck 26 % of the time ($1 - .95^6$). **Holm's method** corrects for that. It
-# multiplies the smallest $p$ by 6, the next by 5, and so on. If one then comes out below the one before it, it is raised to that:
+# independent tests give at least one $p$ below .05 by luck 26 % of the time ($1 - .95^6$). **Holm's method** multiplies the smallest $p$
+# by 6, the next by 5, and so on. If one then comes out below the one before it, it is raised to that:
 
 # %%
 def holm(pvalues):
@@ -869,18 +859,17 @@ pd.concat(pairs, axis=1).drop(columns="p", level=1).round(3)
 # - **mIoU**: of six differences one survives, D over C (.041). D leads A by .40 and B by .59, with every seed, but three seeds are too
 #   few to be sure (.374).
 # - **Trimap IoU**: Dice is 1.6 to 1.7 better in all four comparisons, and all survive.
-# - **Boundary F1**: Dice is .7 to .9 worse. The two differences to B survive; the two to C just miss it (.052), and so does D's
-#   lead of .08 over A.
+# - **Boundary F1**: Dice is .7 to .9 worse. The two differences to B survive; the two to C just miss it (.052), as does D's lead over A.
 #
-# Would other *pictures* agree, too? The source's main test asks that, and D over B (.032) and over A (.043) are significant, D over
-# C is not (.092) [report, §5.1]. It takes either test for support; a difference that passes both is safer to believe. Of single
-# classes, which the source calls exploratory [report, §4.2], none survives: over 19 of them the smallest $p$ of D - B is .27 after Holm.
+# Would other *pictures* agree? The source's main test asks that, and finds D over B (.032) and over A (.043) significant, D over C not
+# (.092) [report, §5.1]. It takes either test for support; a difference that passes both is safer to believe. Of the single classes,
+# which it calls exploratory [report, §4.2], none survives: over 19 the smallest $p$ of D - B is .27 after Holm.
 #
 # ## How strongly does each loss pull?
 #
-# The boundary loss moves the contour scores little. The source supposes *gradient interference*: near a contour Dice and boundary
-# loss push the same way; inside of regions they disagree, and so Dice keeps the boundary loss from its last adjustments [report, §6.1]. It
-# did not measure this, it adds. We can. What a loss wants is its gradient at the logits:
+# The source supposes *gradient interference* [report, §6.1]: near a contour Dice and boundary loss push the same way; inside of regions
+# they disagree, and so Dice keeps the boundary loss from its last adjustments. It did not measure this, it adds. We can. What a loss
+# wants is its gradient at the logits:
 
 # %%
 def term_gradients(logits, batch, terms, class_weights=None):
@@ -894,12 +883,11 @@ def term_gradients(logits, batch, terms, class_weights=None):
 
 
 # %% [markdown]
-# As in notebook 05, a loss is strong if this gradient is long. The formulas tell us what to expect. By $p_c(x)$ the derivative of $L_B$ is
-# $\phi_c(x) / (C\,|V|)$. With $\phi$ in [-1, 1] and $C = 19$ that is at most 1/19 of $1/|V|$, and four pixels from the rim 4/127 of
-# that. Cross-entropy's, without class weights, is never below $1/|V|$ for the true class.
+# As in notebook 05, a loss is strong if this gradient is long. By $p_c(x)$ the derivative of $L_B$ is $\phi_c(x) / (C\,|V|)$: with
+# $C = 19$, four pixels from the rim, 4/127 of 1/19 of $1/|V|$. That of cross-entropy, without class weights, is at least $1/|V|$ for
+# the true class.
 #
-# We measure on four val streets, for the network that every variant starts from and for two trained ones: C, which was trained with
-# both losses, and A, with neither.
+# We measure on four val streets, for the network at the start and two trained ones: C, which knows both losses, and A, which knows neither:
 
 # %%
 from torch.utils.data import default_collate
@@ -914,8 +902,8 @@ stages = {"at the start": build_network(settings, weights)[0].eval()}
 stages |= {f"variant {k}": models[k].cpu() for k in "CA" if k in models}
 
 # %% [markdown]
-# The cosine of two gradients is 1 if they pull the same way, 0 if they have nothing to do with each other, negative if they pull apart.
-# We take it within a pixel of the seams between classes, and inside of the regions:
+# The cosine of two gradients is 1 if they pull the same way, 0 if they are unrelated, negative if they pull apart. We take it within a
+# pixel of the seams between classes, and inside of the regions:
 
 # %%
 def cosine(a, b, mask):
@@ -942,8 +930,8 @@ pd.DataFrame(table).T.round(4)
 
 # %% [markdown]
 # At the start Dice pulls with .02 of cross-entropy's strength, after training with .28; the boundary loss with less than a thousandth
-# each time. On these four toy streets the two losses never pull apart, and they agree more inside of regions (.34 to .36 after
-# training) than near seams (.24): not what the source expects. Here is one street under A; yellow is strong, and void gets nothing:
+# each time. On these toy streets the two never pull apart, and they agree more inside of regions (.34 to .36 after training) than near
+# seams (.24): not what the source expects. Here is one street under A; yellow is strong, and void gets nothing:
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(8.5, 2.2), layout="constrained")
@@ -958,7 +946,7 @@ common.show(fig)
 
 # %% [markdown]
 # Cross-entropy and Dice pull at contours and on objects that the network gets wrong, the boundary loss a thousand times less. Which
-# $\lambda_b$ would give it a tenth of cross-entropy's pull, with our distances and with distances in pixels?
+# $\lambda_b$ would give it a tenth of cross-entropy's pull?
 
 # %%
 for unit in dict.fromkeys((norm, "none")):
@@ -970,12 +958,10 @@ for unit in dict.fromkeys((norm, "none")):
     print(f"norm {unit}: a tenth with lambda_b = {0.1 / share:.3g}")
 
 # %% [markdown]
-# 56 if distances are divided by 127, .41 if they are in pixels, for this network on toy streets and with class weights. On CamVid, in
-# mode `laptop`, it is 26 and .20. A $\lambda_b$ means nothing without the unit of $\phi$.
-#
-# The source has $\lambda_b$ = .2, and its code of this loss is not public. Our division by 127 is a reading. Any other scale within
-# [-1, 1] leaves the loss weak, too: at most .021 of the gradient of cross-entropy without class weights, at any pixel (exercise 6.2).
-# In pixels it would be strong. (A later program of the author calls the loss with `theta0=3` [code], which no text explains.)
+# 56 if distances are divided by 127, .41 if they are in pixels, for this network, toy streets and class weights; on CamVid, in mode
+# `laptop`, 26 and .20. The source has .2. A $\lambda_b$ means nothing without the unit of $\phi$, and that is not public: the division by
+# 127 is our reading. Any other scale within [-1, 1] leaves the loss weak, too (exercise 6.2). (A later program of the author calls it with
+# `theta0=3` [code], which no text explains.)
 #
 # ### The boundary loss alone
 #
@@ -1006,14 +992,13 @@ for term in ("ce", "boundary"):
 
 # %% [markdown]
 # With cross-entropy mIoU comes to .24 and nine classes are named, with the boundary loss alone to .14 and seven. Where $p$ is near 0, its
-# gradient vanishes: a class once given up hardly comes back. (AdamW divides a gradient by its own size, so no $\lambda_b$ would change
-# this.) It is a loss to add; Kervadec's own code raises its weight epoch by epoch [code].
+# gradient vanishes: a class once given up hardly comes back. (No $\lambda_b$ would change this: AdamW divides a gradient by its size.)
 #
 # ## What CamVid says
 #
-# The repository keeps runs on CamVid, real streets, in mode `laptop`: A, B, C and D, so far with one seed, 42. `D strong` is D with
-# distances in pixels and $\lambda_b$ = .2, a tenth of cross-entropy's pull; it has its rows as soon as there is a run of it. Test has
-# 233 frames of two drives; no frame of one of them, `Seq05VD` (171), was trained on.
+# The repository keeps runs on CamVid, real streets, in mode `laptop`: A to D, so far with one seed, 42. `D strong` is D with
+# distances in pixels and $\lambda_b$ = .2, a tenth of cross-entropy's pull; it joins in as soon as there is a run of it. Of the 233
+# test frames, 171 are of `Seq05VD`, a drive that nothing was trained on.
 
 # %%
 def camvid_runs(suffix=""):
@@ -1052,12 +1037,11 @@ if len(found):
     display(of_drive.groupby("name").mean().round(1))
 
 # %% [markdown]
-# With seed 42 the four end within 1.5 points of mIoU. B, cross-entropy with Dice, leads in every column, and A is last; the study's
-# order in mIoU was D, A, C, B [report]. For poles nobody wins: their IoU is 23.5 to 24.0.
+# With seed 42 the four end within 1.5 points of mIoU. B leads in every column, and A is last; the study's order was D, A, C, B. For poles
+# nobody wins: their IoU is 23.5 to 24.0.
 #
-# Now other seeds *and* other pictures in one interval: `common.compare_runs` draws seeds with replacement, and for each draw also
-# blocks of ten neighbouring frames. (Three seeds drawn so are often the same one, and the interval is rather too narrow.) Two pairs
-# add Dice, two the boundary loss:
+# Now other seeds *and* other pictures in one interval: `common.compare_runs` draws seeds with replacement, and for each draw blocks of
+# ten neighbouring frames. (With three seeds it is rather too narrow.) Two pairs add Dice, two the boundary loss:
 
 # %%
 def compare(folders, a, b, metric):
@@ -1088,21 +1072,20 @@ if len(found):
 # Each entry is a difference in points and its interval; with several seeds, also the $p$ over seeds after Holm for these pairs. With one
 # seed, as here, the interval is over pictures alone.
 #
-# - **Dice** lifts the trimap IoU by 1.5 points beside A and .8 beside D (1.6 to 1.7 in the study [report]), and the strict boundary
-#   F1 as well. In the study F1 fell.
+# - **Dice** lifts the trimap IoU by 1.5 points beside A and .8 beside D (1.6 to 1.7 in the study). Boundary F1 rises, too; in the study
+#   it fell.
 # - **The boundary loss**: D is .8 points of mIoU above A, with an interval without 0; C is .3 below B, with one that holds it.
 #
-# How can D differ from A if its boundary loss pulls with less than a thousandth of cross-entropy? Most likely the loss did not do this.
-# Trainings drift: the smallest change grows, and another network comes out. On the toy streets A and D disagreed as often as A and
-# B, and on CamVid's val it is A that leads, by half a point. The interval says that these two *networks* differ, on these and similar
-# pictures, not that the two *losses* do. Only more seeds can tell. (In the study D leads A with each of three, and its distances may
-# have another scale.)
+# How can D differ from A if its boundary loss pulls with less than a thousandth of cross-entropy? Most likely by drift: the smallest
+# change to a training grows, and another network comes out. On the toy streets A and D disagreed as often as A and B, and on CamVid's val
+# A leads, by half a point. The interval says that these two *networks* differ, not that the two *losses* do. Only more seeds can
+# tell. (In the study D leads A with each of three, and its distances may have another scale.)
 #
 # ## Do short runs mislead?
 #
-# After 10 epochs of 160 the study's best loss is C, in the end D. It calls these dynamics exploratory, and what it finds significant is
-# that C and D change places [report, §4.2, §5.2]. Its public table holds the mIoU of every run at sixteen epochs. Who is best at
-# each, and where is C - D more than luck?
+# After 10 epochs of 160 the study's best loss is C, in the end D. It calls this exploratory; significant, it finds, is that C and D change
+# places [report, §4.2, §5.2]. Its public table holds the mIoU of every run at sixteen epochs. Who is best at each, and where is C - D
+# more than luck?
 
 # %%
 EPOCHS = [*range(10, 160, 10), "last"]
@@ -1114,9 +1097,9 @@ reversal = pd.DataFrame(reversal, index=["C - D", "± t", "p"]).T
 reversal.query("p < 0.05").round(3)
 
 # %% [markdown]
-# C leads at epochs 10, 20, 30, 50 and 70, D at 130, 150 and 160, each time with all three seeds. (After Holm for sixteen epochs none
-# survives by itself.) So the two do seem to change places. How likely does one who stops there name a wrong winner? We take an epoch's
-# means as true, and draw runs with the spread of its seeds:
+# C leads at epochs 10 to 30, 50 and 70, D at 130, 150 and 160, each time with all three seeds. So the two do seem to change places, though
+# after Holm for sixteen epochs none survives by itself. How likely does one who stops early name a wrong winner? We take an epoch's means as
+# true, and draw runs with the spread of its seeds:
 
 # %%
 def wrong_pick(by_epoch, winner, seeds=1, draws=20000):
@@ -1142,12 +1125,11 @@ right.legend(frameon=False)
 common.show(fig)
 
 # %% [markdown]
-# One run of each names a wrong winner about seven times in ten or more up to epoch 90; the probability is .58 at epoch 100, .44 at 140
-# and .11 at the end. Three runs of each (dashed) help after epoch 90 only.
+# One run of each names a wrong winner about seven times in ten or more up to epoch 90, and with .11 at the end. Three runs of each (dashed)
+# help after epoch 90 only.
 #
-# But all these are *stops on the way* of one long schedule, whose learning rate has not fallen yet. A short study would let its
-# rate fall within its own few epochs. Here are our four on CamVid with a quarter of the epochs, in which the rate falls to zero, beside
-# the long runs on their way, in mIoU:
+# But these are *stops on the way* of one long schedule, whose learning rate has not fallen yet. A short study would let its rate fall
+# within its own few epochs. So here are our four on CamVid with a quarter of the epochs, beside the long runs on their way, in mIoU:
 
 # %%
 short = camvid_runs("-epochs3")
@@ -1163,15 +1145,15 @@ if len(found) and len(short):
     display(pd.DataFrame(table).round(1))
 
 # %% [markdown]
-# A whole short run is no stop on the way: when its rate has come down to zero it is at 62 to 63 on val, where the long runs pass by at
-# 57 to 59. With seed 42 the short runs pick C, on val and on test; the long ones pick B on test, and on val A, B and C are level. But
-# on test C leads A after three epochs (by 1.4) and after twelve (by 1.2): Dice helps at both.
+# A whole short run is no stop on the way: it ends at 62 to 63 on val, where the long runs pass by at 57 to 59. With seed 42 the short runs
+# pick C, on val and on test; the long ones pick B on test, and on val A, B and C are level. But on test C leads A after three epochs (by 1.4)
+# and after twelve (by 1.2): Dice helps at both.
 #
 # ## A perfect score for a wrong picture
 #
-# In version 0.1 of the source both contour scores had a fault, which its author found himself and mended two weeks later [report, v0.1].
-# They took the map of class *numbers* for a mask: class 0, road, was the background, and everything else one object. Left, what that
-# takes for contours in our first street; right, what it should have taken:
+# In version 0.1 of the source both contour scores had a fault, which its author found himself and mended in two weeks [report, v0.1]. They
+# took the map of class *numbers* for a mask: class 0, road, was the background, and everything else one object. Left, the contours of
+# our first street by that; right, those of all classes:
 
 # %%
 def contour(mask):
@@ -1200,8 +1182,7 @@ for estimator in ("as_published", "per_class"):
     print(f"{estimator:13s} boundary F1 = {np.nanmean(f1):.3f}")
 
 # %% [markdown]
-# 1.000 for a wrong picture. By this score the four published variants lay within .22 points, by the mended one within .93. Before you
-# trust a score, try it on a case that you can judge by eye.
+# 1.000 for a wrong picture. By this score the four published variants lay within .22 points, by the mended one within .93.
 #
 # ## Where the source is wrong
 #
@@ -1211,8 +1192,7 @@ for estimator in ("as_published", "per_class"):
 # **1. "Short-epoch ablations are systematically misleading"** [report, §7]. C and D do change places, between stops on the way of one
 # schedule. The sentence is about short studies, and none was run.
 #
-# **2. "+2.26 → −0.46 in the C−B gap, a 2.7-point swing"** [report, §6.3]. The -.46 is C - D. C - B ends at +.13, as our table shows
-# with the other sign: a swing of 2.1.
+# **2. "+2.26 → −0.46 in the C−B gap, a 2.7-point swing"** [report, §6.3]. The -.46 is C - D. C - B ends at +.13: a swing of 2.1.
 #
 # **3. "Kervadec default" λ = 0.2, "no hyperparameter"** [report, §3.2, §6.3]. Kervadec's code starts at .01 with distances in pixels and
 # raises it, or takes 1 [code]. That only one $\lambda_b$ was tried, §6.4 says itself. But there are two numbers to choose,
@@ -1241,10 +1221,10 @@ video.show(photo, runs[last].folder, scheme, models[last], fitting, **scaling)
 # - Which loss draws the sharpest streets? In the study Dice wins by trimap IoU and loses by boundary F1, and the boundary loss without
 #   Dice has the best mIoU. On CamVid, with one seed, Dice wins by all three.
 # - Cross-entropy counts pixels, Dice counts classes, the boundary loss counts distances. It is negative when all is well.
-# - With $\phi$ in [-1, 1] the boundary loss hardly pulls. Measure a term's gradient before you explain what it does.
+# - Measure a term's gradient before you explain what it does.
 # - Test differences in pairs, and correct for their number. Other seeds and other pictures are two questions.
 # - A stop on the way of a long run is no short run.
-# - A score can be perfect for a wrong picture.
+# - A score can be perfect for a wrong picture. Try it on a case that you can judge by eye.
 #
 # ## Exercises
 #
@@ -1357,7 +1337,7 @@ with common.exercise("Exercise 6.3"):
 # The t test takes differences for normal. The *sign-flip test* does not: if neither variant were better, each seed's difference could
 # as well have had the other sign. Give the $S$ differences all $2^S$ combinations of signs; $p$ is the share of these, what happened
 # included, whose mean is at least as far from 0 as what happened (allow 1e-9 for rounding). Test all pairs, in the order of
-# `combinations`, and correct with `holm`. How small can $p$ be with three seeds?
+# `combinations`, and correct with `holm`.
 
 # %%
 # Exercise 6.4
@@ -1373,8 +1353,7 @@ with common.exercise("Exercise 6.4"):
     common.check("p of a lead of 30 points in three seeds", of_two["A-B"], 0.25)
 
 # %% [markdown]
-# A quarter is the least that one test gives, two of eight combinations. What is called significant with three seeds leans on the normal
-# distribution.
+# A quarter is the least that three seeds give. What is called significant with three seeds leans on the normal distribution.
 #
 # ### To go further
 #
@@ -1388,12 +1367,11 @@ with common.exercise("Exercise 6.4"):
 #
 # ## References
 #
-# - G. Cassez, *Boundary Loss Ablation for Full-Resolution Cityscapes Segmentation: When Dice Helps and When It Doesn't*, 2026
-#   (v0.2.2), [doi 10.5281/zenodo.20528680](https://doi.org/10.5281/zenodo.20528680).
+# - G. Cassez, *Boundary Loss Ablation for Full-Resolution Cityscapes Segmentation: When Dice Helps and When It Doesn't*, 2026,
+#   [doi 10.5281/zenodo.20528680](https://doi.org/10.5281/zenodo.20528680).
 # - H. Kervadec et al., *Boundary loss for highly unbalanced segmentation*, MIDL 2019 and Medical Image Analysis 2021.
 # - S. Holm, *A simple sequentially rejective multiple test procedure*, Scandinavian Journal of Statistics 1979.
 # - S. Woo et al., *ConvNeXt V2*, CVPR 2023. Its weights are for non-commercial use (CC BY-NC 4.0).
-# - G. J. Brostow, J. Fauqueur, R. Cipolla, *Semantic Object Classes in Video: A High-Definition Ground Truth Database*
-#   (CamVid), Pattern Recognition Letters 2009.
+# - G. J. Brostow, J. Fauqueur, R. Cipolla, *Semantic Object Classes in Video* (CamVid), Pattern Recognition Letters 2009.
 #
 # **This was the last notebook.** [What came out of all of them](../results/README.md)
