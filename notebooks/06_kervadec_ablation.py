@@ -32,17 +32,17 @@
 #
 # **Source.** *Cassez's study*: Guillaume Cassez, *Boundary Loss Ablation for Full-Resolution Cityscapes Segmentation* (2026,
 # version 0.2.2), after H. Kervadec et al., *Boundary loss for highly unbalanced segmentation* (MIDL 2019).
-# [results/sources.md](../results/sources.md) has the links. Below, [report] marks the study's text, [code] public code.
+# [results/sources.md](../results/sources.md) has the links. [report] marks the study's text, [code] public code.
 #
 # **You need** softmax, cross-entropy and Dice (notebook 02), Student's t and the bootstrap (03), boundary F1 and trimap IoU (04).
 # This notebook takes about 45 minutes to read.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 3 min 15 s in all (2 cores of an AMD EPYC, November 2026) | with seed 42 mIoU about .43 on val for each variant (majority class .02), poles .11: it works, and is no evidence |
-# | `laptop` | CamVid: 367 real streets | any CPU | 15 min for each of B, C and D on one core of an AMD EPYC (November 2026) | with seed 42 mIoU on test .60 to .61 for the four (majority class .02), poles .24 |
-# | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: at most 5.9 GiB, computed | not yet measured | four variants that one can compare |
-# | `paper` | Cityscapes, 1024x2048 | one GPU of 40 GB: 28 GiB, computed | not yet measured (the source: 28 h a run) | the published table |
+# | `quick` | toy streets, made on the spot | any CPU | 3 min 15 s in all (2 cores of an AMD EPYC, November 2026) | with seed 42 mIoU about .43 on val (majority class .02), poles .11: it works, and is no evidence |
+# | `laptop` | CamVid: 367 real streets | any CPU | 15 min for each of B, C and D (one core of that) | with seed 42 mIoU on test .60 to .61 (majority class .02), poles .24 |
+# | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: at most 5.9 GiB, computed | not measured | four variants that one can compare |
+# | `paper` | Cityscapes, 1024x2048 | one GPU of 40 GB: 28 GiB, computed | not measured (the source: 28 h a run) | the published table |
 
 # %% [markdown]
 # ## Parameters
@@ -859,11 +859,11 @@ pd.concat(pairs, axis=1).drop(columns="p", level=1).round(3)
 # - **mIoU**: of six differences one survives, D over C (.041). D leads A by .40 and B by .59, with every seed, but three seeds are too
 #   few to be sure (.374).
 # - **Trimap IoU**: Dice is 1.6 to 1.7 better in all four comparisons, and all survive.
-# - **Boundary F1**: Dice is .7 to .9 worse. The two differences to B survive; the two to C just miss it (.052), as does D's lead over A.
+# - **Boundary F1**: Dice is .7 to .9 worse. The differences to B survive; those to C just miss it (.052), as does D's lead over A.
 #
 # Would other *pictures* agree? The source's main test asks that, and finds D over B (.032) and over A (.043) significant, D over C not
-# (.092) [report, §5.1]. It takes either test for support; a difference that passes both is safer to believe. Of the single classes,
-# which it calls exploratory [report, §4.2], none survives: over 19 the smallest $p$ of D - B is .27 after Holm.
+# (.092) [report, §5.1]. A difference that passes both is safer to believe. Of its single classes, exploratory by its own word [report,
+# §4.2], none survives: over 19 the smallest $p$ of D - B is .27 after Holm.
 #
 # ## How strongly does each loss pull?
 #
@@ -883,9 +883,8 @@ def term_gradients(logits, batch, terms, class_weights=None):
 
 
 # %% [markdown]
-# As in notebook 05, a loss is strong if this gradient is long. By $p_c(x)$ the derivative of $L_B$ is $\phi_c(x) / (C\,|V|)$: with
-# $C = 19$, four pixels from the rim, 4/127 of 1/19 of $1/|V|$. That of cross-entropy, without class weights, is at least $1/|V|$ for
-# the true class.
+# As in notebook 05, a loss is strong if this gradient is long. The derivative of $L_B$ by $p_c(x)$ is $\phi_c(x) / (C\,|V|)$: four pixels
+# from the rim, 4/127 of 1/19 of $1/|V|$. That of cross-entropy, without class weights, is at least $1/|V|$ for the true class.
 #
 # We measure on four val streets, for the network at the start and two trained ones: C, which knows both losses, and A, which knows neither:
 
@@ -960,8 +959,7 @@ for unit in dict.fromkeys((norm, "none")):
 # %% [markdown]
 # 56 if distances are divided by 127, .41 if they are in pixels, for this network, toy streets and class weights; on CamVid, in mode
 # `laptop`, 26 and .20. The source has .2. A $\lambda_b$ means nothing without the unit of $\phi$, and that is not public: the division by
-# 127 is our reading. Any other scale within [-1, 1] leaves the loss weak, too (exercise 6.2). (A later program of the author calls it with
-# `theta0=3` [code], which no text explains.)
+# 127 is our reading. Any other scale within [-1, 1] leaves the loss weak, too (exercise 6.2).
 #
 # ### The boundary loss alone
 #
@@ -992,7 +990,7 @@ for term in ("ce", "boundary"):
 
 # %% [markdown]
 # With cross-entropy mIoU comes to .24 and nine classes are named, with the boundary loss alone to .14 and seven. Where $p$ is near 0, its
-# gradient vanishes: a class once given up hardly comes back. (No $\lambda_b$ would change this: AdamW divides a gradient by its size.)
+# gradient vanishes: a class once given up hardly comes back. It is a loss to add.
 #
 # ## What CamVid says
 #
@@ -1041,7 +1039,7 @@ if len(found):
 # nobody wins: their IoU is 23.5 to 24.0.
 #
 # Now other seeds *and* other pictures in one interval: `common.compare_runs` draws seeds with replacement, and for each draw blocks of
-# ten neighbouring frames. (With three seeds it is rather too narrow.) Two pairs add Dice, two the boundary loss:
+# ten neighbouring frames. Two pairs add Dice, two the boundary loss:
 
 # %%
 def compare(folders, a, b, metric):
@@ -1069,16 +1067,16 @@ if len(found):
     display(table)
 
 # %% [markdown]
-# Each entry is a difference in points and its interval; with several seeds, also the $p$ over seeds after Holm for these pairs. With one
-# seed, as here, the interval is over pictures alone.
+# Each entry is a difference in points and its interval; with several seeds, also the $p$ over seeds after Holm. With one seed, as here, the
+# interval is over pictures alone.
 #
-# - **Dice** lifts the trimap IoU by 1.5 points beside A and .8 beside D (1.6 to 1.7 in the study). Boundary F1 rises, too; in the study
-#   it fell.
+# - **Dice** lifts the trimap IoU by 1.5 points beside A and .8 beside D (1.6 to 1.7 in the study), and beside A the strict boundary F1 by
+#   1.0. In the study F1 fell.
 # - **The boundary loss**: D is .8 points of mIoU above A, with an interval without 0; C is .3 below B, with one that holds it.
 #
 # How can D differ from A if its boundary loss pulls with less than a thousandth of cross-entropy? Most likely by drift: the smallest
-# change to a training grows, and another network comes out. On the toy streets A and D disagreed as often as A and B, and on CamVid's val
-# A leads, by half a point. The interval says that these two *networks* differ, not that the two *losses* do. Only more seeds can
+# change to a training grows, and another network comes out. On the toy street A and D disagreed as often as A and B, and on CamVid's val
+# A is half a point above D. The interval says that these two *networks* differ, not that the two *losses* do. Only more seeds can
 # tell. (In the study D leads A with each of three, and its distances may have another scale.)
 #
 # ## Do short runs mislead?
@@ -1097,9 +1095,9 @@ reversal = pd.DataFrame(reversal, index=["C - D", "± t", "p"]).T
 reversal.query("p < 0.05").round(3)
 
 # %% [markdown]
-# C leads at epochs 10 to 30, 50 and 70, D at 130, 150 and 160, each time with all three seeds. So the two do seem to change places, though
-# after Holm for sixteen epochs none survives by itself. How likely does one who stops early name a wrong winner? We take an epoch's means as
-# true, and draw runs with the spread of its seeds:
+# C leads at epochs 10 to 30, 50 and 70, D at 130, 150 and 160, each time with all three seeds. They do seem to change places, though
+# after Holm for sixteen epochs no epoch survives by itself. How likely does one who stops early name a wrong winner? We take an epoch's
+# means as true, and draw runs with the spread of its seeds:
 
 # %%
 def wrong_pick(by_epoch, winner, seeds=1, draws=20000):
@@ -1125,11 +1123,11 @@ right.legend(frameon=False)
 common.show(fig)
 
 # %% [markdown]
-# One run of each names a wrong winner about seven times in ten or more up to epoch 90, and with .11 at the end. Three runs of each (dashed)
-# help after epoch 90 only.
+# One run of each names a wrong winner about seven times in ten or more up to epoch 90, one time in nine at the end. Three runs of each
+# (dashed) help after epoch 90 only.
 #
 # But these are *stops on the way* of one long schedule, whose learning rate has not fallen yet. A short study would let its rate fall
-# within its own few epochs. So here are our four on CamVid with a quarter of the epochs, beside the long runs on their way, in mIoU:
+# within its own few epochs. Here are our four on CamVid with a quarter of the epochs, beside the long runs on their way, in mIoU:
 
 # %%
 short = camvid_runs("-epochs3")
@@ -1146,8 +1144,8 @@ if len(found) and len(short):
 
 # %% [markdown]
 # A whole short run is no stop on the way: it ends at 62 to 63 on val, where the long runs pass by at 57 to 59. With seed 42 the short runs
-# pick C, on val and on test; the long ones pick B on test, and on val A, B and C are level. But on test C leads A after three epochs (by 1.4)
-# and after twelve (by 1.2): Dice helps at both.
+# pick C, on val and on test; the long ones pick B on test, and none on val. But on test C leads A at both budgets, by 1.4 and 1.2: Dice
+# helps in the short runs and in the long ones.
 #
 # ## A perfect score for a wrong picture
 #
@@ -1196,7 +1194,7 @@ for estimator in ("as_published", "per_class"):
 #
 # **3. "Kervadec default" λ = 0.2, "no hyperparameter"** [report, §3.2, §6.3]. Kervadec's code starts at .01 with distances in pixels and
 # raises it, or takes 1 [code]. That only one $\lambda_b$ was tried, §6.4 says itself. But there are two numbers to choose,
-# $\lambda_b$ and the scale of $\phi$, and the second is not stated.
+# $\lambda_b$ and the scale of $\phi$, and the second is not stated. (A later program of the author has a `theta0=3` there [code].)
 #
 # ## Your own photo
 #
@@ -1224,7 +1222,7 @@ video.show(photo, runs[last].folder, scheme, models[last], fitting, **scaling)
 # - Measure a term's gradient before you explain what it does.
 # - Test differences in pairs, and correct for their number. Other seeds and other pictures are two questions.
 # - A stop on the way of a long run is no short run.
-# - A score can be perfect for a wrong picture. Try it on a case that you can judge by eye.
+# - Try a score on a case that you can judge by eye.
 #
 # ## Exercises
 #
