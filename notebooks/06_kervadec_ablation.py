@@ -219,8 +219,8 @@ picture, label = scenes.read(best)
 common.show(common.show_pair(picture, label, scheme))
 
 # %% [markdown]
-# A pole is a few pixels wide. Shift the label by four, and the pole stands beside itself, while the car still covers most of itself.
-# What will our three losses say to that?
+# A pole is a few pixels wide. Shift the label by four, and the pole stands beside itself, while the car still covers most of
+# itself. What will our three losses say to that?
 #
 # ## Cross-entropy counts pixels
 #
@@ -255,7 +255,8 @@ def cross_entropy(log_probs, label, class_weights=None):
 #
 # $$L_{Dice} = 1 - \frac{1}{C}\sum_c \frac{2\sum_{x\in V} p_c y_c + \varepsilon}{\sum_{x\in V} p_c + \sum_{x\in V} y_c + \varepsilon}$$
 #
-# The sums run over the batch. The Dice of a class that the batch lacks is 1 if nobody names it, and about a tenth after ten pixels of it.
+# The sums run over the batch. The Dice of a class that the batch lacks is 1 if nobody names it, and about a tenth after ten
+# pixels of it.
 
 # %%
 def dice_loss(probs, label, smooth=1.0):
@@ -314,8 +315,8 @@ fig.colorbar(shown, ax=axes, label="phi in pixels")
 common.show(fig)
 
 # %% [markdown]
-# The cars have an inside, 14 pixels deep. The poles have none: they are all rim. The boundary loss of Kervadec et al. multiplies these
-# maps with the probabilities:
+# The cars have an inside, 14 pixels deep. The poles have none: they are all rim. The boundary loss of Kervadec et al.
+# multiplies these maps with the probabilities:
 #
 # $$L_{B} = \frac{1}{C\,|V|}\sum_c\sum_{x\in V} \phi_c(x)\, p_c(x)$$
 #
@@ -333,8 +334,8 @@ def boundary_loss(probs, phi, label):
 
 # %% [markdown]
 # Its size depends on the unit of $\phi$. The source clips distances at 127 pixels and has them in [-1, 1]; how, it does not say
-# [report]. We divide by 127: 12 pixels are stored as 12 and count 12/127. `norm = "none"` keeps pixels, as Kervadec's code does [code].
-# The map is made after its label was mirrored:
+# [report]. We divide by 127: 12 pixels are stored as 12 and count 12/127. `norm = "none"` keeps pixels, as Kervadec's code does
+# [code]. The map is made after its label was mirrored:
 
 # %%
 def distance_targets(label, num_classes, norm):
@@ -346,8 +347,8 @@ def distance_targets(label, num_classes, norm):
 
 
 # %% [markdown]
-# What do the three losses say of the truth, of the truth moved four pixels to the side, and of road everywhere? Let the predicted class
-# get 99 %, and the others share the rest:
+# What do the three losses say of the truth, of the truth moved four pixels to the side, and of road everywhere? Let the
+# predicted class get 99 %, and the others share the rest:
 
 # %%
 def soft_one_hot(label, num_classes=19, confidence=0.99):
@@ -471,9 +472,9 @@ def composite_loss(logits, batch, terms, class_weights=None, own=None, smooth=1.
 # %% [markdown]
 # ### The network
 #
-# The encoder turns a photo into maps of stride 4 to 32: a map of stride 8 has one value for 8x8 pixels. The decoder, *UPerNet*, pools
-# the coarsest map, so that every pixel knows of the whole scene, and walks back up. In training a second, small head reads the map of
-# stride 16: a shorter way for the encoder's gradient.
+# The encoder turns a photo into maps of stride 4 to 32: a map of stride 8 has one value for 8x8 pixels. The decoder, *UPerNet*,
+# pools the coarsest map, so that every pixel knows of the whole scene, and walks back up. In training a second, small head
+# reads the map of stride 16: a shorter way for the encoder's gradient.
 #
 # ```
 #  encoder                 decoder (UPerNet)
@@ -578,7 +579,8 @@ def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
 
 
 # %% [markdown]
-# In the minutes of `quick` and `laptop` poles are learnt only with class weights, one over the root of a class's share, as in notebook 02:
+# In the minutes of `quick` and `laptop` poles are learnt only with class weights, one over the root of a class's share, as in
+# notebook 02:
 
 # %%
 def frequency_weights(frames, scheme):
@@ -597,8 +599,8 @@ if recipe == "author_config" or settings["class_weights"] == "inverse_sqrt":
     print({scheme.classes[c]: round(class_weights[c].item(), 2) for c in (0, POLE, 6)})
 
 # %% [markdown]
-# A pixel of a pole weighs nearly eight times as much as one of road. The encoder starts from ImageNet weights; the learning rate falls to
-# zero, along the source's straight line or in *one cycle*, a short rise and a long fall.
+# A pixel of a pole weighs nearly eight times as much as one of road. The encoder starts from ImageNet weights; the learning
+# rate falls to zero, along the source's straight line or in *one cycle*, a short rise and a long fall.
 
 # %%
 def build_network(settings, weights):
@@ -681,8 +683,8 @@ def train_variant(folder, terms, own, class_weights, settings, size, splits, wei
 # %% [markdown]
 # ## Train them
 #
-# The four see the same pictures in the same order, and start from the same weights. (A does not read $\lambda_b$: `unread` says so, and
-# it is not trained twice.)
+# The four see the same pictures in the same order, and start from the same weights. (A does not read $\lambda_b$: `unread` says
+# so, and it is not trained twice.)
 
 # %%
 def unread(terms):
@@ -751,8 +753,8 @@ common.class_legend(fig, scheme, range(19))
 common.show(fig)
 
 # %% [markdown]
-# Can you tell them apart? All draw trees and the edge of the road well, make blobs of signs and people, and miss thin poles. On how many
-# pixels do two of them disagree?
+# Can you tell them apart? All draw trees and the edge of the road well, make blobs of signs and people, and miss thin poles. On
+# how many pixels do two of them disagree?
 
 # %%
 from itertools import combinations
@@ -762,9 +764,11 @@ for a, b in combinations(seen, 2):
     print(f"{a}-{b} {(seen[a] != seen[b])[valid].mean():.1%}", end="  ")
 
 # %% [markdown]
-# On 5.8 to 7.6 % of this street. A and D, whose losses differ by the boundary loss alone, are no closer (6.2 %) than A and B (5.8 %).
+# On 5.8 to 7.6 % of this street. A and D, whose losses differ by the boundary loss alone, are no closer (6.2 %) than A and B
+# (5.8 %).
 #
-# Here are the scores in per cent, beside the published ones, of 160 epochs on Cityscapes. The *majority class* names one class everywhere:
+# Here are the scores in per cent, beside the published ones, of 160 epochs on Cityscapes. The *majority class* names one class
+# everywhere:
 
 # %%
 import pandas as pd
@@ -783,10 +787,10 @@ pd.concat({"ours": pd.DataFrame(ours).T.round(1),
            "published": pd.DataFrame(theirs)}, axis=1)
 
 # %% [markdown]
-# **So which loss draws the sharpest streets?** By the published numbers that depends on the score. With Dice (B, C) the trimap IoU is
-# 1.6 points better, without it (A, D) the boundary F1 is .8 better: Dice keeps the band along a contour in one piece and rounds off fine
-# contours, the source supposes [report, §6.2]. The boundary loss moves the two by .05 to .11. In mIoU D leads by .4. Ours are one seed on
-# toy streets, and prove nothing.
+# **So which loss draws the sharpest streets?** By the published numbers that depends on the score. With Dice (B, C) the trimap
+# IoU is 1.6 points better, without it (A, D) the boundary F1 is .8 better: Dice keeps the band along a contour in one piece and
+# rounds off fine contours, the source supposes [report, §6.2]. The boundary loss moves the two by .05 to .11. In mIoU D leads
+# by .4. Ours prove nothing.
 #
 # ## Three seeds and six comparisons
 #
@@ -803,8 +807,8 @@ def per_seed(published, metric, epoch="last"):
 per_seed(published, "miou")
 
 # %% [markdown]
-# D is the best with each seed. Is that enough? With three seeds the factor of an interval is 4.303 (notebook 03), not 1.96 as in version 0.1
-# [report, v0.1]. The runs of a seed belong together, so we test their *differences*:
+# D is the best with each seed. Is that enough? With three seeds the factor of an interval is 4.303 (notebook 03), not 1.96 as
+# in version 0.1 [report, v0.1]. The runs of a seed belong together, so we test their *differences*:
 
 # %%
 from scipy import stats
@@ -822,9 +826,9 @@ def paired_t(a, b):
 
 
 # %% [markdown]
-# $p$ is the probability of a difference at least as large if there were none in truth. But four variants make six pairs, and six
-# independent tests give at least one $p$ below .05 by luck 26 % of the time ($1 - .95^6$). **Holm's method** multiplies the smallest $p$
-# by 6, the next by 5, and so on. If one then comes out below the one before it, it is raised to that:
+# $p$ is the probability of a difference at least as large if there were none in truth. But four variants make six pairs, and
+# six independent tests give at least one $p$ below .05 by luck 26 % of the time ($1 - .95^6$). **Holm's method** multiplies the
+# smallest $p$ by 6, the next by 5, and so on. If one then comes out below the one before it, it is raised to that:
 
 # %%
 def holm(pvalues):
@@ -856,20 +860,19 @@ pairs = {METRICS[m]: paired_tests(per_seed(published, m)) for m in METRICS}
 pd.concat(pairs, axis=1).drop(columns="p", level=1).round(3)
 
 # %% [markdown]
-# - **mIoU**: of six differences one survives, D over C (.041). D leads A by .40 and B by .59, with every seed, but three seeds are too
-#   few to be sure (.374).
+# - **mIoU**: of six differences one survives, D over C (.041). D leads A by .40 and B by .59, with every seed, but three seeds
+#   are too few to be sure (.374).
 # - **Trimap IoU**: Dice is 1.6 to 1.7 better in all four comparisons, and all survive.
 # - **Boundary F1**: Dice is .7 to .9 worse. The differences to B survive; those to C just miss it (.052), as does D's lead over A.
 #
-# Would other *pictures* agree? The source's main test asks that, and finds D over B (.032) and over A (.043) significant, D over C not
-# (.092) [report, §5.1]. A difference that passes both is safer to believe. Of its single classes, exploratory by its own word [report,
-# §4.2], none survives: over 19 the smallest $p$ of D - B is .27 after Holm.
+# Would other *pictures* agree? In the source's main test, over pictures, D's leads over B (.032) and A (.043) are significant,
+# that over C is not (.092) [report, §5.1]. A difference that passes both tests is safer to believe. Of its single classes,
+# exploratory by its own word [report, §4.2], none survives: over 19 the smallest $p$ of D - B is .27 after Holm.
 #
 # ## How strongly does each loss pull?
 #
-# The source supposes *gradient interference* [report, §6.1]: near a contour Dice and boundary loss push the same way; inside of regions
-# they disagree, and so Dice keeps the boundary loss from its last adjustments. It did not measure this, it adds. We can. What a loss
-# wants is its gradient at the logits:
+# The source supposes *gradient interference* [report, §6.1]: near a contour Dice and boundary loss push the same way, inside of
+# regions they disagree. It did not measure this, it adds. We can. What a loss wants is its gradient at the logits:
 
 # %%
 def term_gradients(logits, batch, terms, class_weights=None):
@@ -883,10 +886,12 @@ def term_gradients(logits, batch, terms, class_weights=None):
 
 
 # %% [markdown]
-# As in notebook 05, a loss is strong if this gradient is long. The derivative of $L_B$ by $p_c(x)$ is $\phi_c(x) / (C\,|V|)$: four pixels
-# from the rim, 4/127 of 1/19 of $1/|V|$. That of cross-entropy, without class weights, is at least $1/|V|$ for the true class.
+# As in notebook 05, a loss is strong if this gradient is long. The derivative of $L_B$ by $p_c(x)$ is $\phi_c(x) / (C\,|V|)$:
+# four pixels from the rim, 4/127 of 1/19 of $1/|V|$. That of cross-entropy, without class weights, is at least $1/|V|$ for the
+# true class.
 #
-# We measure on four val streets, for the network at the start and two trained ones: C, which knows both losses, and A, which knows neither:
+# We measure on four val streets, for the network at the start and two trained ones: C, which knows both losses, and A, which
+# knows neither:
 
 # %%
 from torch.utils.data import default_collate
@@ -901,8 +906,8 @@ stages = {"at the start": build_network(settings, weights)[0].eval()}
 stages |= {f"variant {k}": models[k].cpu() for k in "CA" if k in models}
 
 # %% [markdown]
-# The cosine of two gradients is 1 if they pull the same way, 0 if they are unrelated, negative if they pull apart. We take it within a
-# pixel of the seams between classes, and inside of the regions:
+# The cosine of two gradients is 1 if they pull the same way, 0 if they are unrelated, negative if they pull apart. We take it
+# within a pixel of the seams between classes, and inside of the regions:
 
 # %%
 def cosine(a, b, mask):
@@ -928,9 +933,10 @@ for name, model in stages.items():
 pd.DataFrame(table).T.round(4)
 
 # %% [markdown]
-# At the start Dice pulls with .02 of cross-entropy's strength, after training with .28; the boundary loss with less than a thousandth
-# each time. On these toy streets the two never pull apart, and they agree more inside of regions (.34 to .36 after training) than near
-# seams (.24): not what the source expects. Here is one street under A; yellow is strong, and void gets nothing:
+# At the start Dice pulls with .02 of cross-entropy's strength, after training with .28; the boundary loss with less than a
+# thousandth each time. On these toy streets the two never pull apart, and they agree more inside of regions (.34 to .36 after
+# training) than near seams (.24): not what the source expects. Here is one street under A; yellow is strong, and void gets
+# nothing:
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(8.5, 2.2), layout="constrained")
@@ -957,13 +963,13 @@ for unit in dict.fromkeys((norm, "none")):
     print(f"norm {unit}: a tenth with lambda_b = {0.1 / share:.3g}")
 
 # %% [markdown]
-# 56 if distances are divided by 127, .41 if they are in pixels, for this network, toy streets and class weights; on CamVid, in mode
-# `laptop`, 26 and .20. The source has .2. A $\lambda_b$ means nothing without the unit of $\phi$, and that is not public: the division by
+# 56 if distances are divided by 127, .41 if they are in pixels, for this network, toy streets and class weights; on CamVid, in
+# mode `laptop`, 26 and .20. The source has .2. A $\lambda_b$ means nothing without the unit of $\phi$, and that is not public:
 # 127 is our reading. Any other scale within [-1, 1] leaves the loss weak, too (exercise 6.2).
 #
 # ### The boundary loss alone
 #
-# Does it need cross-entropy at all? We train small streets with one term only, for some sixty steps of notebook 02's plain loop:
+# Does it need cross-entropy at all? We train small streets with one term only, for some sixty steps:
 
 # %%
 from torch.utils.data import DataLoader
@@ -989,14 +995,14 @@ for term in ("ce", "boundary"):
     print(f"{term:8s} mIoU {common.miou(confusion):.3f}, {named} classes named")
 
 # %% [markdown]
-# With cross-entropy mIoU comes to .24 and nine classes are named, with the boundary loss alone to .14 and seven. Where $p$ is near 0, its
-# gradient vanishes: a class once given up hardly comes back. It is a loss to add.
+# With cross-entropy mIoU comes to .24 and nine classes are named, with the boundary loss alone to .14 and seven. Where $p$ is
+# near 0, its gradient vanishes: a class once given up hardly comes back. It is a loss to add.
 #
 # ## What CamVid says
 #
-# The repository keeps runs on CamVid, real streets, in mode `laptop`: A to D, so far with one seed, 42. `D strong` is D with
-# distances in pixels and $\lambda_b$ = .2, a tenth of cross-entropy's pull; it joins in as soon as there is a run of it. Of the 233
-# test frames, 171 are of `Seq05VD`, a drive that nothing was trained on.
+# The repository keeps runs on CamVid, real streets, in mode `laptop`, so far with one seed, 42. `D strong` is D with distances
+# in pixels and $\lambda_b$ = .2, a tenth of cross-entropy's pull; it joins in as soon as there is a run of it. Of the 233 test
+# frames, 171 are of `Seq05VD`, a drive that nothing was trained on.
 
 # %%
 def camvid_runs(suffix=""):
@@ -1035,11 +1041,11 @@ if len(found):
     display(of_drive.groupby("name").mean().round(1))
 
 # %% [markdown]
-# With seed 42 the four end within 1.5 points of mIoU. B leads in every column, and A is last; the study's order was D, A, C, B. For poles
-# nobody wins: their IoU is 23.5 to 24.0.
+# With seed 42 the four end within 1.5 points of mIoU. B leads in every column, and A is last; the study's order was D, A, C, B.
+# For poles nobody wins: their IoU is 23.5 to 24.0.
 #
-# Now other seeds *and* other pictures in one interval: `common.compare_runs` draws seeds with replacement, and for each draw blocks of
-# ten neighbouring frames. Two pairs add Dice, two the boundary loss:
+# Now other seeds *and* other pictures in one interval: `common.compare_runs` draws seeds with replacement, and for each draw
+# blocks of ten neighbouring frames. Two pairs add Dice, two the boundary loss:
 
 # %%
 def compare(folders, a, b, metric):
@@ -1067,22 +1073,22 @@ if len(found):
     display(table)
 
 # %% [markdown]
-# Each entry is a difference in points and its interval; with several seeds, also the $p$ over seeds after Holm. With one seed, as here, the
-# interval is over pictures alone.
+# A difference in points, its interval and, with several seeds, the $p$ over seeds after Holm. With one seed the interval is
+# over pictures alone.
 #
-# - **Dice** lifts the trimap IoU by 1.5 points beside A and .8 beside D (1.6 to 1.7 in the study), and beside A the strict boundary F1 by
-#   1.0. In the study F1 fell.
+# - **Dice** lifts the trimap IoU by 1.5 points beside A and .8 beside D (1.6 to 1.7 in the study), and beside A the strict
+#   boundary F1 by 1.0. In the study F1 fell.
 # - **The boundary loss**: D is .8 points of mIoU above A, with an interval without 0; C is .3 below B, with one that holds it.
 #
-# How can D differ from A if its boundary loss pulls with less than a thousandth of cross-entropy? Most likely by drift: the smallest
-# change to a training grows, and another network comes out. On the toy street A and D disagreed as often as A and B, and on CamVid's val
-# A is half a point above D. The interval says that these two *networks* differ, not that the two *losses* do. Only more seeds can
-# tell. (In the study D leads A with each of three, and its distances may have another scale.)
+# How can D differ from A if its boundary loss pulls with less than a thousandth of cross-entropy? Most likely by drift: the
+# smallest change to a training grows, and another network comes out. On the toy street A and D disagreed as often as A and B,
+# and on CamVid's val A is half a point above D. The interval says that these two *networks* differ, not that the two *losses*
+# do. Only more seeds can tell. (In the study D leads A with each of three, and its distances may have another scale.)
 #
 # ## Do short runs mislead?
 #
-# After 10 epochs of 160 the study's best loss is C, in the end D. It calls this exploratory; significant, it finds, is that C and D change
-# places [report, §4.2, §5.2]. Its public table holds the mIoU of every run at sixteen epochs. Who is best at each, and where is C - D
+# After 10 epochs of 160 the study's best loss is C, in the end D. It calls this exploratory; significant, it finds, is that C
+# and D change places [report, §4.2, §5.2]. From its public table, sixteen epochs of every run: who is best, and where is C - D
 # more than luck?
 
 # %%
@@ -1095,9 +1101,9 @@ reversal = pd.DataFrame(reversal, index=["C - D", "± t", "p"]).T
 reversal.query("p < 0.05").round(3)
 
 # %% [markdown]
-# C leads at epochs 10 to 30, 50 and 70, D at 130, 150 and 160, each time with all three seeds. They do seem to change places, though
-# after Holm for sixteen epochs no epoch survives by itself. How likely does one who stops early name a wrong winner? We take an epoch's
-# means as true, and draw runs with the spread of its seeds:
+# C leads at epochs 10 to 30, 50 and 70, D at 130, 150 and 160, each time with all three seeds. They do seem to change places,
+# though after Holm for sixteen epochs no epoch survives by itself. How likely does one who stops early name a wrong winner? We
+# take an epoch's means as true, and draw runs with the spread of its seeds:
 
 # %%
 def wrong_pick(by_epoch, winner, seeds=1, draws=20000):
@@ -1123,11 +1129,11 @@ right.legend(frameon=False)
 common.show(fig)
 
 # %% [markdown]
-# One run of each names a wrong winner about seven times in ten or more up to epoch 90, one time in nine at the end. Three runs of each
-# (dashed) help after epoch 90 only.
+# One run of each names a wrong winner about seven times in ten or more up to epoch 90, one time in nine at the end. Three runs
+# of each (dashed) help after epoch 90 only.
 #
-# But these are *stops on the way* of one long schedule, whose learning rate has not fallen yet. A short study would let its rate fall
-# within its own few epochs. Here are our four on CamVid with a quarter of the epochs, beside the long runs on their way, in mIoU:
+# But these are *stops on the way* of one long schedule. A short study would let its learning rate fall within its own few
+# epochs. Here are our four on CamVid with a quarter of the epochs, beside the long runs on their way, in mIoU:
 
 # %%
 short = camvid_runs("-epochs3")
@@ -1143,15 +1149,15 @@ if len(found) and len(short):
     display(pd.DataFrame(table).round(1))
 
 # %% [markdown]
-# A whole short run is no stop on the way: it ends at 62 to 63 on val, where the long runs pass by at 57 to 59. With seed 42 the short runs
-# pick C, on val and on test; the long ones pick B on test, and none on val. But on test C leads A at both budgets, by 1.4 and 1.2: Dice
-# helps in the short runs and in the long ones.
+# A whole short run is no stop on the way: it ends at 62 to 63 on val, where the long runs pass by at 57 to 59. With seed 42 the
+# short runs pick C, on val and on test; the long ones pick B on test, and none on val. But on test C leads A at both budgets,
+# by 1.4 and 1.2: Dice helps in both.
 #
 # ## A perfect score for a wrong picture
 #
-# In version 0.1 of the source both contour scores had a fault, which its author found himself and mended in two weeks [report, v0.1]. They
-# took the map of class *numbers* for a mask: class 0, road, was the background, and everything else one object. Left, the contours of
-# our first street by that; right, those of all classes:
+# In version 0.1 of the source both contour scores had a fault, which its author found himself and mended in two weeks [report,
+# v0.1]. They took the map of class *numbers* for a mask: class 0, road, was the background, and all else one object. Left, the
+# contours of our first street by that; right, those of all classes:
 
 # %%
 def contour(mask):
@@ -1184,17 +1190,16 @@ for estimator in ("as_published", "per_class"):
 #
 # ## Where the source is wrong
 #
-# This is a careful study: twelve long runs, its tables public, and two mistakes found and mended by its author. Three points remain from
-# which one learns; [results/sources.md](../results/sources.md) has the others.
+# This is a careful study: twelve long runs, its tables public, and two mistakes found and mended by its author. Two points
+# remain from which one learns; [results/sources.md](../results/sources.md) has the others.
 #
-# **1. "Short-epoch ablations are systematically misleading"** [report, §7]. C and D do change places, between stops on the way of one
-# schedule. The sentence is about short studies, and none was run.
+# **1. "Short-epoch ablations are systematically misleading"** [report, §7]. C and D do change places, between stops on the way
+# of one schedule. The sentence is about short studies, and none was run.
 #
-# **2. "+2.26 → −0.46 in the C−B gap, a 2.7-point swing"** [report, §6.3]. The -.46 is C - D. C - B ends at +.13: a swing of 2.1.
-#
-# **3. "Kervadec default" λ = 0.2, "no hyperparameter"** [report, §3.2, §6.3]. Kervadec's code starts at .01 with distances in pixels and
-# raises it, or takes 1 [code]. That only one $\lambda_b$ was tried, §6.4 says itself. But there are two numbers to choose,
-# $\lambda_b$ and the scale of $\phi$, and the second is not stated. (A later program of the author has a `theta0=3` there [code].)
+# **2. "Kervadec default" λ = 0.2, "no hyperparameter"** [report, §3.2, §6.3]. Kervadec's code starts at .01 with distances in
+# pixels and raises it, or takes 1 [code]. That only one $\lambda_b$ was tried, §6.4 says itself. But there are two numbers to
+# choose, $\lambda_b$ and the scale of $\phi$, and the second is not stated. (A later program of the author has a `theta0=3`
+# there [code].)
 #
 # ## Your own photo
 #
@@ -1216,13 +1221,12 @@ video.show(photo, runs[last].folder, scheme, models[last], fitting, **scaling)
 # %% [markdown]
 # ## What we learnt
 #
-# - Which loss draws the sharpest streets? In the study Dice wins by trimap IoU and loses by boundary F1, and the boundary loss without
-#   Dice has the best mIoU. On CamVid, with one seed, Dice wins by all three.
+# - Which loss draws the sharpest streets? In the study Dice wins by trimap IoU and loses by boundary F1, and the boundary loss
+#   without Dice has the best mIoU. On CamVid, with one seed, Dice wins by all three.
 # - Cross-entropy counts pixels, Dice counts classes, the boundary loss counts distances. It is negative when all is well.
 # - Measure a term's gradient before you explain what it does.
 # - Test differences in pairs, and correct for their number. Other seeds and other pictures are two questions.
-# - A stop on the way of a long run is no short run.
-# - Try a score on a case that you can judge by eye.
+# - A stop on the way of a long run is no short run. And try a score on a case that you can judge by eye.
 #
 # ## Exercises
 #
@@ -1232,9 +1236,10 @@ video.show(photo, runs[last].folder, scheme, models[last], fitting, **scaling)
 # %% [markdown]
 # ### Exercise 6.1: the boundary loss by hand
 #
-# Predict, then check. A label of 4x12 pixels: the left six columns are class 0, the right six class 1. With distances in pixels, what
-# is $L_B$ of three predictions: the truth (probability 1 on the right class), one half for both classes everywhere, and the truth
-# with its classes exchanged? Write one row of $\phi_0$ first; no code is needed. Return the three numbers.
+# Predict, then check. A label of 4x12 pixels: the left six columns are class 0, the right six class 1. With distances in
+# pixels, what is $L_B$ of three predictions: the truth (probability 1 on the right class), one half for both classes
+# everywhere, and the truth with its classes exchanged? Write one row of $\phi_0$ first; no code is needed. Return the three
+# numbers.
 
 # %%
 # Exercise 6.1
@@ -1254,8 +1259,9 @@ with common.exercise("Exercise 6.1"):
 # %% [markdown]
 # ### Exercise 6.2: how strong can it get?
 #
-# Derive the gradient of $\lambda_b L_B$ at logit $k$ of a pixel: it is $\frac{\lambda_b}{C\,|V|}\, p_k (\phi_k - \sum_c \phi_c p_c)$.
-# Write it for whole tensors, without autograd: logits and phi (B, C, H, W), floating point, label (B, H, W) with 255 for void.
+# Derive the gradient of $\lambda_b L_B$ at logit $k$ of a pixel: it is $\frac{\lambda_b}{C\,|V|}\, p_k (\phi_k - \sum_c \phi_c
+# p_c)$. Write it for whole tensors, without autograd: logits and phi (B, C, H, W), floating point, label (B, H, W) with 255 for
+# void.
 #
 # That of cross-entropy is $\frac{1}{|V|}(p_k - y_k)$. Show on paper that with $\phi$ in [-1, 1] the boundary loss has at most
 # $2\lambda_b / C$ of it at the same pixel and logit, and return this bound from the second function. (Look at $k = y$ and $k \ne y$
@@ -1332,10 +1338,10 @@ with common.exercise("Exercise 6.3"):
 # %% [markdown]
 # ### Exercise 6.4: three seeds without a bell curve
 #
-# The t test takes differences for normal. The *sign-flip test* does not: if neither variant were better, each seed's difference could
-# as well have had the other sign. Give the $S$ differences all $2^S$ combinations of signs; $p$ is the share of these, what happened
-# included, whose mean is at least as far from 0 as what happened (allow 1e-9 for rounding). Test all pairs, in the order of
-# `combinations`, and correct with `holm`.
+# The t test takes differences for normal. The *sign-flip test* does not: if neither variant were better, each seed's difference
+# could as well have had the other sign. Give the $S$ differences all $2^S$ combinations of signs; $p$ is the share of these,
+# what happened included, whose mean is at least as far from 0 as what happened (allow 1e-9 for rounding). Test all pairs, in
+# the order of `combinations`, and correct with `holm`.
 
 # %%
 # Exercise 6.4
@@ -1360,8 +1366,7 @@ with common.exercise("Exercise 6.4"):
 # - Write `focal_loss(log_probs, label)` above the cell of `OURS`, add `"E": ("ce", "focal")` to `VARIANTS`, and train it beside A.
 # - Kervadec raises $\lambda_b$ epoch by epoch. Where in `train_variant` would that go?
 #
-# `python results/viewer.py FOLDER` makes a page to look around in a folder of runs. With `keep_at = "3"` a run keeps the weights
-# of every third epoch, and `python results/checkpoints.py score FOLDER` scores them again.
+# `python results/viewer.py FOLDER` makes a page to look around in a folder of runs.
 #
 # ## References
 #
