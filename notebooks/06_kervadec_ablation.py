@@ -213,6 +213,8 @@ scheme = common.SCHEMES["cityscapes19"]
 CAR, POLE = 13, 5
 scenes = common.StreetScenes(common.evenly(splits["train"], 40), size, **scaling)
 labels = [scenes.read(k)[1] for k in range(len(scenes))]
+
+# %%
 best = max(range(len(scenes)),
            key=lambda k: min((labels[k] == CAR).sum() / 10, (labels[k] == POLE).sum()))
 picture, label = scenes.read(best)
@@ -240,6 +242,7 @@ def one_hot(label, num_classes=19):
     return label[:, None] == classes[:, None, None]
 
 
+# %%
 def cross_entropy(log_probs, label, class_weights=None):
     """Mean of -log p of the true class; log_probs (B, C, H, W), label (B, H, W)."""
     y = one_hot(label, log_probs.shape[1])
@@ -296,7 +299,7 @@ def signed_distance(mask):
     inside = distance_transform_edt(mask)
     return outside - np.maximum(inside - 1, 0)
 
-
+# %%
 print(signed_distance(bus).round(1))
 
 # %% [markdown]
@@ -335,7 +338,7 @@ def boundary_loss(probs, phi, label):
 # %% [markdown]
 # Its size depends on the unit of $\phi$. The source clips distances at 127 pixels and has them in [-1, 1]; how, it does not say
 # [report]. We divide by 127: 12 pixels are stored as 12 and count 12/127. `norm = "none"` keeps pixels, as Kervadec's code does
-# [code]. The map is made after its label was mirrored:
+# [code]. (The others divide by a class's largest distance.) The map is made after its label was mirrored:
 
 # %%
 def distance_targets(label, num_classes, norm):
@@ -358,6 +361,7 @@ def soft_one_hot(label, num_classes=19, confidence=0.99):
     return torch.where(y, confidence, rest)
 
 
+# %%
 truth = torch.from_numpy(label.astype(np.int64))[None]  # (B, H, W)
 phi = distance_targets(label, 19, norm)["phi"][None]  # (B, C, H, W)
 guesses = {"truth": label, "moved": np.roll(label, 4, axis=1), "road": 0 * label}
@@ -568,6 +572,7 @@ def jitter_colors(image, rng, jitter=0.25, hue=0.03):
     return cv2.cvtColor(cv2.merge([h, s, v]), cv2.COLOR_HSV2RGB_FULL)
 
 
+# %%
 def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
     """Mirror a share of the images with their labels, jitter all, blur half."""
     if rng.random() < flip:
@@ -592,7 +597,7 @@ def frequency_weights(frames, scheme):
     weights = np.where(counts > 0, share**-0.5, 0)
     return torch.from_numpy(weights / weights[counts > 0].mean()).float()
 
-
+# %%
 class_weights = None
 if recipe == "author_config" or settings["class_weights"] == "inverse_sqrt":
     class_weights = frequency_weights(splits["train"], scheme)
@@ -731,6 +736,7 @@ def load_variant(folder, settings, file="last.safetensors"):
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+# %%
 models = {letter: load_variant(run.folder, settings) for letter, run in runs.items()}
 val = common.StreetScenes(common.evenly(splits["val"], 24), size, **scaling)
 streets = [val.read(k) for k in range(len(val))]
@@ -743,6 +749,8 @@ panels = {"photo": seen_photo, "label": common.as_colors(seen_label, scheme)}
 panels |= {f"variant {k}": common.as_colors(one, scheme) for k, one in seen.items()}
 rows = (len(panels) + 1) // 2
 shape = (8.5, rows * (4.25 * size[0] / size[1] + 0.25))
+
+# %%
 fig, axes = plt.subplots(rows, 2, figsize=shape, layout="constrained")
 for axis in axes.flat:
     axis.set_axis_off()
@@ -777,6 +785,8 @@ METRICS = {"miou": "mIoU", "boundary_f1": "boundary F1", "trimap_iou": "trimap I
 STRICT = {"miou": "mIoU", "boundary_f1_strict": "strict boundary F1",
           "trimap_iou": "trimap IoU"}
 published = common.read_published(NOTEBOOK)
+
+# %%
 theirs = {METRICS[m]: common.headline(published, m).set_index("method")["value"]
           for m in METRICS}
 ours = {k: {STRICT[m]: 100 * run.summary["metrics"][m] for m in STRICT}
@@ -901,6 +911,8 @@ four = common.StreetScenes(common.evenly(splits["val"], 4), size, targets=target
                            **scaling)
 held_out = default_collate([four[k] for k in range(len(four))])
 all_terms = loss_terms("C", "paper", lambda_d or 1.0, lambda_b or 0.2)
+
+# %%
 torch.manual_seed(seed)
 stages = {"at the start": build_network(settings, weights)[0].eval()}
 stages |= {f"variant {k}": models[k].cpu() for k in "CA" if k in models}
@@ -920,6 +932,8 @@ def cosine(a, b, mask):
 bands = [common.trimap_band(one.numpy(), 19, radius=1) for one in held_out["label"]]
 near = torch.from_numpy(np.stack(bands))
 regions = {"near seams": near, "inside": ~near & (held_out["label"] != 255)}
+
+# %%
 table = {}
 for name, model in stages.items():
     with torch.no_grad():
@@ -1059,6 +1073,7 @@ def compare(folders, a, b, metric):
 # %%
 PAIRS = (("B", "A"), ("C", "D"), ("D", "A"), ("C", "B"), ("D strong", "A"))
 
+# %%
 if len(found):
     folders = found.pivot(index="seed", columns="name", values="folder")
     asked = [[a, b] for a, b in PAIRS if {a, b} <= set(folders)]
@@ -1096,6 +1111,8 @@ EPOCHS = [*range(10, 160, 10), "last"]
 by_epoch = {160 if e == "last" else e: per_seed(published, "miou", str(e))
             for e in EPOCHS}
 print(" ".join(f"{e}:{table.mean().idxmax()}" for e, table in by_epoch.items()))
+
+# %%
 reversal = {e: paired_t(table["C"], table["D"]) for e, table in by_epoch.items()}
 reversal = pd.DataFrame(reversal, index=["C - D", "± t", "p"]).T
 reversal.query("p < 0.05").round(3)
@@ -1166,6 +1183,7 @@ def contour(mask):
     return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, square) > 0
 
 
+# %%
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.3), layout="constrained")
 axes[0].imshow(~contour(label != 0), cmap="gray")
 axes[1].imshow(~np.any([contour(label == c) for c in range(19)], axis=0), cmap="gray")
@@ -1259,9 +1277,9 @@ with common.exercise("Exercise 6.1"):
 # %% [markdown]
 # ### Exercise 6.2: how strong can it get?
 #
-# Derive the gradient of $\lambda_b L_B$ at logit $k$ of a pixel: it is $\frac{\lambda_b}{C\,|V|}\, p_k (\phi_k - \sum_c \phi_c
-# p_c)$. Write it for whole tensors, without autograd: logits and phi (B, C, H, W), floating point, label (B, H, W) with 255 for
-# void.
+# Derive the gradient of $\lambda_b L_B$ at logit $k$ of a pixel:
+# $\frac{\lambda_b}{C\,|V|}\, p_k (\phi_k - \sum_c \phi_c p_c)$. Write it for whole tensors, without autograd: logits and phi
+# (B, C, H, W), floating point, label (B, H, W) with 255 for void.
 #
 # That of cross-entropy is $\frac{1}{|V|}(p_k - y_k)$. Show on paper that with $\phi$ in [-1, 1] the boundary loss has at most
 # $2\lambda_b / C$ of it at the same pixel and logit, and return this bound from the second function. (Look at $k = y$ and $k \ne y$
