@@ -744,6 +744,9 @@ thin = [np.isin(answer, (POLE, 6, 7)).sum() for _, answer in streets]  # lights,
 seen_photo, seen_label = streets[int(np.argmax(thin))]
 seen = {k: common.predict(models[k], seen_photo, size, **scaling) for k in models}
 
+# %% [markdown]
+# The photo, its label and the four predictions:
+
 # %%
 panels = {"photo": seen_photo, "label": common.as_colors(seen_label, scheme)}
 panels |= {f"variant {k}": common.as_colors(one, scheme) for k, one in seen.items()}
@@ -932,6 +935,9 @@ def cosine(a, b, mask):
 bands = [common.trimap_band(one.numpy(), 19, radius=1) for one in held_out["label"]]
 near = torch.from_numpy(np.stack(bands))
 regions = {"near seams": near, "inside": ~near & (held_out["label"] != 255)}
+
+# %% [markdown]
+# Lengths are given as shares of that of cross-entropy's gradient:
 
 # %%
 table = {}
