@@ -313,7 +313,7 @@ def test_where_nothing_compiles_one_line_says_so_and_the_strips_serve(nb, monkey
     assert capsys.readouterr().out == "compile_loss: RuntimeError, so the loss runs as it is\n"
 
 
-def test_the_auxiliary_head_pays_the_whole_sum_times_two_fifths(nb, composite):
+def test_the_auxiliary_head_is_trained_on_two_fifths_of_the_whole_sum(nb, composite):
     (main, batch), aux = street_batch((1, 19, 8, 9)), torch.randn(1, 19, 8, 9)
     terms, batch = nb.loss_terms("C", "paper", 1.0, 0.2), batch | {"image": None}
     found = nb.training_loss(lambda image: (main, aux), batch, composite, terms=terms)
@@ -357,6 +357,8 @@ def test_a_distance_map_is_built_from_two_transforms_and_equals_the_fast_one(nb)
     maps = data_prep.signed_distance_maps(label, 4, norm="none")
     for c in range(4):
         np.testing.assert_allclose(nb.signed_distance(label == c), maps[c], atol=1e-5)
+    for mask in (np.zeros((4, 5), bool), np.ones((4, 5), bool)):
+        assert (nb.signed_distance(mask) == data_prep.signed_distance_maps(1 - mask, 1, ignore=1)[0]).all()
 
 
 def test_maps_travel_as_int8_within_half_a_step_of_the_exact_loss(nb):
@@ -607,17 +609,15 @@ def val_of(root):
     return common.StreetScenes(common.list_frames(root, "val"), (32, 64), mean=common.LITE0_MEAN, std=common.LITE0_STD)
 
 
-def test_the_notebook_reaches_its_end_with_its_figures_and_its_page(five):
-    assert five.printed.count("<IPython.core.display.Image object>") == 10
+def test_the_notebook_reaches_its_end_with_its_figures(five):
+    assert five.printed.count("<IPython.core.display.Image object>") == 8
     assert "Exercise 6.4: not done yet" in five.printed
-    page = (five.folders["A"].parent / "viewer.html").read_text()
-    assert '"drawn": ["A, seed 42", "B, seed 42", "C, seed 42", "D, seed 42", "E, seed 42"]' in page
 
 
 def test_runs_on_camvid_are_compared_where_there_are_any(five):
-    for title in ("D strong", "strict boundary F1", "on the way, after 3", "A-D strong", "rare"):
+    for title in ("D strong", "strict boundary F1", "after 3 of 12", "D strong-A", "C-B"):
         assert title in five.printed, title
-    assert re.search(r"A-B +-10\.0 \[-10\.0, -10\.0\], 0\.00", five.printed)
+    assert re.search(r"B-A +\+10\.0 \[\+10\.0, \+10\.0\], 0\.000", five.printed)
 
 
 def put_camvid_runs(base):
@@ -700,7 +700,7 @@ def test_the_notebook_runs_as_a_script_from_any_folder_on_another_encoder(toy, t
     folder.mkdir()
     parameters = TINY | {"data_dir": str(toy), "out_dir": str(tmp_path / "results"), "network": "resnet18", "variant": "D"}
     run_script(NAME, folder, folder, **parameters)
-    assert list((tmp_path / "results").rglob(f"D-networkresnet18{TAG}/summary.json")) and list((tmp_path / "results").rglob("viewer.html"))
+    assert list((tmp_path / "results").rglob(f"D-networkresnet18{TAG}/summary.json"))
 
 
 def test_the_notebook_alone_in_an_empty_folder_fetches_its_helpers_and_labels_a_photo_of_ones_own(
