@@ -144,7 +144,7 @@ import common
 NOTEBOOK = "03_unet_resnet50_cv"
 FOLD_NUMBERS = ("1", "2", "3")
 
-
+# %%
 def kinds_of(folds):
     """The kinds of folds that a text names: ["image"], ["city"] or both."""
     kinds = ("image", "city")
@@ -194,6 +194,8 @@ import numpy as np
 
 root = common.find_data(data_dir, mode)
 frames = common.evenly(common.list_frames(root, "train"), settings["images"])
+
+# %%
 others = {"official_val": common.list_frames(root, "val")}
 if common.has_test_labels(root):
     others["test"] = common.list_frames(root, "test")
@@ -542,7 +544,7 @@ def scaling_of(encoder):
     """How an encoder wants its pixels scaled; {} means ImageNet's mean and spread."""
     return LITE0_SCALING if encoder == "lite0" else {}
 
-
+# %%
 def make_data(frames, size, encoder, **options):
     """common.StreetScenes of 19 classes, its photos scaled as the encoder wants."""
     return common.StreetScenes(frames, size, **scaling_of(encoder), **options)
@@ -572,7 +574,7 @@ def shrink_photo(image, label, rng, size):
     """The photo at the network's size, the label as it is; scoring enlarges logits."""
     return common.resize_pair(image, label, size)[0], label
 
-
+# %%
 def both_resolutions(frames, size, native, encoder):
     """{"low": data at the network's size, "full": with labels at the photo's size}."""
     shrink = partial(shrink_photo, size=size)
@@ -657,6 +659,8 @@ def split_of_fold(frames, parts, number):
 train = partial(train_fold, settings=settings, size=size, native=native,
                 version=augment, network=network, weights=weights, seed=seed,
                 max_hours=max_hours)
+
+# %%
 jobs, images, unused = {}, {}, {}
 for kind in kinds_of(folds):
     for number in (1, 2, 3) if kind in parts else ():
@@ -979,6 +983,8 @@ from results import video
 run, scaling = list(runs.values())[-1], scaling_of(settings["encoder"])
 model, _ = build_network(settings["encoder"], network, "none")
 common.load_weights(run.folder / "last.safetensors", model).eval()
+
+# %%
 own = common.own_photo(photo, others[other_set][0])
 h, w = own.shape[:2]
 own_size = (size[0], max(32, round(w * size[0] / h / 32) * 32))
