@@ -358,7 +358,7 @@ common.show(common.draw_unet(resnet50.out_channels[1:]))
 # %%
 from torch import nn
 
-
+# %%
 class DoubleConv(nn.Sequential):
     """(3x3 convolution, batch norm, ReLU) twice, from in_channels to out_channels."""
 
@@ -438,7 +438,7 @@ for name, part in {"in all": net, "bottleneck": net.bottleneck}.items():
 # %%
 import cv2
 
-
+# %%
 def scale_intended(image, label, factor, rng):
     """Scale image (H, W, 3) and label (H, W), pad (0, void 255) or crop to (H, W)."""
     h, w = label.shape
@@ -512,6 +512,8 @@ def street_view(image, label, rng, size, version):
 # %%
 size = common.network_size(frames[0], settings["height"])  # (H, W) for the network
 native = common.read_label(frames[0].label).shape  # (H, W) of the photos
+
+# %%
 street, label = common.StreetScenes(frames, native).read(0)
 panels = {"photo": street}
 for title, k in {"mirrored": 2, "smaller, other colours": 25,
@@ -783,6 +785,8 @@ every = scores
 if len(committed):
     named = committed.assign(runs=[f"CamVid, seed {n}" for n in committed["seed"]])
     every = pd.concat([scores, named])
+
+# %%
 pairs = {}
 for name, some in every.groupby("runs", sort=False):
     pairs[name] = paired_matrices(dict(list(some.groupby("kind")["folder"])))
