@@ -1003,6 +1003,42 @@ def show_unet(photo: np.ndarray, label: np.ndarray, width: int = 64, depth: int 
     return fig
 
 
+def show_row(panels: dict[str, np.ndarray], width: float = 9):
+    """Figure of pictures {title: (H, W, 3)} of one size, side by side; returns the figure."""
+    h, w = next(iter(panels.values())).shape[:2]
+    fig, axes = plt.subplots(1, len(panels), figsize=(width, width / len(panels) * h / w + 0.3), layout="constrained",
+                             squeeze=False)
+    for axis, (title, panel) in zip(axes.flat, panels.items()):
+        axis.imshow(panel, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.set_axis_off()
+    return fig
+
+
+def draw_unet(channels: Sequence[int], num_classes: int = 19):
+    """Figure of a U-Net on an encoder whose maps, each of half the size of the one before, have these channels; returns it."""
+    n = len(channels)
+    levels = [0, *range(1, n + 1), *range(n, -1, -1)]
+    names = ["photo", *channels, *channels[::-1], num_classes]
+    colors = ["0.6"] + [CURVES[k] for k in [0] * n + [2] + [1] * n]
+    arrow = {"arrowstyle": "->", "color": "0.4"}
+    fig, axis = plt.subplots(figsize=(8.5, 3.4), layout="constrained")
+    for x, (level, name, color) in enumerate(zip(levels, names, colors)):
+        axis.bar(x, 0.6, 0.5, bottom=-level, color=color, alpha=0.7)
+        axis.text(x, -level + 0.3, name, ha="center", va="center", fontsize=7)
+        if x:
+            axis.annotate("", (x - 0.25, 0.3 - level), (x - 0.75, 0.3 - levels[x - 1]),
+                          arrowprops=arrow)
+    for level in range(n + 1):
+        axis.text(-1, 0.3 - level, f"1/{2**level}", va="center", fontsize=7)
+        if 0 < level < n:
+            axis.annotate("", (2 * n + 0.75 - level, 0.3 - level),
+                          (level + 0.25, 0.3 - level), arrowprops=arrow)
+    axis.set(xlim=(-1.2, 2 * n + 1.5), ylim=(-n - 0.1, 0.7))
+    axis.set_axis_off()
+    return fig
+
+
 def error_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8: the photo in pale grey, wrong pixels red, void black."""
     picture = np.repeat(image.mean(2, keepdims=True), 3, axis=2).astype(np.uint8) // 2 + 100

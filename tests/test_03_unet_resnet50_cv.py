@@ -36,6 +36,16 @@ def full(nb):
         return nb.EncoderUNet()
 
 
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def box_of(mask):
+    """[left, top, right, bottom] of a mask (H, W) that is not empty."""
+    ys, xs = np.nonzero(mask)
+    return [int(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)]
+
+
 def frames_of(cities):
     return [data_prep.Frame(f"{city}_{i}", city, None, None) for city, count in cities.items() for i in range(count)]
 
@@ -44,12 +54,12 @@ def frames_of(cities):
 
 
 def test_the_published_network_has_147_million_parameters_half_of_them_in_the_bottleneck(nb, full):
-    assert nb.count_parameters(full) == 147_376_915
-    assert nb.count_parameters(full.bottleneck) == 75_505_664
+    assert count(full) == 147_376_915
+    assert count(full.bottleneck) == 75_505_664
     with torch.device("meta"):
-        assert nb.count_parameters(full) + nb.count_parameters(nb.DoubleConv(2048, 2048)) == 222_882_579
-        assert nb.count_parameters(full) + nb.count_parameters(torchvision.models.resnet50().fc) == 149_425_915
-        assert nb.count_parameters(nb.EncoderUNet(bottleneck=False)) == 147_376_915 - 75_505_664 == 71_871_251
+        assert count(full) + count(nb.DoubleConv(2048, 2048)) == 222_882_579
+        assert count(full) + count(torchvision.models.resnet50().fc) == 149_425_915
+        assert count(nb.EncoderUNet(bottleneck=False)) == 147_376_915 - 75_505_664 == 71_871_251
     assert not any("fc" in name for name, _ in full.named_parameters())
 
 
@@ -173,8 +183,8 @@ def street():
     return image, label
 
 
-def area(nb, label):
-    left, top, right, bottom = nb.box_of(label == 13)
+def area(label):
+    left, top, right, bottom = box_of(label == 13)
     return (right - left) * (bottom - top)
 
 
@@ -182,7 +192,7 @@ def area(nb, label):
 def test_intended_scaling_changes_the_size_of_things(nb, street, factor):
     image, label = nb.scale_intended(*street, factor, np.random.default_rng(0))
     assert image.shape == (128, 256, 3) and label.shape == (128, 256)
-    assert area(nb, label) == pytest.approx(factor**2 * 32 * 64, rel=0.07)
+    assert area(label) == pytest.approx(factor**2 * 32 * 64, rel=0.07)
     bright = image[..., 0] > 145
     assert (bright != (label == 13)).mean() < 0.01, "image and label move together"
 
@@ -200,7 +210,7 @@ def test_a_margin_is_black_in_the_image_and_void_in_the_label(nb, street):
 def test_published_scaling_leaves_the_object_where_it_was(nb, street, factor, size):
     _, label = common.resize_pair(*nb.scale_as_published(*street, factor), size)
     _, unscaled = common.resize_pair(*street, size)
-    assert np.abs(np.subtract(nb.box_of(label == 13), nb.box_of(unscaled == 13))).max() <= 1
+    assert np.abs(np.subtract(box_of(label == 13), box_of(unscaled == 13))).max() <= 1
     assert (label < 255).all()
 
 
@@ -213,7 +223,7 @@ def test_published_scaling_multiplies_by_1_plus_the_factor_as_albumentations_doe
 
 
 def test_an_enlarged_street_is_cropped_at_random(nb, street):
-    boxes = {tuple(nb.box_of(nb.scale_intended(*street, 1.2, np.random.default_rng(seed))[1] == 13)) for seed in range(10)}
+    boxes = {tuple(box_of(nb.scale_intended(*street, 1.2, np.random.default_rng(seed))[1] == 13)) for seed in range(10)}
     assert len(boxes) > 5
 
 
@@ -248,7 +258,7 @@ def test_a_view_has_the_network_size_depends_on_its_generator_only_and_spares_it
 
 
 def test_one_view_in_four_is_scaled_and_half_are_flipped(nb, street):
-    boxes = [nb.box_of(nb.street_view(*street, np.random.default_rng(seed), (128, 256), "intended")[1] == 13) for seed in range(300)]
+    boxes = [box_of(nb.street_view(*street, np.random.default_rng(seed), (128, 256), "intended")[1] == 13) for seed in range(300)]
     unscaled = [box for box in boxes if box == [96, 48, 160, 80]]  # flipped or not: the object is in the middle
     assert 0.68 < len(unscaled) / 300 < 0.82
     columns = np.tile(np.arange(256, dtype=np.uint8) // 2, (128, 1))
@@ -351,25 +361,17 @@ def test_the_grid_holds_the_scores_of_an_independent_computation(nb, toy, tmp_pa
                 expected = oracle.compute()[present[present < 255]].mean().item()
                 assert grid[images][resolution][checkpoint] == pytest.approx(expected, abs=1e-6)
     assert grid["held_out"]["low"]["best"] != grid["held_out"]["low"]["last"]
-    kept = nb.held_out_matrices([tmp_path])
-    assert list(kept) == [f"{frame.city}/{frame.name}" for frame in frames[:2]]
-    assert common.miou(sum(kept.values())) == grid["held_out"]["low"]["last"], "of the last epoch, at the network's size"
+    with np.load(tmp_path / "held_out_per_image.npz") as kept:
+        assert kept["image"].tolist() == [f"{frame.city}/{frame.name}" for frame in frames[:2]]
+        assert common.miou(kept["confusion"].sum(axis=0)) == grid["held_out"]["low"]["last"], "of the last epoch, at the network's size"
 
 
-def test_steps_add_up_to_the_whole_drop_in_every_order(nb):
+def test_each_step_of_the_drop_changes_one_thing(nb):
     values = iter(np.random.default_rng(0).random(8))
-    grid = {a: {b: {c: next(values) for c in ("best", "last")} for b in ("low", "full")} for a in ("held_out", "official_val")}
-    drop = grid["official_val"]["full"]["last"] - grid["held_out"]["low"]["best"]
-    for order in (("image_set", "resolution", "checkpoint"), ("checkpoint", "resolution", "image_set")):
-        effects = nb.step_effects(grid, order)
-        assert sum(effects.values()) == pytest.approx(drop) and list(effects) == list(order)
-    assert nb.step_effects(grid, ("image_set", "resolution", "checkpoint"))["image_set"] == pytest.approx(
-        grid["official_val"]["low"]["best"] - grid["held_out"]["low"]["best"])
-    elsewhere = {"held_out": grid["held_out"], "test": grid["official_val"]}
-    walk = nb.mean_walk([elsewhere, elsewhere], nb.END | {"image_set": "test"})
-    assert list(walk.index) == ["first score", *nb.END] and list(nb.START) == list(nb.END)
-    assert walk["first score"] == pytest.approx(100 * grid["held_out"]["low"]["best"])
-    assert walk.sum() == pytest.approx(100 * elsewhere["test"]["full"]["last"]), "first score and steps make the last score"
+    grid = {a: {b: {c: next(values) for c in ("best", "last")} for b in ("low", "full")} for a in ("held_out", "test")}
+    first, *steps = nb.one_at_a_time(grid, "test").values()
+    assert first == 100 * grid["held_out"]["low"]["best"]
+    assert steps == [100 * grid["held_out"]["full"]["best"], 100 * grid["test"]["full"]["best"], 100 * grid["test"]["full"]["last"]]
 
 
 # statistics
@@ -384,16 +386,22 @@ def matrices():
 
 
 def test_the_bootstrap_of_the_lesson_is_that_of_common_on_the_same_draws(nb, matrices):
-    ours, rng = nb.bootstrap(*matrices, repeats=200, seed=5), np.random.default_rng(5)
-    times = np.array([np.bincount(rng.integers(40, size=40), minlength=40) for _ in range(200)])
+    units = np.repeat(np.arange(10)[::-1], 4)
+    ours = nb.bootstrap(matrices[0], units, 5, 200) - nb.bootstrap(matrices[1], units, 5, 200)
+    rng = np.random.default_rng(5)
+    times = np.array([np.bincount(rng.integers(10, size=10), minlength=10) for _ in range(200)])[:, units]
     theirs = [common._resampled(each, times, common.miou) for each in matrices]
-    np.testing.assert_allclose(ours, theirs[0] - theirs[1], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ours, 100 * (theirs[0] - theirs[1]), rtol=0, atol=1e-10)
 
 
-def test_with_draws_of_its_own_common_finds_nearly_the_same_interval(nb, matrices):
-    low, high = np.quantile(nb.bootstrap(*matrices, repeats=4000), [0.025, 0.975])
-    _, *theirs, _ = common.paired_bootstrap(*matrices, common.miou)
-    assert [low, high] == pytest.approx(theirs, abs=0.05 * (high - low))
+@pytest.mark.parametrize("unit", ["picture", "ten neighbours", "city or drive"])
+def test_with_draws_of_its_own_common_finds_nearly_the_same_interval(nb, matrices, unit):
+    ids = nb.units_of([f"{city}/{k:02d}" for city in "abcd" for k in range(10)])[unit]
+    assert len(np.unique(ids)) == {"picture": 40}.get(unit, 4)
+    low, high = np.quantile(nb.bootstrap(matrices[0], ids) - nb.bootstrap(matrices[1], ids), [0.025, 0.975])
+    difference, *theirs, _ = common.paired_bootstrap(*matrices, common.miou, blocks=ids)
+    assert nb.leak(*matrices) == pytest.approx(100 * difference)
+    assert [low, high] == pytest.approx([100 * end for end in theirs], abs=0.08 * (high - low))
 
 
 def test_pictures_are_paired_by_name_whatever_the_order_of_folds_and_files(nb, tmp_path):
@@ -407,22 +415,13 @@ def test_pictures_are_paired_by_name_whatever_the_order_of_folds_and_files(nb, t
     assert nb.paired_matrices({"image": folders["image"]})[0] == []
 
 
-def test_students_t_covers_with_three_scores_and_1_96_does_not(nb):
-    draws = np.random.default_rng(1).normal(67, 1, (20000, 3))
-    error = np.abs(draws.mean(axis=1) - 67)
-    covered = [np.mean(error <= nb.half_widths(draws, q, ddof)) for q, ddof in ((1.96, 0), (1.96, 1), (4.303, 1))]
-    assert covered == pytest.approx([0.75, 0.81, 0.95], abs=0.015)
-    assert nb.half_widths(draws[:1], 4.3026527, 1)[0] == pytest.approx(common.student_interval(draws[0])[1])
-
-
-def test_the_best_of_13_on_a_plateau_gains_what_order_statistics_say(nb):
-    assert nb.best_minus_last(13, 2.0) == pytest.approx(2 * 1.668, rel=0.04) and nb.best_minus_last(1) == 0
-
-
-def test_the_nearest_relative_of_a_picture_lies_in_another_fold(nb):
-    thumbnails = np.array([[0.0], [1.0], [10.0], [11.5], [13.0], [2.5]])
-    split = [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])]
-    assert nb.most_alike(0, split, thumbnails) == (5, 2.5) and nb.most_alike(3, split, thumbnails) == (4, 1.5)
+def test_students_t_covers_with_three_scores_and_1_96_does_not():
+    draws = np.random.default_rng(1).normal(67, 1, (4000, 3))
+    means, halves = np.array([common.student_interval(scores) for scores in draws]).T
+    error = np.abs(means - 67)
+    assert np.mean(error <= halves) == pytest.approx(0.95, abs=0.015)
+    narrow = halves * 1.96 / 4.3026527  # 1.96 in the place of Student's 4.30
+    assert [np.mean(error <= narrow * (2 / 3) ** 0.5), np.mean(error <= narrow)] == pytest.approx([0.75, 0.81], abs=0.02)
 
 
 @pytest.mark.parametrize(("text", "kinds"), [("both", ["image", "city"]), ("image", ["image"]), ("city,image", ["city", "image"])])
@@ -525,14 +524,14 @@ def test_both_kinds_of_folds_run_in_quick_mode_and_share_out_every_image(toy, tm
     assert set(summaries) == {f"{kind}-fold{k}-height32-epochs1-weightsnone-images8_seed42" for k in (1, 2, 3) for kind in ("image", "city")}
     assert sorted(summary["n_val"] for summary in summaries.values()) == [2, 2, 3, 3, 3, 3]
     assert all(summary["n_train"] + summary["n_val"] == 8 for summary in summaries.values()), "each fold has its own images"
-    assert "8 pictures were held out by one network of either kind" in (tmp_path / "out.ipynb").read_text()
+    assert "these runs: 8 pictures" in (tmp_path / "out.ipynb").read_text()
 
 
 def test_one_fold_by_city_alone_runs_to_the_end_and_reads_no_seed_of_a_shuffle(toy, tmp_path):
     for fold_seed in (42, 7):
         summaries = run_notebook(tmp_path, data_dir=str(toy), fold="1", folds="city", fold_seed=fold_seed)
         assert list(summaries) == ["city-fold1-height32-epochs1-weightsnone-images8_seed42"]
-    assert "0 pictures were held out by one network of either kind" in (tmp_path / "printed").read_text()
+    assert "these runs:" not in (tmp_path / "printed").read_text(), "there is nothing to pair"
 
 
 def test_where_there_are_too_few_cities_only_folds_by_image_are_trained(toy, tmp_path):

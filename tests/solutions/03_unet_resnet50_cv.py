@@ -20,42 +20,29 @@ def share_learnt_twice(k):
     return 1 / (k - 1)
 
 # %% Exercise 3.2: solution (3 points)
-def scale_about_middle(image, label, factor, size):
-    """Image (H, W, 3), label (H, W) scaled, padded (0, 255) or cropped, at `size`."""
+def share_that_leaks(parts, groups):
+    """Share (0 to 1) of the pictures in parts whose group lies in another part, too."""
     ### BEGIN SOLUTION
-    h, w = label.shape
-    image, label = common.resize_pair(image, label, (round(h * factor), round(w * factor)))
-    down, right = (max(0, full - part) for full, part in zip((h, w), label.shape))
-    margins = (down // 2, down - down // 2, right // 2, right - right // 2)
-    image, label = (cv2.copyMakeBorder(a, *margins, cv2.BORDER_CONSTANT, value=v) for a, v in ((image, 0), (label, 255)))
-    top, left = (label.shape[0] - h) // 2, (label.shape[1] - w) // 2
-    return common.resize_pair(image[top : top + h, left : left + w], label[top : top + h, left : left + w], size)
+    owners = [set(groups[part]) for part in parts]
+    leaking = [sum(group in owner for owner in owners) > 1 for part in parts for group in groups[part]]
+    return np.mean(leaking)
     ### END SOLUTION
 
 # %% Exercise 3.2: hidden tests
-for factor, half in ((0.75, 3), (1.25, 5), (2.0, 8)):
-    image_seen, label_seen = scaled_square(scale_about_middle, factor)
-    common.check(f"box, scaled by {factor}", box_of(label_seen == 11), [32 - half, 16 - half, 32 + half, 16 + half])
-    common.check("shapes are right", (image_seen.shape, label_seen.shape) == ((32, 64, 3), (32, 64)), True)
-    common.check("share of void", (label_seen == 255).mean(), max(0, 1 - factor**2), tolerance=1e-3)
-    common.check("pixels that are void but not black", ((image_seen[..., 0] < 40) != (label_seen == 255)).sum(), 0)
-    common.check("pixels where image and label differ", ((image_seen[..., 0] > 160) != (label_seen == 11)).sum(), 0)
-_, squeezed = scaled_square(scale_about_middle, 1.0, size=(64, 64))
-common.check("box for a network that sees 64 x 64", box_of(squeezed == 11), [28, 24, 36, 40])
+streets = np.array(["a", "b", "a", "c", "c", "c", "c", "d"])
+uneven = [np.array([0, 3, 7]), np.array([2, 1]), np.array([6, 4, 5])]
+common.check("cities of different sizes", share_that_leaks(uneven, streets), 6 / 8)
+common.check("all in two folds", share_that_leaks([np.arange(0, 8, 2), np.arange(1, 8, 2)], np.repeat([3, 5, 4, 9], 2)), 1)
+common.check("two folds, nothing shared", share_that_leaks([np.array([5, 4]), np.array([0])], np.array([2, 1, 1, 1, 1, 0])), 0)
 
 # %% Exercise 3.2: a wrong answer
-def scale_about_middle(image, label, factor, size):
-    """Pads what is smaller, but does not crop what is larger, so that the resize undoes it."""
-    h, w = label.shape
-    image, label = common.resize_pair(image, label, (round(h * factor), round(w * factor)))
-    if factor < 1:
-        down, right = h - label.shape[0], w - label.shape[1]
-        margins = (down // 2, down - down // 2, right // 2, right - right // 2)
-        image = cv2.copyMakeBorder(image, *margins, cv2.BORDER_CONSTANT, value=0)
-        label = cv2.copyMakeBorder(label, *margins, cv2.BORDER_CONSTANT, value=255)
-    return common.resize_pair(image, label, size)
+def share_that_leaks(parts, groups):
+    """Counts the cities that are shared, not their pictures."""
+    owners = [set(groups[part]) for part in parts]
+    names = set.union(*owners)
+    return sum(sum(name in owner for owner in owners) > 1 for name in names) / len(names)
 
-# %% Exercise 3.3: solution (2 points)
+# %% Exercise 3.3: solution (3 points)
 def interval_of_blocks(a, b, blocks, repeats=200, seed=0):
     """Central 95 % of the mean of a - b, scores (N,) each, for drawn blocks (N,)."""
     ### BEGIN SOLUTION
@@ -90,55 +77,21 @@ def interval_of_blocks(a, b, blocks, repeats=200, seed=0):
         differences.append(a[drawn].mean() - b[drawn].mean())
     return np.quantile(differences, [0.025, 0.975])
 
-# %% Exercise 3.4: solution (4 points)
-def shares_of_drop(score, steps):
-    """{step: mean over all orders of the change of score(taken) at that step}."""
+# %% Exercise 3.4: solution (3 points)
+def gains_of_choice(held_out, test):
+    """(gain, gain) over the last epoch, of scores (E,) each, at held_out's best."""
     ### BEGIN SOLUTION
-    from itertools import permutations
-
-    orders = list(permutations(steps))
-    shares = dict.fromkeys(steps, 0.0)
-    for order in orders:
-        taken = set()
-        before = score(taken)
-        for step in order:
-            taken = taken | {step}
-            after = score(taken)
-            shares[step] += (after - before) / len(orders)
-            before = after
-    return shares
+    best = np.argmax(held_out)
+    return held_out[best] - held_out[-1], test[best] - test[-1]
     ### END SOLUTION
 
 # %% Exercise 3.4: hidden tests
-import math
-from itertools import combinations
-
-def share_by_formula(score, steps, step):
-    """Sum over all sets of other steps of what `step` changes after them, weighted by how often just they come before."""
-    others, total = [name for name in steps if name != step], 0.0
-    for count in range(len(steps)):
-        chance = math.factorial(count) * math.factorial(len(others) - count) / math.factorial(len(steps))
-        for earlier in combinations(others, count):
-            total += chance * (score({*earlier, step}) - score(set(earlier)))
-    return total
-
-def uneven(taken):
-    return sum(map(ord, taken)) ** 2 / 1e4 + ("a" in taken) * ("c" in taken) + np.sin(sum(map(ord, taken)))
-
-on_grid = partial(score_after, TINY_GRID)
-for score, steps in ((on_grid, list(END)), (uneven, ["a"]), (uneven, ["b", "a"]), (uneven, ["d", "b", "a", "c"])):
-    shares = shares_of_drop(score, steps)
-    formulas = [share_by_formula(score, steps, step) for step in steps]
-    common.check(f"shares of {', '.join(steps)}", [shares[step] for step in steps], formulas)
+chosen, judged = np.array([0.1, 0.5, 0.4, 0.5, 0.3]), np.array([0.7, 0.2, 0.9, 0.8, 0.4])
+common.check("the first of two best", np.array(gains_of_choice(chosen, judged)), [0.2, -0.2])
+common.check("the last is as good", np.array(gains_of_choice(np.sort(chosen)[1:], judged[1:])), [0, 0.4])
+common.check("a single epoch", np.array(gains_of_choice(chosen[:1], judged[:1])), [0, 0])
 
 # %% Exercise 3.4: a wrong answer
-def shares_of_drop(score, steps):
-    """Two orders, forwards and backwards, instead of all."""
-    shares = dict.fromkeys(steps, 0.0)
-    for order in (list(steps), list(steps)[::-1]):
-        taken = set()
-        for step in order:
-            before = score(taken)
-            taken = taken | {step}
-            shares[step] += (score(taken) - before) / 2
-    return shares
+def gains_of_choice(held_out, test):
+    """Lets the test split choose its own best epoch."""
+    return held_out.max() - held_out[-1], test.max() - test[-1]
