@@ -1710,14 +1710,7 @@ def _distance_to_nearest(mask: np.ndarray) -> np.ndarray:
         cv2.ipp.setUseIPP(ipp)
 
 
-def signed_distance_maps(
-    label: np.ndarray,
-    n: int,
-    ignore: int = 255,
-    norm: str = "clip127",
-    present: Iterable[int] | None = None,
-    crop: Box | None = None,
-) -> np.ndarray:
+def signed_distance_maps(label: np.ndarray, n: int, ignore: int = 255, norm: str = "clip127") -> np.ndarray:
     """Return the signed Euclidean distance to each class, negative inside it, as (n, H, W) float32.
 
     label: (H, W) integers, 0..n-1 or `ignore`. Outside a class the map holds the distance in pixels to its nearest
@@ -1733,39 +1726,22 @@ def signed_distance_maps(
       "readme"    (distance outside) - (distance inside), rim -1 and hence no zero, then as "absmax"
       "none"      pixels, as in Kervadec's code and MONAI's BoundaryLoss
 
-    present ("clip127" only): the values of the full label, `np.unique(full)`, when `label` is a window of it. A class
-    that is present but outside of the window is then +1, and one that fills the window -1. In a window that is the
-    wanted crop grown by CLIP_RADIUS, the crop's part equals that of the full map.
-    crop: (rows, columns) slices; return only this part of the map, (n, h, w): the same numbers, cheaper with "clip127".
-
-    Raises ValueError for an unknown norm or label value, and for `present` with a norm that needs the whole label.
+    Raises ValueError for an unknown norm or label value.
     """
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r} is unknown; use one of {', '.join(NORMS)}.")
-    if present is not None and norm != "clip127":
-        raise ValueError(f"norm={norm!r} needs the whole label; pass present only with norm='clip127'.")
-    if crop is not None:
-        present = np.unique(label) if norm == "clip127" and present is None else present
-        rows, cols = window = grow_box(crop, CLIP_RADIUS if norm == "clip127" else max(label.shape), label.shape)
-        maps = signed_distance_maps(label[window], n, ignore, norm, present)
-        return maps[:, crop[0].start - rows.start : crop[0].stop - rows.start,
-                    crop[1].start - cols.start : crop[1].stop - cols.start]  # fmt: skip
     unknown = label[((label < 0) | (label >= n)) & (label != ignore)]
     if unknown.size:
         raise ValueError(f"label holds {unknown[0]}, neither a class below {n} nor void ({ignore}); remap it first.")
 
-    values = set() if present is None else {int(value) for value in present}
     radius = CLIP_RADIUS if norm == "clip127" else max(label.shape)
     maps = np.zeros((n, *label.shape), np.float32)
     for c, box in enumerate(class_boxes(label, n, ignore)):
         if box is None:
-            if c in values and c != ignore:
-                maps[c] = 1
             continue
         window = grow_box(box, radius, label.shape)
         mask = label[window] == c
-        if mask.all():
-            maps[c] = -bool(values - {c})
+        if mask.all():  # c fills the whole label
             continue
 
         if norm == "clip127":
