@@ -56,7 +56,7 @@ from results.runs import find_runs as find_runs, headline as headline, read_publ
 from results.runs import LITE0_MEAN as LITE0_MEAN, LITE0_STD as LITE0_STD, with_weights as with_weights  # isort: skip
 from results.runs import network_errors as network_errors, network_facts as network_facts  # isort: skip
 from results.runs import compile_loss as compile_loss, own_losses as own_losses, several as several  # isort: skip
-from results.runs import results_folder as results_folder, run_names as run_names, train_runs as train_runs  # isort: skip
+from results.runs import train_runs as train_runs  # isort: skip
 
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -566,15 +566,13 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarr
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape:
         raise ValueError(f"the models were scored on different images: shapes {a.shape} and {b.shape}.")
-    _, block_of_image = np.unique(np.arange(len(a)) if blocks is None else blocks, return_inverse=True)
-    n_blocks = block_of_image.max() + 1
-    drawn = np.random.default_rng(seed).multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=repeats)
-    times = drawn[:, block_of_image]  # (repeats, N): how often each image is drawn
+    blocks = np.arange(len(a)) if blocks is None else blocks
+    times = _times_drawn(blocks, repeats, np.random.default_rng(seed))
     differences = _resampled(a, times, statistic) - _resampled(b, times, statistic)
     differences = differences[~np.isnan(differences)]
     once = np.ones((1, len(a)), int)
     difference = float((_resampled(a, once, statistic) - _resampled(b, once, statistic))[0])
-    if not len(differences) or n_blocks < 2:  # one block is drawn whole, always: it says nothing about others
+    if not len(differences) or len(np.unique(blocks)) < 2:  # one block is drawn whole, always: it says nothing about others
         return difference, float("nan"), float("nan"), float("nan")
     low, high = np.quantile(differences, [0.025, 0.975])
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
@@ -587,22 +585,20 @@ def film_blocks(cities: Sequence[str], length: int = 10) -> np.ndarray:
     return (cities + "/" + (cities.groupby(cities).cumcount() // length).astype(str)).to_numpy()
 
 
-def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "miou", split: str = "test", drive: str = "",
-                 repeats: int = 1000) -> tuple[float, float, float]:
+def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "miou") -> tuple[float, float, float]:
     """(difference, low, high) of a score (miou, iou_pole, trimap_iou...), other seeds and other pictures in one 95 % interval.
 
-    ours, theirs: folders of finished runs, one per seed, in one order; the scores kept for each picture are read, of all
-    pictures or of one drive. Seeds are drawn with replacement, the same for both methods, and so are blocks of ten
-    neighbouring pictures, as in `paired_bootstrap`, whose interval this is for one seed.
+    ours, theirs: folders of finished runs, one per seed, in one order; the scores kept for each test picture are read.
+    Seeds are drawn with replacement, the same for both methods, and so are blocks of ten neighbouring pictures, as in
+    `paired_bootstrap`, whose interval this is for one seed.
     """
-    kept = [[runs.kept_numbers(folder, metric, split, drive) for folder in folders] for folders in (ours, theirs)]
+    kept = [[runs.kept_numbers(folder, metric) for folder in folders] for folders in (ours, theirs)]
     names = kept[0][0][0]
     if not len(ours) == len(theirs) or any(not np.array_equal(names, other) for side in kept for other, _ in side):
         raise ValueError("the methods were scored on different pictures, or have other seeds.")
-    _, block_of_image = np.unique(film_blocks(name.split("/")[0] for name in names), return_inverse=True)
-    n_blocks, rng = block_of_image.max() + 1, np.random.default_rng(0)
-    drawn = rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=repeats)
-    times = np.vstack([np.ones(n_blocks), drawn])[:, block_of_image]  # (1 + repeats, N), first each picture once
+    rng, repeats = np.random.default_rng(0), 1000
+    drawn = _times_drawn(film_blocks(name.split("/")[0] for name in names), repeats, rng)
+    times = np.vstack([np.ones(len(names)), drawn])  # (1 + repeats, N), first each picture once
     scores = np.array([[[_score_of(sums) for sums in times @ numbers] for _, numbers in side] for side in kept])
     differences = scores[0] - scores[1]  # (S, 1 + repeats)
     seeds = rng.integers(len(ours), size=(len(ours), repeats))
@@ -614,6 +610,13 @@ def _score_of(sums: np.ndarray) -> float:
     """The score that sums (K,) of `runs.kept_numbers` give."""
     side = math.isqrt(len(sums))
     return miou(sums.reshape(side, side)) if len(sums) > 2 else float(_divide(*sums))
+
+
+def _times_drawn(blocks: Sequence, repeats: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each image is drawn, (repeats, N), where blocks are, with replacement; blocks: (N,), the id of each image's."""
+    _, block_of_image = np.unique(blocks, return_inverse=True)
+    n_blocks = block_of_image.max() + 1
+    return rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=repeats)[:, block_of_image]
 
 
 def _resampled(values: np.ndarray, times: np.ndarray, statistic: Callable) -> np.ndarray:
@@ -862,10 +865,10 @@ def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, p
             buffer = io.BytesIO()
             np.savez_compressed(buffer, image=names, **scores[split][1])
             write_atomic(folder / f"{split}_per_image.npz", buffer.getvalue())
-        (val, test), baselines = ([scores[split][k] if split in scores else None for split in ("val", "test")] for k in (0, 1))
-        facts |= {"metrics": val, "test": test, "majority_baseline": majority_baseline(baselines[0]["confusion"].sum(0))}
-        if test:
-            facts["test_majority_baseline"] = majority_baseline(baselines[1]["confusion"].sum(0))
+        baselines = {split: majority_baseline(per_image["confusion"].sum(0)) for split, (_, per_image) in scores.items()}
+        facts |= {"metrics": scores["val"][0], "test": None, "majority_baseline": baselines["val"]}
+        if "test" in scores:
+            facts |= {"test": scores["test"][0], "test_majority_baseline": baselines["test"]}
         write_json(folder / "summary.json", runs.summarize(folder, progress, facts | final))
         runs.remove_ours(folder, ["checkpoint/epoch_*"])
     accelerator.wait_for_everyone()
@@ -918,10 +921,10 @@ def as_colors(label: np.ndarray, scheme: Scheme) -> np.ndarray:
     return palette[label]
 
 
-def class_legend(fig, scheme: Scheme, present: Iterable[int], columns: int = 7) -> None:
+def class_legend(fig, scheme: Scheme, present: Iterable[int]) -> None:
     """Legend of the given classes in their official colours, below the pictures."""
     handles = [Patch(color=scheme.colors[i] / 255, label=scheme.classes[i]) for i in present]
-    fig.legend(handles=handles, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
+    fig.legend(handles=handles, ncols=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
 
 
 def show_pair(photo: np.ndarray, label: np.ndarray, scheme: Scheme):
@@ -942,8 +945,7 @@ def error_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.
     return picture
 
 
-def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, scheme: Scheme,
-                     titles: Sequence[str] = ()):
+def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, scheme: Scheme):
     """Rows of photo, truth, prediction and error (wrong pixels red, void black), with a legend; returns the figure.
 
     Photos (H, W, 3) uint8, labels and predictions (H, W) of class indices.
@@ -951,12 +953,12 @@ def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, 
     height, width = labels[0].shape
     fig, axes = plt.subplots(len(images), 4, figsize=(14, 3.5 * len(images) * height / width + 0.3), squeeze=False,
                              layout="constrained")
-    for i, (row, image, label, pred) in enumerate(zip(axes, images, labels, predictions, strict=True)):
+    for row, image, label, pred in zip(axes, images, labels, predictions, strict=True):
         panels = (image, as_colors(label, scheme), as_colors(pred, scheme), error_picture(image, label, pred))
         for axis, panel, title in zip(row, panels, ("photo", "truth", "prediction", "error"), strict=True):
             axis.imshow(panel, interpolation="nearest")
             axis.set_axis_off()
-            axis.set_title(f"{title} {titles[i]}" if titles and title == "photo" else title, fontsize=10)
+            axis.set_title(title, fontsize=10)
     seen = np.unique([c for arrays in (labels, predictions) for a in arrays for c in np.unique(a) if c < 255])
     class_legend(fig, scheme, seen)
     return fig

@@ -23,7 +23,7 @@ from scipy import stats
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 import common
-from results.runs import NOT_OURS, definitions_digest, run_summaries, script_cells
+from results.runs import NOT_OURS, definitions_digest, results_folder, run_summaries, script_cells
 
 ALPHA = 0.05
 MARGIN = 0.10  # a score this close to that of naming the most frequent class everywhere shows nothing learnt
@@ -527,7 +527,7 @@ def main() -> None:
     args, readme = parser.parse_args(), REPO / "README.md"
     page, summary = report(args.out_dir)
     try:
-        common.write_atomic(common.results_folder(args.out_dir) / "README.md", page.encode())
+        common.write_atomic(results_folder(args.out_dir) / "README.md", page.encode())
         if not args.out_dir:
             filled = README_BLOCK.sub(lambda old: old[1] + summary + old[2], readme.read_text(encoding="utf-8"))
             common.write_atomic(readme, filled.encode())

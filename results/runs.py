@@ -772,13 +772,12 @@ def compile_loss(as_written: Callable, otherwise: Callable, wanted: str, device:
     return compiled
 
 
-def kept_numbers(folder: Path, metric: str, split: str, drive: str) -> tuple[np.ndarray, np.ndarray]:
-    """Names (N,) of a run's pictures, and numbers (N, K) of each that add up to a score of all: a confusion matrix for miou,
-    hits and union for iou_pole and the like, else the mean over classes and a 1."""
-    with np.load(folder / f"{split}_per_image.npz") as kept:
-        mine = np.char.startswith(kept["image"], f"{drive}/" if drive else "")
-        of_class = metric.removeprefix("iou_") if metric.startswith("iou_") else ""
-        names, values = kept["image"][mine], kept["confusion" if of_class or metric == "miou" else metric][mine].astype(float)
+def kept_numbers(folder: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Names (N,) of a run's test pictures, and numbers (N, K) of each that add up to a score of all: a confusion matrix for
+    miou, hits and union for iou_pole and the like, else the mean over classes and a 1."""
+    of_class = metric.removeprefix("iou_") if metric.startswith("iou_") else ""
+    with np.load(folder / "test_per_image.npz") as kept:
+        names, values = kept["image"], kept["confusion" if of_class or metric == "miou" else metric].astype(float)
     if metric == "miou":
         return names, values.reshape(len(values), -1)
     if of_class:

@@ -391,7 +391,7 @@ def test_where_the_repository_is_read_only_its_runs_are_found_beside_those_that_
     monkeypatch.setattr(data_prep.os, "access", lambda path, mode: repository not in (Path(path), *Path(path).parents))
     monkeypatch.chdir(working)
     assert common.find_runs()["folder"].tolist() == committed
-    again, new = put_run(common.results_folder(), "D", miou=0.6), put_run(common.results_folder(), "E", miou=0.7)
+    again, new = put_run(runs.results_folder(), "D", miou=0.6), put_run(runs.results_folder(), "E", miou=0.7)
     assert working in again.parents
     assert common.find_runs()["folder"].tolist() == [committed[0], again, new]
     assert [run.scores["val"]["miou"] for run in report.read_runs()[0]] == [0.5, 0.6, 0.7] and report.read_runs()[1] == []
