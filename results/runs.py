@@ -108,9 +108,12 @@ class Run(NamedTuple):
 
 
 def read_json(path: Path) -> dict | None:
-    """Content of a JSON file, None where there is no such file; StreetsError where it is damaged."""
+    """Content of a JSON file, None where there is no such file; StreetsError where it is damaged, or holds NaN or Infinity."""
+    def refuse(constant: str):
+        raise ValueError(f"{constant} is no number")
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except FileNotFoundError:
         return None
     except ValueError:
