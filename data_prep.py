@@ -62,6 +62,7 @@ except ImportError:  # Windows
 
     fcntl = None
 
+HERE = Path(__file__).resolve().parent
 SPLITS = ("train", "val", "test")
 LABEL_ID = {entry.name: entry.id for entry in Cityscapes.classes}
 SUFFIXES = {"leftImg8bit": "_leftImg8bit.png", "gtFine": "_gtFine_labelIds.png"}
@@ -1781,9 +1782,6 @@ def quantise_distance_maps(maps: np.ndarray) -> np.ndarray:
     return np.rint(maps * CLIP_RADIUS).astype(np.int8)
 
 
-HERE = Path(__file__).resolve().parent
-
-
 def writable_folder(default: Path) -> Path:
     """`default`, or the same name below the working directory where this repository is read-only (Kaggle's input)."""
     return default if os.access(HERE, os.W_OK) else Path.cwd() / default.relative_to(HERE)
@@ -1897,11 +1895,11 @@ def make_assignment(number: str, out: str | Path) -> Path:
     """
     import jupytext
 
-    home, out = Path(__file__).resolve().parent, Path(out).expanduser()
-    known = {path.stem[:2]: path for path in sorted((home / "notebooks").glob("[0-9][0-9]_*.py"))}
+    out = Path(out).expanduser()
+    known = {path.stem[:2]: path for path in sorted((HERE / "notebooks").glob("[0-9][0-9]_*.py"))}
     if number not in known:
         raise StreetsError(f"There is no notebook {number!r}: use {' or '.join(known)}.")
-    if not (solutions := home / "tests" / "solutions" / known[number].name).is_file():
+    if not (solutions := HERE / "tests" / "solutions" / known[number].name).is_file():
         raise StreetsError(f"{solutions} is missing: an assignment is made from a whole copy of the repository.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StreetsError(f"{out} is not empty: name a new folder with --out.")
@@ -1911,9 +1909,9 @@ def make_assignment(number: str, out: str | Path) -> Path:
             _attach_pictures(cell, known[number].parent)
         elif begins := EXERCISE.match(cell.source):
             _grade(cell, answers[begins[1]], begins[1].lower().translate({32: "_", 46: "_"}), check=bool(begins[2]))
-    helpers = [home / "common.py", home / "data_prep.py", *home.glob("results/*.py"), *home.glob("results/*.csv")]
+    helpers = [HERE / "common.py", HERE / "data_prep.py", *HERE.glob("results/*.py"), *HERE.glob("results/*.csv")]
     for helper in helpers:
-        target = out / helper.relative_to(home)
+        target = out / helper.relative_to(HERE)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(helper.read_bytes())
     jupytext.write(notebook, made := out / f"{known[number].stem}.ipynb")
@@ -1955,17 +1953,17 @@ def make_release(repo: str, tag: str) -> list[Path]:
     That is where a notebook that is opened alone gets its helpers, where the badges lead, and every other mention of the
     address: all of it, or nothing is changed. Prints the git commands that remain; returns the changed files.
     """
-    home, repo = Path(__file__).resolve().parent, repo.removesuffix("/").removesuffix(".git")
+    repo = repo.removesuffix("/").removesuffix(".git")
     if not re.fullmatch(r"https://github\.com/[a-z\d][a-z\d-]*/[\w.-]*\w[\w.-]*", repo, re.ASCII | re.IGNORECASE):
         raise StreetsError(f"--repo cannot be {repo!r}: use https://github.com/OWNER/NAME, as the badges open nothing else.")
     if not re.fullmatch(r"v\d+\.\d+(\.\d+)?", tag, re.ASCII):
         raise StreetsError(f"--tag cannot be {tag!r}: use a version such as v1.1 or v1.1.2.")
-    if dirty := _git(home, "status", "--porcelain"):
-        raise StreetsError(f"{home} has changes ({dirty.splitlines()[0][3:]}): commit or remove them before a release.")
-    if _git(home, "tag", "--list", tag):
+    if dirty := git_output(HERE, "status", "--porcelain"):
+        raise StreetsError(f"{HERE} has changes ({dirty.splitlines()[0][3:]}): commit or remove them before a release.")
+    if git_output(HERE, "tag", "--list", tag):
         raise StreetsError(f"The tag {tag} is taken, and others may have fetched it: choose the next one.")
-    notebooks = sorted(home.glob("notebooks/[0-9][0-9]_*.py"))
-    before = {path.with_suffix(end): "" for path in notebooks for end in (".py", ".ipynb")} | {home / "README.md": ""}
+    notebooks = sorted(HERE.glob("notebooks/[0-9][0-9]_*.py"))
+    before = {path.with_suffix(end): "" for path in notebooks for end in (".py", ".ipynb")} | {HERE / "README.md": ""}
     before = {path: read_file(path).decode() for path in before}
     address, after = repo.removeprefix("https://github.com/"), {}
     old = {match[3] for text in before.values() for match in REPO_TAG.finditer(text)}
@@ -1979,9 +1977,9 @@ def make_release(repo: str, tag: str) -> list[Path]:
             raise StreetsError(f"{path} has not one line `REPO, TAG = ...` and one badge each for Colab and Kaggle: restore it.")
         text = REPO_TAG.sub(rf"\g<1>{address}\g<4>{tag}", BADGE.sub(rf"\g<1>{address}/blob/{tag}", text))
         after[path] = enter.sub(address.partition("/")[2], mention.sub(address, text))
-    known = [f":(exclude,literal){path.relative_to(home).as_posix()}" for path in before]
+    known = [f":(exclude,literal){path.relative_to(HERE).as_posix()}" for path in before]
     for name in old - {address}:
-        if files := _git(home, "grep", "-lF", "-e", name, "--", ".", *known, ends=(0, 1)).split("\n")[0]:
+        if files := git_output(HERE, "grep", "-lF", "-e", name, "--", ".", *known, ends=(0, 1)).split("\n")[0]:
             raise StreetsError(f"{files} names {name}, too, which only you can change: edit and commit it first.")
     changed = [path for path in after if after[path] != before[path]]
     try:
@@ -1997,8 +1995,8 @@ def make_release(repo: str, tag: str) -> list[Path]:
     return changed
 
 
-def _git(home: Path, *arguments: str, ends: tuple[int, ...] = (0,)) -> str:
-    """What a git command prints in the repository; StreetsError unless it `ends` with one of these exit codes."""
+def git_output(home: Path, *arguments: str, ends: tuple[int, ...] = (0,)) -> str:
+    """What a git command prints in the repository `home`; StreetsError unless it `ends` with one of these exit codes."""
     try:
         done = subprocess.run(["git", "-C", home, *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace")
         why = "" if done.returncode in ends else done.stderr.partition("\n")[0] or "it failed"

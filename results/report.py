@@ -412,9 +412,10 @@ def run_table(runs: Sequence[Run], published: pd.DataFrame, notes: Notes) -> str
 
 def conditions(found: Sequence[Evidence]) -> list[str]:
     """What tells apart the runs behind each of several pieces of evidence on a claim; "" for the runs of a plain mode."""
-    first = [one.a[0] for one in found]
-    made = [(run.recorded["dataset"], run.recorded["mode"], run.recorded["weights"], run.method.removeprefix(run.recipe).strip("-"))
-            for run in first]  # fmt: skip
+    made = []
+    for run in (one.a[0] for one in found):
+        changes = run.method.removeprefix(run.recipe).strip("-")
+        made.append([*(run.recorded[name] for name in ("dataset", "mode", "weights")), changes])
     differs = [len(set(column)) > 1 for column in zip(*made)]
     return [", ".join(text(word) for word, told in zip(each, differs) if told and word) for each in made]
 
@@ -517,9 +518,9 @@ Numbers are per cent (losses as they are). A run *tests* a claim only where it r
 as the source had it; whatever else it had is listed by name. Differences are scored on images that nothing was selected on
 where there are some (a *test split* of the data set, or *test*, images set aside), else on *val*. Intervals are Student's over
 seeds: at 95 % for a single run's row, and for a claim at the level that Holm's procedure leaves it among all of its source that
-are judged under like conditions; one that was tried under several conditions has a line for each. One seed has no interval and decides nothing, nor do networks that both score within
-{100 * MARGIN:.0f} points of naming the most frequent class everywhere. A claim was seen in the source's [report], its [code] or a
-[draft]; [ours] is a control that no source made.
+are judged under like conditions; one that was tried under several conditions has a line for each. One seed has no interval
+and decides nothing, nor do networks that both score within {100 * MARGIN:.0f} points of naming the most frequent class
+everywhere. A claim was seen in the source's [report], its [code] or a [draft]; [ours] is a control that no source made.
 """
 
 

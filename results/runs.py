@@ -25,7 +25,6 @@ import reprlib
 import shlex
 import shutil
 import socket
-import subprocess
 import sys
 import textwrap
 import time
@@ -56,7 +55,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.utils.distributed import get_free_port
 from tqdm import tqdm
 
-from data_prep import StreetsError, dataset_name, first_picture, user_path, writable_folder, write_atomic
+from data_prep import StreetsError, dataset_name, first_picture, git_output, user_path, writable_folder, write_atomic
 
 HERE = Path(__file__).resolve().parent.parent  # the repository
 STARTED = time.monotonic()
@@ -184,18 +183,32 @@ def literal(node: ast.expr, otherwise=None):
         return otherwise
 
 
-def literal_assignments(cell: str) -> dict:
-    """Names that a cell assigns literals to: {"mode": "quick", "seed": 42}; float("inf") is one, as papermill writes it."""
-    found = {}
+def assignments(cell: str) -> list[tuple[str, ast.Assign | ast.AnnAssign]]:
+    """(name, node) of the statements of a cell that give a value or a type to a name."""
+    found = []
     for node in statements(cell):
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name):
-            value = literal(node.value, ...)
-            if isinstance(node.value, ast.Call) and ast.unparse(node.value).startswith("float("):
-                value = float(ast.literal_eval(node.value.args[0]))
-            if value is not ...:
-                found[target.id] = value
+            found.append((target.id, node))
     return found
+
+
+def literal_assignments(cell: str) -> dict:
+    """Names that a cell assigns literals to: {"mode": "quick", "seed": 42}; float("inf") is one, as papermill writes it."""
+    found = {}
+    for name, node in assignments(cell):
+        value = literal(node.value, ...)
+        if isinstance(node.value, ast.Call) and ast.unparse(node.value).startswith("float("):
+            value = float(ast.literal_eval(node.value.args[0]))
+        if value is not ...:
+            found[name] = value
+    return found
+
+
+def defining(body: Iterable[ast.stmt]) -> list[ast.stmt]:
+    """Those of a notebook's statements that exercises and tests need: imports, functions, classes and ALL_CAPS literals."""
+    kinds = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
+    return [node for node in body if isinstance(node, kinds) or any(map(str.isupper, literal_assignments(ast.unparse(node))))]
 
 
 def parameter_cells(scope: dict) -> tuple[dict, dict, dict]:
@@ -207,14 +220,10 @@ def parameter_cells(scope: dict) -> tuple[dict, dict, dict]:
     declared, values, injected, after = {}, {}, {}, False
     for cell in notebook_cells(scope):
         text = "\n".join(line for line in without_magic(cell).splitlines() if not line.startswith("# %%")).lstrip()
-        typed = [node.target.id for node in statements(text)
-                 if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+        typed = [name for name, node in assignments(text) if isinstance(node, ast.AnnAssign)]
         if "mode" in typed:
-            given = {}
-            for node in statements(text):  # a student may write a value and drop its type
-                target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-                if isinstance(target, ast.Name):
-                    given[target.id] = literal(node.value, scope.get(target.id))
+            # a student may write a value and drop its type
+            given = {name: literal(node.value, scope.get(name)) for name, node in assignments(text)}
             declared, values, injected = given | declared, given, {}
         elif after and text.startswith("# Parameters\n"):
             injected = literal_assignments(text)
@@ -413,7 +422,7 @@ def exercises_only() -> Callable[[list[str]], list[str]]:
     Imports, functions, classes and constants (ALL_CAPS) stay, since exercises use them; training and pictures go. The
     cells of an exercise begin with a comment, `# Exercise`; from the first of them on, all cells run as they are.
     """
-    kinds, begun = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef, False
+    begun = False
 
     def keep(lines: list[str]) -> list[str]:
         nonlocal begun
@@ -421,9 +430,7 @@ def exercises_only() -> Callable[[list[str]], list[str]]:
         body = statements("".join(lines))
         if begun or not body:
             return lines
-        kept = [node for node in body if isinstance(node, kinds)
-                or any(name.isupper() for name in literal_assignments(ast.unparse(node)))]
-        return [ast.unparse(ast.Module(kept, [])) + "\n"]
+        return [ast.unparse(ast.Module(defining(body), [])) + "\n"]
 
     return keep
 
@@ -502,10 +509,10 @@ def plain_arguments(job: Callable) -> dict:
 
 def git(*arguments: str) -> str | None:
     """Output of a git command in this repository, None where there is no git, no repository or no such thing."""
-    if not shutil.which("git"):
+    try:
+        return git_output(HERE, *arguments)
+    except StreetsError:
         return None
-    done = subprocess.run(["git", "-C", HERE, *arguments], capture_output=True, text=True, encoding="utf-8", check=False)
-    return None if done.returncode else done.stdout
 
 
 def code_state(notebook: str, digest: str, used: Sequence[str]) -> dict:
