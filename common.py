@@ -613,7 +613,7 @@ def _score_of(sums: np.ndarray) -> float:
 
 
 def _times_drawn(blocks: Sequence, repeats: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each image is drawn, (repeats, N), where blocks are, with replacement; blocks: (N,), the id of each image's."""
+    """How often each image is drawn, (repeats, N), where whole blocks are, with replacement; blocks: (N,) ids, one per image."""
     _, block_of_image = np.unique(blocks, return_inverse=True)
     n_blocks = block_of_image.max() + 1
     return rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=repeats)[:, block_of_image]
@@ -659,8 +659,7 @@ def device_line() -> str:
 
 @torch.no_grad()  # not inference_mode: it would mark the buffers, and DDP could not synchronise them afterwards
 def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerator | None = None, *, batch_size: int = 1,
-             contours: bool = False, loss: Callable | None = None, score: Callable | None = None,
-             num_workers: int = -1) -> tuple[dict, dict]:
+             contours: bool = False, loss: Callable | None = None, score: Callable | None = None) -> tuple[dict, dict]:
     """Score a network that, in eval mode, turns images (B, 3, H, W) into logits (B, C, h, w), resized if need be.
 
     Returns (metrics, per_image). metrics: accuracy, miou, iou (a dict by class name, None for a class that the labels
@@ -675,7 +674,7 @@ def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerato
     broadcast(list(model.buffers()))  # since its last step, each process has had statistics (batch norm) of its own
     rows = []
     part = Subset(data, range(rank, len(data), world))
-    for batch in make_loader(part, batch_size, num_workers=num_workers):
+    for batch in make_loader(part, batch_size):
         label = batch["label"]
         with accelerator.autocast():
             logits = model(batch["image"].to(accelerator.device))
@@ -803,7 +802,7 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     """
     accelerator = make_accelerator(precision, gradient_accumulation_steps=accumulation,
                                    step_scheduler_with_optimizer=False)
-    config, images = read_json(folder / "config.json"), batch_size * accelerator.num_processes
+    config, images_per_batch = read_json(folder / "config.json"), batch_size * accelerator.num_processes
     seed = config["parameters"]["seed"]
     sizes = [name for name in ("batch_size", "dice_batch_size", "height", "crop", "size") if name in config.get("settings", {})]
     steps_per_epoch(train_data, batch_size, processes=accelerator.num_processes)  # refuses what fills no batch
@@ -818,8 +817,9 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     progress = runs.load_checkpoint(accelerator, folder) or {"epoch": 0, "best": None, "seconds": 0.0, "history": []}
     if progress["epoch"]:
         accelerator.print(f"{folder.name}: resuming after epoch {progress['epoch']} of {epochs}")
-    images, saved, shape = images * len(loader), -math.inf, train_data[0]["image"].shape
-    bar = runs.progress_bar(epochs * images, progress["epoch"] * images, folder.name, not accelerator.is_main_process)
+    saved, shape = -math.inf, train_data[0]["image"].shape
+    per_epoch = images_per_batch * len(loader)
+    bar = runs.progress_bar(epochs * per_epoch, progress["epoch"] * per_epoch, folder.name, not accelerator.is_main_process)
     with bar, plain_errors(f"batch_size {batch_size} at {shape[1]}x{shape[2]}", sizes):
         for epoch in range(progress["epoch"] + 1, epochs + 1):
             started, lr, sampler.epoch = time.monotonic(), optimizer.param_groups[0]["lr"], epoch
@@ -843,7 +843,7 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
             if saved is None:
                 return
         facts = {"weights": weights, "num_processes": accelerator.num_processes, "selected": select,
-                 "images_per_step": batch_size * accelerator.num_processes * accumulation}
+                 "images_per_step": images_per_batch * accumulation}
         facts |= {"best_by": best_by} if select == "best" else {}
         splits = {"val": val_data} | ({"test": test_data} if test_data else {})
         finish_run(accelerator, folder, model, progress, evaluate, splits, select, final_scores, facts)

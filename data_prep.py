@@ -123,15 +123,16 @@ def user_path(name: str, value: str | Path) -> Path:
 def read_file(path: str | Path) -> bytes:
     """The bytes of a file; StreetsError where it cannot be read, is no plain file, or has more than LARGEST bytes."""
     with _told("read", path):
-        status = os.stat(path)
-        _require_plain(path, status)
-        _require_size(path, status.st_size)
+        _require_size(path, _plain_size(path))
         return Path(path).read_bytes()
 
 
-def _require_plain(path: str | Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
+def _plain_size(path: str | Path) -> int:
+    """Bytes of a file; StreetsError where it is no plain one: a pipe or a device might never end."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         raise StreetsError(f"{path} is no plain file: restore it or get it again.")
+    return status.st_size
 
 
 def _require_size(path: str | Path, size: int) -> None:
@@ -144,7 +145,8 @@ def write_atomic(path: str | Path, data: bytes) -> None:
 
     Raises StreetsError that names `path` where there is no permission or no space.
     """
-    path, temporary = Path(path), _temporary(Path(path))
+    path = Path(path)
+    temporary = _temporary(path)
     with _told("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -306,10 +308,10 @@ def _glance(path: Path, read: Callable = read_image) -> tuple[int, int]:
     Only the first and last bytes of a PNG are read, unless they are unusual.
     """
     with _told("read", path):
-        _require_plain(path, os.stat(path))
+        size = _plain_size(path)
         with open(path, "rb") as file:
             start = file.read(26)
-            file.seek(max(0, os.fstat(file.fileno()).st_size - len(PNG_END)))
+            file.seek(max(0, size - len(PNG_END)))
             end = file.read()
     if not start.startswith(PNG_START) or end != PNG_END:
         return read(path).shape[:2]
@@ -339,7 +341,7 @@ def read_video(path: str | Path) -> Video:
     Raises StreetsError where none can.
     """
     with _told("read", path):
-        _require_plain(path, os.stat(path))
+        _plain_size(path)
         open(path, "rb").close()
     logging = getattr(cv2.utils, "logging", cv2)  # OpenCV 4.10 has no such module yet
     level = logging.getLogLevel()
@@ -1963,8 +1965,8 @@ def make_release(repo: str, tag: str) -> list[Path]:
     if git_output(HERE, "tag", "--list", tag):
         raise StreetsError(f"The tag {tag} is taken, and others may have fetched it: choose the next one.")
     notebooks = sorted(HERE.glob("notebooks/[0-9][0-9]_*.py"))
-    before = {path.with_suffix(end): "" for path in notebooks for end in (".py", ".ipynb")} | {HERE / "README.md": ""}
-    before = {path: read_file(path).decode() for path in before}
+    paths = [path.with_suffix(end) for path in notebooks for end in (".py", ".ipynb")] + [HERE / "README.md"]
+    before = {path: read_file(path).decode() for path in paths}
     address, after = repo.removeprefix("https://github.com/"), {}
     old = {match[3] for text in before.values() for match in REPO_TAG.finditer(text)}
     mention = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, old)) or '(?!)'})(?![\w-])")

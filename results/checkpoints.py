@@ -19,7 +19,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -87,10 +86,10 @@ def score(folder: str, processes: int = 1, data_dir: str = "") -> list[Path]:
             rows = list(pool.map(score_again, *zip(*jobs)))
     written = []
     for one in folders:
-        table = pd.DataFrame([row for row, job in zip(rows, jobs) if job[0] == one])
+        own = [row for row, job in zip(rows, jobs) if job[0] == one]
         written.append(one / "rescored.csv")
-        common.write_atomic(written[-1], table.to_csv(index=False).encode())
-        print(f"{written[-1]}: {len(table)} files of weights scored")
+        common.runs.write_csv(written[-1], own)
+        print(f"{written[-1]}: {len(own)} files of weights scored")
     return written
 
 

@@ -288,8 +288,7 @@ def find_evidence(claim, runs: Sequence[Run]) -> list[Evidence]:
 
 def p_value(values: np.ndarray) -> float:
     """Two-sided p of Student's t for a mean of 0."""
-    error = stats.sem(values)
-    return float(2 * stats.t.sf(abs(values.mean()) / error, len(values) - 1)) if error else float(not values.any())
+    return float(stats.ttest_1samp(values, 0).pvalue) if stats.sem(values) else float(not values.any())
 
 
 def holm_levels(ps: Sequence[float]) -> list[float]:
@@ -445,7 +444,7 @@ def section(notebook: str, runs: Sequence[Run], claims: pd.DataFrame, rows: list
         page += f"Naming the most frequent class everywhere gives an mIoU of {' or '.join(majority)} on val. " if majority else ""
         page += f"In all runs: {'; '.join(map(text, filter(None, notes.shared)))}." if any(notes.shared) else ""
         page += "\n\n" + run_table(runs, common.read_published(notebook), notes)
-        by_place = {}
+        by_place: dict[str, dict[int, list[Evidence]]] = {}  # and by claim
         for one in rows:
             by_place.setdefault(place(one), {}).setdefault(one.claim.Index, []).append(one)
         for where, by_claim in by_place.items():

@@ -123,6 +123,10 @@ def write_json(path: Path, content: dict) -> None:
     write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
+def write_csv(path: Path, rows: Sequence[dict]) -> None:
+    write_atomic(path, pd.DataFrame(rows).to_csv(index=False).encode())
+
+
 # what a run writes into its folder; nothing else there is ever removed
 OURS = ("summary.json", "history.csv", "rescored.csv", "*.safetensors", "*_per_image.npz", "per_image.csv",
         "checkpoint/epoch_*", "config.json")
@@ -206,7 +210,7 @@ def literal_assignments(cell: str) -> dict:
 
 
 def defining(body: Iterable[ast.stmt]) -> list[ast.stmt]:
-    """Those of a notebook's statements that exercises and tests need: imports, functions, classes and ALL_CAPS literals."""
+    """Those statements of a notebook that bring names into it: imports, functions, classes and ALL_CAPS literals."""
     kinds = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
     return [node for node in body if isinstance(node, kinds) or any(map(str.isupper, literal_assignments(ast.unparse(node))))]
 
@@ -852,7 +856,7 @@ def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, 
     if accelerator.is_main_process:
         if better:
             save_weights(folder / "best.safetensors", accelerator.unwrap_model(model))
-        write_atomic(folder / "history.csv", pd.DataFrame(progress["history"]).to_csv(index=False).encode())
+        write_csv(folder / "history.csv", progress["history"])
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> None:
@@ -1153,7 +1157,7 @@ def summarize(folder: Path, progress: dict, facts: dict) -> dict:
 def save_run(folder: Path, model: torch.nn.Module, history: Sequence[dict], seconds: float, facts: dict) -> None:
     """Leave a finished run whose training is not that of `fit`: weights, history, and last the summary with its facts."""
     save_weights(folder / "best.safetensors", model)
-    write_atomic(folder / "history.csv", pd.DataFrame(history).to_csv(index=False).encode())
+    write_csv(folder / "history.csv", history)
     progress = {"epoch": history[-1]["epoch"], "seconds": seconds}
     write_json(folder / "summary.json", summarize(folder, progress, {"majority_baseline": {}} | facts))
 
