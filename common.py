@@ -592,24 +592,27 @@ def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "mi
     Seeds are drawn with replacement, the same for both methods, and so are blocks of ten neighbouring pictures, as in
     `paired_bootstrap`, whose interval this is for one seed.
     """
-    kept = [[runs.kept_numbers(folder, metric) for folder in folders] for folders in (ours, theirs)]
-    names = kept[0][0][0]
-    if not len(ours) == len(theirs) or any(not np.array_equal(names, other) for side in kept for other, _ in side):
+    kept = [[_kept_arrays(folder, "test") for folder in folders] for folders in (ours, theirs)]
+    names = kept[0][0]["image"]
+    if len(ours) != len(theirs) or any(not np.array_equal(names, one["image"]) for side in kept for one in side):
         raise ValueError("the methods were scored on different pictures, or have other seeds.")
+
+    def scores_of(one: dict[str, np.ndarray]) -> np.ndarray:
+        if metric == "miou":
+            return _resampled(one["confusion"], times, miou)
+        if metric.startswith("iou_"):
+            k = _classes_of(ours[0]).index(metric.removeprefix("iou_"))
+            return _resampled(one["confusion"], times, lambda cm: iou_per_class(cm)[k])
+        return _resampled(pd.DataFrame(one[metric]).mean(axis=1).to_numpy(), times, np.nanmean)
+
     rng, repeats = np.random.default_rng(0), 1000
     drawn = _times_drawn(film_blocks(name.split("/")[0] for name in names), repeats, rng)
-    times = np.vstack([np.ones(len(names)), drawn])  # (1 + repeats, N), first each picture once
-    scores = np.array([[[_score_of(sums) for sums in times @ numbers] for _, numbers in side] for side in kept])
+    times = np.vstack([np.ones(len(names), int), drawn])  # (1 + repeats, N), first each picture once
+    scores = np.array([[scores_of(one) for one in side] for side in kept])
     differences = scores[0] - scores[1]  # (S, 1 + repeats)
     seeds = rng.integers(len(ours), size=(len(ours), repeats))
     low, high = np.nanquantile(np.take_along_axis(differences[:, 1:], seeds, axis=0).mean(0), [0.025, 0.975])
     return float(differences[:, 0].mean()), float(low), float(high)
-
-
-def _score_of(sums: np.ndarray) -> float:
-    """The score that sums (K,) of `runs.kept_numbers` give."""
-    side = math.isqrt(len(sums))
-    return miou(sums.reshape(side, side)) if len(sums) > 2 else float(_divide(*sums))
 
 
 def _times_drawn(blocks: Sequence, repeats: int, rng: np.random.Generator) -> np.ndarray:
@@ -703,12 +706,21 @@ def mean_over_images(scores: np.ndarray) -> float | None:
 
 def kept_scores(folder: Path, split: str = "test", drive: str = "") -> dict:
     """The metrics of a finished run on a split, or on the pictures of one drive, from the scores kept for each picture."""
+    per_image = _kept_arrays(folder, split)
+    mine = np.char.startswith(per_image.pop("image"), f"{drive}/" if drive else "")
+    if not mine.any():
+        raise StreetsError(f"{folder / f'{split}_per_image.npz'} has no picture of {drive or 'any drive'}.")
+    return metrics_of({name: values[mine] for name, values in per_image.items()}, _classes_of(folder))
+
+
+def _kept_arrays(folder: Path, split: str) -> dict[str, np.ndarray]:
+    """What a finished run keeps of each picture of a split: "image", its city and name, and the arrays of `evaluate`."""
     with np.load(folder / f"{split}_per_image.npz") as arrays:
-        mine = np.char.startswith(arrays["image"], f"{drive}/" if drive else "")
-        if not mine.any():
-            raise StreetsError(f"{folder / f'{split}_per_image.npz'} has no picture of {drive or 'any drive'}.")
-        per_image = {name: arrays[name][mine] for name in arrays if name != "image"}
-    return metrics_of(per_image, list(read_json(folder / "summary.json")["metrics"]["iou"]))
+        return dict(arrays)
+
+
+def _classes_of(folder: Path) -> list[str]:
+    return list(read_json(folder / "summary.json")["metrics"]["iou"])
 
 
 def metrics_of(per_image: dict[str, np.ndarray], classes: Sequence[str]) -> dict:

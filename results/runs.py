@@ -41,7 +41,6 @@ from typing import NamedTuple
 import cv2
 import huggingface_hub.constants
 import IPython
-import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
@@ -784,22 +783,6 @@ def compile_loss(as_written: Callable, otherwise: Callable, wanted: str, device:
         say_once(f"compile_loss: {type(error).__name__}, so the loss runs as it is")
         return otherwise
     return compiled
-
-
-def kept_numbers(folder: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Names (N,) of a run's test pictures, and numbers (N, K) of each that add up to a score of all: a confusion matrix for
-    miou, hits and union for iou_pole and the like, else the mean over classes and a 1."""
-    of_class = metric.removeprefix("iou_") if metric.startswith("iou_") else ""
-    with np.load(folder / "test_per_image.npz") as kept:
-        names, values = kept["image"], kept["confusion" if of_class or metric == "miou" else metric].astype(float)
-    if metric == "miou":
-        return names, values.reshape(len(values), -1)
-    if of_class:
-        k = list(read_json(folder / "summary.json")["metrics"]["iou"]).index(of_class)
-        hits = values[:, k, k]
-        return names, np.stack([hits, values[:, k].sum(1) + values[:, :, k].sum(1) - hits], axis=1)
-    known = ~np.isnan(values)
-    return names, np.stack([np.nansum(values, axis=1) / known.sum(1).clip(1), known.any(1)], axis=1)
 
 
 # weights, and the state to resume from
