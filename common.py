@@ -49,14 +49,14 @@ from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, re
 from results import runs
 from results.runs import coerce, flat, in_range, load_weights, read_json, save_weights, say_once, setting, shown, write_json
 
-# notebooks reach these through common
+# others reach these through common
 from data_prep import dataset_name as dataset_name, has_test_labels as has_test_labels  # isort: skip
-from data_prep import list_frames as list_frames, read_video as read_video  # isort: skip
+from data_prep import HERE as HERE, list_frames as list_frames, read_video as read_video  # isort: skip
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
 from results.runs import LITE0_MEAN as LITE0_MEAN, LITE0_STD as LITE0_STD, with_weights as with_weights  # isort: skip
 from results.runs import network_errors as network_errors, network_facts as network_facts  # isort: skip
-from results.runs import compile_loss as compile_loss, own_losses as own_losses, several as several  # isort: skip
-from results.runs import train_runs as train_runs  # isort: skip
+from results.runs import compile_loss as compile_loss, own_losses as own_losses  # isort: skip
+from results.runs import several as several, train_runs as train_runs  # isort: skip
 
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -67,7 +67,6 @@ if sys.flags.optimize > 1:  # python -OO leaves docstrings out; this module adds
     exec(compile(path.read_text(encoding="utf-8"), path, "exec", optimize=1), docs.__dict__)
     sys.modules[docs.__name__] = docs
 
-HERE = Path(__file__).resolve().parent
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -200,13 +199,12 @@ class Scheme(NamedTuple):
     """A set of classes: names, official colours (n, 3), and `table` (256,) from labelId to class; 254 marks ids that
     do not exist and 255 pixels that are ignored."""
 
-    name: str
     classes: list[str]
     colors: np.ndarray
     table: np.ndarray
 
 
-def make_scheme(name: str, groups: dict[str, Sequence[str]], rest: int) -> Scheme:
+def make_scheme(groups: dict[str, Sequence[str]], rest: int) -> Scheme:
     """Scheme whose class i holds the official class names of the i-th group; the other official classes get `rest`."""
     official = {c.name: c for c in Cityscapes.classes}
     table = np.full(256, 254, np.uint8)
@@ -214,18 +212,16 @@ def make_scheme(name: str, groups: dict[str, Sequence[str]], rest: int) -> Schem
     for index, members in enumerate(groups.values()):
         table[[official[member].id for member in members]] = index
     colors = np.array([official[m[0]].color if m else (0, 0, 0) for m in groups.values()], np.uint8)
-    return Scheme(name, list(groups), colors, table)
+    return Scheme(list(groups), colors, table)
 
 
 VEHICLES = ("car", "truck", "bus", "train", "motorcycle", "bicycle", "caravan", "trailer")
 THIN = ("fence", "car", "vegetation", "pole", "traffic sign", "traffic light")
 SCHEMES = {
-    "cityscapes19": make_scheme("cityscapes19", {c.name: [c.name] for c in Cityscapes.classes if 0 <= c.train_id < 255},
-                                rest=255),
-    "streets7": make_scheme("streets7", {"background": (), "road": ["road"], "building": ["building"],
-                                         "vehicle": VEHICLES, "person": ["person", "rider"],
-                                         "vegetation": ["vegetation"], "sky": ["sky"]}, rest=0),
-    "thin7": make_scheme("thin7", {"background": ()} | {name: [name] for name in THIN}, rest=0),
+    "cityscapes19": make_scheme({c.name: [c.name] for c in Cityscapes.classes if 0 <= c.train_id < 255}, rest=255),
+    "streets7": make_scheme({"background": (), "road": ["road"], "building": ["building"], "vehicle": VEHICLES,
+                             "person": ["person", "rider"], "vegetation": ["vegetation"], "sky": ["sky"]}, rest=0),
+    "thin7": make_scheme({"background": ()} | {name: [name] for name in THIN}, rest=0),
 }
 
 

@@ -62,7 +62,7 @@ except ImportError:  # Windows
 
     fcntl = None
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent  # the repository
 SPLITS = ("train", "val", "test")
 LABEL_ID = {entry.name: entry.id for entry in Cityscapes.classes}
 SUFFIXES = {"leftImg8bit": "_leftImg8bit.png", "gtFine": "_gtFine_labelIds.png"}

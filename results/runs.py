@@ -54,9 +54,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.utils.distributed import get_free_port
 from tqdm import tqdm
 
-from data_prep import StreetsError, dataset_name, first_picture, git_output, user_path, writable_folder, write_atomic
+from data_prep import HERE, StreetsError, dataset_name, first_picture, git_output, user_path, writable_folder, write_atomic
 
-HERE = Path(__file__).resolve().parent.parent  # the repository
 STARTED = time.monotonic()
 SAVE_SECONDS = 10.0  # the state is saved at the end of an epoch, but not more often than this
 LONGEST_NAME = 100  # of a run; file systems and shells take longer ones badly
