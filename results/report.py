@@ -266,8 +266,10 @@ def sides(runs: Sequence[Run], name: str) -> list[dict]:
 
 def find_evidence(claim, runs: Sequence[Run]) -> list[Evidence]:
     """One for every two groups of runs of the claim's methods that were made alike, paired by seed (and fold)."""
-    found, (name_a, _, a), (name_b, _, b) = [], claim.a.partition(" "), claim.b.partition(" ")
+    name_a, _, a = claim.a.partition(" ")
+    name_b, _, b = claim.b.partition(" ")
     named, metric = [split for split in (*NAMED, *JUDGES) if f"final_{split}" in a + b], a.removeprefix("spread_")
+    found = []
     groups_a, groups_b = sides(runs, name_a), sides(runs, name_b or name_a)
     for of_a, of_b in ((x, y) for x in groups_a for y in groups_b if b or x == y):
         if not comparable(*(next(iter(side.values())).recorded for side in (of_a, of_b))):
@@ -488,7 +490,7 @@ def in_short(runs: Sequence[Run], claims: pd.DataFrame, found: dict[str, list]) 
 def camvid(runs: Sequence[Run]) -> str:
     """Our runs on the test split of CamVid with 11 classes, beside what others published for it: mIoU, and IoU by class."""
     published, names = common.read_published("camvid11_test"), [f"iou_{name}" for name in CAMVID_CLASSES]
-    notes, best, rows, by_class = published.drop_duplicates("method"), 0, [], []
+    rows, by_class, best = [], [], 0
     for method, theirs in published.groupby("method", sort=False):
         of_class = dict(zip(theirs["class"], theirs["value"]))
         rows.append([method, theirs["weights"].iloc[0], "", f"{of_class.pop(''):.2f}"])
@@ -506,6 +508,7 @@ def camvid(runs: Sequence[Run]) -> str:
     bar = published_score(published, "ENet miou")
     page += f"\nThe best of ours, {best:.2f}, is {'above' if best > bar else 'below'} ENet's {bar:.2f}.\n" if best else ""
     page += "\nThe IoU of each class, where it is known:\n\n" + table(["network", *CAMVID_CLASSES], by_class)
+    notes = published.drop_duplicates("method")
     return page + "\nRead at:\n\n" + "".join(f"- {line}.\n" for line in notes["method"] + ": " + notes["note"])
 
 

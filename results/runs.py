@@ -612,7 +612,8 @@ def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Pat
     the `last` of a notebook makes what its later runs need and treats all jobs as parents. After the last call only the
     first of several launched processes goes on.
     """
-    given, parents, unused, folders, finished = scope["_parameters"], parents or {}, unused or {}, {}, {}
+    given, parents, unused = scope["_parameters"], parents or {}, unused or {}
+    folders, finished = {}, {}
     wanted = list(jobs) if wanted is None else wanted
     needed = set(wanted)
     for name in reversed(jobs):  # a parent stands before its children
