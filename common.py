@@ -49,15 +49,14 @@ from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, re
 from results import runs
 from results.runs import coerce, flat, in_range, load_weights, read_json, save_weights, say_once, setting, shown, write_json
 
-# notebooks reach these through common
+# others reach these through common
 from data_prep import dataset_name as dataset_name, has_test_labels as has_test_labels  # isort: skip
-from data_prep import list_frames as list_frames, read_video as read_video  # isort: skip
+from data_prep import HERE as HERE, list_frames as list_frames, read_video as read_video  # isort: skip
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
 from results.runs import LITE0_MEAN as LITE0_MEAN, LITE0_STD as LITE0_STD, with_weights as with_weights  # isort: skip
 from results.runs import network_errors as network_errors, network_facts as network_facts  # isort: skip
-from results.runs import compile_loss as compile_loss, own_losses as own_losses, several as several  # isort: skip
-from results.runs import check_stages as check_stages  # isort: skip
-from results.runs import results_folder as results_folder, run_names as run_names, train_runs as train_runs  # isort: skip
+from results.runs import check_stages as check_stages, compile_loss as compile_loss  # isort: skip
+from results.runs import own_losses as own_losses, several as several, train_runs as train_runs  # isort: skip
 
 # CUDA that is initialised here could not be used by the processes that a notebook forks; this makes the check harmless
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -68,7 +67,6 @@ if sys.flags.optimize > 1:  # python -OO leaves docstrings out; this module adds
     exec(compile(path.read_text(encoding="utf-8"), path, "exec", optimize=1), docs.__dict__)
     sys.modules[docs.__name__] = docs
 
-HERE = Path(__file__).resolve().parent
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -201,13 +199,12 @@ class Scheme(NamedTuple):
     """A set of classes: names, official colours (n, 3), and `table` (256,) from labelId to class; 254 marks ids that
     do not exist and 255 pixels that are ignored."""
 
-    name: str
     classes: list[str]
     colors: np.ndarray
     table: np.ndarray
 
 
-def make_scheme(name: str, groups: dict[str, Sequence[str]], rest: int) -> Scheme:
+def make_scheme(groups: dict[str, Sequence[str]], rest: int) -> Scheme:
     """Scheme whose class i holds the official class names of the i-th group; the other official classes get `rest`."""
     official = {c.name: c for c in Cityscapes.classes}
     table = np.full(256, 254, np.uint8)
@@ -215,18 +212,16 @@ def make_scheme(name: str, groups: dict[str, Sequence[str]], rest: int) -> Schem
     for index, members in enumerate(groups.values()):
         table[[official[member].id for member in members]] = index
     colors = np.array([official[m[0]].color if m else (0, 0, 0) for m in groups.values()], np.uint8)
-    return Scheme(name, list(groups), colors, table)
+    return Scheme(list(groups), colors, table)
 
 
 VEHICLES = ("car", "truck", "bus", "train", "motorcycle", "bicycle", "caravan", "trailer")
 THIN = ("fence", "car", "vegetation", "pole", "traffic sign", "traffic light")
 SCHEMES = {
-    "cityscapes19": make_scheme("cityscapes19", {c.name: [c.name] for c in Cityscapes.classes if 0 <= c.train_id < 255},
-                                rest=255),
-    "streets7": make_scheme("streets7", {"background": (), "road": ["road"], "building": ["building"],
-                                         "vehicle": VEHICLES, "person": ["person", "rider"],
-                                         "vegetation": ["vegetation"], "sky": ["sky"]}, rest=0),
-    "thin7": make_scheme("thin7", {"background": ()} | {name: [name] for name in THIN}, rest=0),
+    "cityscapes19": make_scheme({c.name: [c.name] for c in Cityscapes.classes if 0 <= c.train_id < 255}, rest=255),
+    "streets7": make_scheme({"background": (), "road": ["road"], "building": ["building"], "vehicle": VEHICLES,
+                             "person": ["person", "rider"], "vegetation": ["vegetation"], "sky": ["sky"]}, rest=0),
+    "thin7": make_scheme({"background": ()} | {name: [name] for name in THIN}, rest=0),
 }
 
 
@@ -574,15 +569,13 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarr
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape:
         raise ValueError(f"the models were scored on different images: shapes {a.shape} and {b.shape}.")
-    _, block_of_image = np.unique(np.arange(len(a)) if blocks is None else blocks, return_inverse=True)
-    n_blocks = block_of_image.max() + 1
-    drawn = np.random.default_rng(seed).multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=repeats)
-    times = drawn[:, block_of_image]  # (repeats, N): how often each image is drawn
+    blocks = np.arange(len(a)) if blocks is None else blocks
+    times = _times_drawn(blocks, repeats, np.random.default_rng(seed))
     differences = _resampled(a, times, statistic) - _resampled(b, times, statistic)
     differences = differences[~np.isnan(differences)]
     once = np.ones((1, len(a)), int)
     difference = float((_resampled(a, once, statistic) - _resampled(b, once, statistic))[0])
-    if not len(differences) or n_blocks < 2:  # one block is drawn whole, always: it says nothing about others
+    if not len(differences) or len(np.unique(blocks)) < 2:  # one block is drawn whole, always: it says nothing about others
         return difference, float("nan"), float("nan"), float("nan")
     low, high = np.quantile(differences, [0.025, 0.975])
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
@@ -595,33 +588,41 @@ def film_blocks(cities: Sequence[str], length: int = 10) -> np.ndarray:
     return (cities + "/" + (cities.groupby(cities).cumcount() // length).astype(str)).to_numpy()
 
 
-def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "miou", split: str = "test", drive: str = "",
-                 repeats: int = 1000) -> tuple[float, float, float]:
+def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "miou") -> tuple[float, float, float]:
     """(difference, low, high) of a score (miou, iou_pole, trimap_iou...), other seeds and other pictures in one 95 % interval.
 
-    ours, theirs: folders of finished runs, one per seed, in one order; the scores kept for each picture are read, of all
-    pictures or of one drive. Seeds are drawn with replacement, the same for both methods, and so are blocks of ten
-    neighbouring pictures, as in `paired_bootstrap`, whose interval this is for one seed.
+    ours, theirs: folders of finished runs, one per seed, in one order; the scores kept for each test picture are read.
+    Seeds are drawn with replacement, the same for both methods, and so are blocks of ten neighbouring pictures, as in
+    `paired_bootstrap`, whose interval this is for one seed.
     """
-    kept = [[runs.kept_numbers(folder, metric, split, drive) for folder in folders] for folders in (ours, theirs)]
-    names = kept[0][0][0]
-    if not len(ours) == len(theirs) or any(not np.array_equal(names, other) for side in kept for other, _ in side):
+    kept = [[_kept_arrays(folder, "test") for folder in folders] for folders in (ours, theirs)]
+    names = kept[0][0]["image"]
+    if len(ours) != len(theirs) or any(not np.array_equal(names, one["image"]) for side in kept for one in side):
         raise ValueError("the methods were scored on different pictures, or have other seeds.")
-    _, block_of_image = np.unique(film_blocks(name.split("/")[0] for name in names), return_inverse=True)
-    n_blocks, rng = block_of_image.max() + 1, np.random.default_rng(0)
-    drawn = rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=repeats)
-    times = np.vstack([np.ones(n_blocks), drawn])[:, block_of_image]  # (1 + repeats, N), first each picture once
-    scores = np.array([[[_score_of(sums) for sums in times @ numbers] for _, numbers in side] for side in kept])
+
+    def scores_of(one: dict[str, np.ndarray]) -> np.ndarray:
+        if metric == "miou":
+            return _resampled(one["confusion"], times, miou)
+        if metric.startswith("iou_"):
+            k = _classes_of(ours[0]).index(metric.removeprefix("iou_"))
+            return _resampled(one["confusion"], times, lambda cm: iou_per_class(cm)[k])
+        return _resampled(pd.DataFrame(one[metric]).mean(axis=1).to_numpy(), times, np.nanmean)
+
+    rng, repeats = np.random.default_rng(0), 1000
+    drawn = _times_drawn(film_blocks(name.split("/")[0] for name in names), repeats, rng)
+    times = np.vstack([np.ones(len(names), int), drawn])  # (1 + repeats, N), first each picture once
+    scores = np.array([[scores_of(one) for one in side] for side in kept])
     differences = scores[0] - scores[1]  # (S, 1 + repeats)
     seeds = rng.integers(len(ours), size=(len(ours), repeats))
     low, high = np.nanquantile(np.take_along_axis(differences[:, 1:], seeds, axis=0).mean(0), [0.025, 0.975])
     return float(differences[:, 0].mean()), float(low), float(high)
 
 
-def _score_of(sums: np.ndarray) -> float:
-    """The score that sums (K,) of `runs.kept_numbers` give."""
-    side = math.isqrt(len(sums))
-    return miou(sums.reshape(side, side)) if len(sums) > 2 else float(_divide(*sums))
+def _times_drawn(blocks: Sequence, repeats: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each image is drawn, (repeats, N), where whole blocks are, with replacement; blocks: (N,) ids, one per image."""
+    _, block_of_image = np.unique(blocks, return_inverse=True)
+    n_blocks = block_of_image.max() + 1
+    return rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=repeats)[:, block_of_image]
 
 
 def _resampled(values: np.ndarray, times: np.ndarray, statistic: Callable) -> np.ndarray:
@@ -664,8 +665,7 @@ def device_line() -> str:
 
 @torch.no_grad()  # not inference_mode: it would mark the buffers, and DDP could not synchronise them afterwards
 def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerator | None = None, *, batch_size: int = 1,
-             contours: bool = False, loss: Callable | None = None, score: Callable | None = None,
-             num_workers: int = -1) -> tuple[dict, dict]:
+             contours: bool = False, loss: Callable | None = None, score: Callable | None = None) -> tuple[dict, dict]:
     """Score a network that, in eval mode, turns images (B, 3, H, W) into logits (B, C, h, w), resized if need be.
 
     Returns (metrics, per_image). metrics: accuracy, miou, iou (a dict by class name, None for a class that the labels
@@ -680,7 +680,7 @@ def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerato
     broadcast(list(model.buffers()))  # since its last step, each process has had statistics (batch norm) of its own
     rows = []
     part = Subset(data, range(rank, len(data), world))
-    for batch in make_loader(part, batch_size, num_workers=num_workers):
+    for batch in make_loader(part, batch_size):
         label = batch["label"]
         with accelerator.autocast():
             logits = model(batch["image"].to(accelerator.device))
@@ -709,12 +709,21 @@ def mean_over_images(scores: np.ndarray) -> float | None:
 
 def kept_scores(folder: Path, split: str = "test", drive: str = "") -> dict:
     """The metrics of a finished run on a split, or on the pictures of one drive, from the scores kept for each picture."""
+    per_image = _kept_arrays(folder, split)
+    mine = np.char.startswith(per_image.pop("image"), f"{drive}/" if drive else "")
+    if not mine.any():
+        raise StreetsError(f"{folder / f'{split}_per_image.npz'} has no picture of {drive or 'any drive'}.")
+    return metrics_of({name: values[mine] for name, values in per_image.items()}, _classes_of(folder))
+
+
+def _kept_arrays(folder: Path, split: str) -> dict[str, np.ndarray]:
+    """What a finished run keeps of each picture of a split: "image", its city and name, and the arrays of `evaluate`."""
     with np.load(folder / f"{split}_per_image.npz") as arrays:
-        mine = np.char.startswith(arrays["image"], f"{drive}/" if drive else "")
-        if not mine.any():
-            raise StreetsError(f"{folder / f'{split}_per_image.npz'} has no picture of {drive or 'any drive'}.")
-        per_image = {name: arrays[name][mine] for name in arrays if name != "image"}
-    return metrics_of(per_image, list(read_json(folder / "summary.json")["metrics"]["iou"]))
+        return dict(arrays)
+
+
+def _classes_of(folder: Path) -> list[str]:
+    return list(read_json(folder / "summary.json")["metrics"]["iou"])
 
 
 def metrics_of(per_image: dict[str, np.ndarray], classes: Sequence[str]) -> dict:
@@ -808,7 +817,7 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     """
     accelerator = make_accelerator(precision, gradient_accumulation_steps=accumulation,
                                    step_scheduler_with_optimizer=False)
-    config, images = read_json(folder / "config.json"), batch_size * accelerator.num_processes
+    config, images_per_batch = read_json(folder / "config.json"), batch_size * accelerator.num_processes
     seed = config["parameters"]["seed"]
     sizes = [name for name in ("batch_size", "dice_batch_size", "height", "crop", "size") if name in config.get("settings", {})]
     steps_per_epoch(train_data, batch_size, processes=accelerator.num_processes)  # refuses what fills no batch
@@ -823,8 +832,9 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
     progress = runs.load_checkpoint(accelerator, folder) or {"epoch": 0, "best": None, "seconds": 0.0, "history": []}
     if progress["epoch"]:
         accelerator.print(f"{folder.name}: resuming after epoch {progress['epoch']} of {epochs}")
-    images, saved, shape = images * len(loader), -math.inf, train_data[0]["image"].shape
-    bar = runs.progress_bar(epochs * images, progress["epoch"] * images, folder.name, not accelerator.is_main_process)
+    saved, shape = -math.inf, train_data[0]["image"].shape
+    per_epoch = images_per_batch * len(loader)
+    bar = runs.progress_bar(epochs * per_epoch, progress["epoch"] * per_epoch, folder.name, not accelerator.is_main_process)
     with bar, plain_errors(f"batch_size {batch_size} at {shape[1]}x{shape[2]}", sizes):
         for epoch in range(progress["epoch"] + 1, epochs + 1):
             started, lr, sampler.epoch = time.monotonic(), optimizer.param_groups[0]["lr"], epoch
@@ -850,7 +860,7 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
             if saved is None:
                 return
         facts = {"weights": weights, "num_processes": accelerator.num_processes, "selected": select,
-                 "images_per_step": batch_size * accelerator.num_processes * accumulation}
+                 "images_per_step": images_per_batch * accumulation}
         facts |= {"best_by": best_by} if select == "best" else {}
         splits = {"val": val_data} | ({"test": test_data} if test_data else {})
         finish_run(accelerator, folder, model, progress, evaluate, splits, select, final_scores, facts)
@@ -872,10 +882,10 @@ def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, p
             buffer = io.BytesIO()
             np.savez_compressed(buffer, image=names, **scores[split][1])
             write_atomic(folder / f"{split}_per_image.npz", buffer.getvalue())
-        (val, test), baselines = ([scores[split][k] if split in scores else None for split in ("val", "test")] for k in (0, 1))
-        facts |= {"metrics": val, "test": test, "majority_baseline": majority_baseline(baselines[0]["confusion"].sum(0))}
-        if test:
-            facts["test_majority_baseline"] = majority_baseline(baselines[1]["confusion"].sum(0))
+        baselines = {split: majority_baseline(per_image["confusion"].sum(0)) for split, (_, per_image) in scores.items()}
+        facts |= {"metrics": scores["val"][0], "test": None, "majority_baseline": baselines["val"]}
+        if "test" in scores:
+            facts |= {"test": scores["test"][0], "test_majority_baseline": baselines["test"]}
         write_json(folder / "summary.json", runs.summarize(folder, progress, facts | final))
         runs.remove_ours(folder, ["checkpoint/epoch_*"])
     accelerator.wait_for_everyone()
@@ -928,10 +938,10 @@ def as_colors(label: np.ndarray, scheme: Scheme) -> np.ndarray:
     return palette[label]
 
 
-def class_legend(fig, scheme: Scheme, present: Iterable[int], columns: int = 7) -> None:
+def class_legend(fig, scheme: Scheme, present: Iterable[int]) -> None:
     """Legend of the given classes in their official colours, below the pictures."""
     handles = [Patch(color=scheme.colors[i] / 255, label=scheme.classes[i]) for i in present]
-    fig.legend(handles=handles, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
+    fig.legend(handles=handles, ncols=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
 
 
 def show_pair(photo: np.ndarray, label: np.ndarray, scheme: Scheme):
@@ -1046,8 +1056,7 @@ def error_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.
     return picture
 
 
-def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, scheme: Scheme,
-                     titles: Sequence[str] = ()):
+def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, scheme: Scheme):
     """Rows of photo, truth, prediction and error (wrong pixels red, void black), with a legend; returns the figure.
 
     Photos (H, W, 3) uint8, labels and predictions (H, W) of class indices.
@@ -1055,12 +1064,12 @@ def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, 
     height, width = labels[0].shape
     fig, axes = plt.subplots(len(images), 4, figsize=(14, 3.5 * len(images) * height / width + 0.3), squeeze=False,
                              layout="constrained")
-    for i, (row, image, label, pred) in enumerate(zip(axes, images, labels, predictions, strict=True)):
+    for row, image, label, pred in zip(axes, images, labels, predictions, strict=True):
         panels = (image, as_colors(label, scheme), as_colors(pred, scheme), error_picture(image, label, pred))
         for axis, panel, title in zip(row, panels, ("photo", "truth", "prediction", "error"), strict=True):
             axis.imshow(panel, interpolation="nearest")
             axis.set_axis_off()
-            axis.set_title(f"{title} {titles[i]}" if titles and title == "photo" else title, fontsize=10)
+            axis.set_title(title, fontsize=10)
     seen = np.unique([c for arrays in (labels, predictions) for a in arrays for c in np.unique(a) if c < 255])
     class_legend(fig, scheme, seen)
     return fig

@@ -62,6 +62,7 @@ except ImportError:  # Windows
 
     fcntl = None
 
+HERE = Path(__file__).resolve().parent  # the repository
 SPLITS = ("train", "val", "test")
 LABEL_ID = {entry.name: entry.id for entry in Cityscapes.classes}
 SUFFIXES = {"leftImg8bit": "_leftImg8bit.png", "gtFine": "_gtFine_labelIds.png"}
@@ -122,15 +123,16 @@ def user_path(name: str, value: str | Path) -> Path:
 def read_file(path: str | Path) -> bytes:
     """The bytes of a file; StreetsError where it cannot be read, is no plain file, or has more than LARGEST bytes."""
     with _told("read", path):
-        status = os.stat(path)
-        _require_plain(path, status)
-        _require_size(path, status.st_size)
+        _require_size(path, _plain_size(path))
         return Path(path).read_bytes()
 
 
-def _require_plain(path: str | Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
+def _plain_size(path: str | Path) -> int:
+    """Bytes of a file; StreetsError where it is no plain one: a pipe or a device might never end."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         raise StreetsError(f"{path} is no plain file: restore it or get it again.")
+    return status.st_size
 
 
 def _require_size(path: str | Path, size: int) -> None:
@@ -143,7 +145,8 @@ def write_atomic(path: str | Path, data: bytes) -> None:
 
     Raises StreetsError that names `path` where there is no permission or no space.
     """
-    path, temporary = Path(path), _temporary(Path(path))
+    path = Path(path)
+    temporary = _temporary(path)
     with _told("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -305,10 +308,10 @@ def _glance(path: Path, read: Callable = read_image) -> tuple[int, int]:
     Only the first and last bytes of a PNG are read, unless they are unusual.
     """
     with _told("read", path):
-        _require_plain(path, os.stat(path))
+        size = _plain_size(path)
         with open(path, "rb") as file:
             start = file.read(26)
-            file.seek(max(0, os.fstat(file.fileno()).st_size - len(PNG_END)))
+            file.seek(max(0, size - len(PNG_END)))
             end = file.read()
     if not start.startswith(PNG_START) or end != PNG_END:
         return read(path).shape[:2]
@@ -338,7 +341,7 @@ def read_video(path: str | Path) -> Video:
     Raises StreetsError where none can.
     """
     with _told("read", path):
-        _require_plain(path, os.stat(path))
+        _plain_size(path)
         open(path, "rb").close()
     logging = getattr(cv2.utils, "logging", cv2)  # OpenCV 4.10 has no such module yet
     level = logging.getLogLevel()
@@ -1710,14 +1713,7 @@ def _distance_to_nearest(mask: np.ndarray) -> np.ndarray:
         cv2.ipp.setUseIPP(ipp)
 
 
-def signed_distance_maps(
-    label: np.ndarray,
-    n: int,
-    ignore: int = 255,
-    norm: str = "clip127",
-    present: Iterable[int] | None = None,
-    crop: Box | None = None,
-) -> np.ndarray:
+def signed_distance_maps(label: np.ndarray, n: int, ignore: int = 255, norm: str = "clip127") -> np.ndarray:
     """Return the signed Euclidean distance to each class, negative inside it, as (n, H, W) float32.
 
     label: (H, W) integers, 0..n-1 or `ignore`. Outside a class the map holds the distance in pixels to its nearest
@@ -1733,39 +1729,22 @@ def signed_distance_maps(
       "readme"    (distance outside) - (distance inside), rim -1 and hence no zero, then as "absmax"
       "none"      pixels, as in Kervadec's code and MONAI's BoundaryLoss
 
-    present ("clip127" only): the values of the full label, `np.unique(full)`, when `label` is a window of it. A class
-    that is present but outside of the window is then +1, and one that fills the window -1. In a window that is the
-    wanted crop grown by CLIP_RADIUS, the crop's part equals that of the full map.
-    crop: (rows, columns) slices; return only this part of the map, (n, h, w): the same numbers, cheaper with "clip127".
-
-    Raises ValueError for an unknown norm or label value, and for `present` with a norm that needs the whole label.
+    Raises ValueError for an unknown norm or label value.
     """
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r} is unknown; use one of {', '.join(NORMS)}.")
-    if present is not None and norm != "clip127":
-        raise ValueError(f"norm={norm!r} needs the whole label; pass present only with norm='clip127'.")
-    if crop is not None:
-        present = np.unique(label) if norm == "clip127" and present is None else present
-        rows, cols = window = grow_box(crop, CLIP_RADIUS if norm == "clip127" else max(label.shape), label.shape)
-        maps = signed_distance_maps(label[window], n, ignore, norm, present)
-        return maps[:, crop[0].start - rows.start : crop[0].stop - rows.start,
-                    crop[1].start - cols.start : crop[1].stop - cols.start]  # fmt: skip
     unknown = label[((label < 0) | (label >= n)) & (label != ignore)]
     if unknown.size:
         raise ValueError(f"label holds {unknown[0]}, neither a class below {n} nor void ({ignore}); remap it first.")
 
-    values = set() if present is None else {int(value) for value in present}
     radius = CLIP_RADIUS if norm == "clip127" else max(label.shape)
     maps = np.zeros((n, *label.shape), np.float32)
     for c, box in enumerate(class_boxes(label, n, ignore)):
         if box is None:
-            if c in values and c != ignore:
-                maps[c] = 1
             continue
         window = grow_box(box, radius, label.shape)
         mask = label[window] == c
-        if mask.all():
-            maps[c] = -bool(values - {c})
+        if mask.all():  # c fills the whole label
             continue
 
         if norm == "clip127":
@@ -1803,9 +1782,6 @@ def quantise_distance_maps(maps: np.ndarray) -> np.ndarray:
     Rounded, not truncated: truncation moves every distance towards 0 and biases the loss more than ten times as much.
     """
     return np.rint(maps * CLIP_RADIUS).astype(np.int8)
-
-
-HERE = Path(__file__).resolve().parent
 
 
 def writable_folder(default: Path) -> Path:
@@ -1921,11 +1897,11 @@ def make_assignment(number: str, out: str | Path) -> Path:
     """
     import jupytext
 
-    home, out = Path(__file__).resolve().parent, Path(out).expanduser()
-    known = {path.stem[:2]: path for path in sorted((home / "notebooks").glob("[0-9][0-9]_*.py"))}
+    out = Path(out).expanduser()
+    known = {path.stem[:2]: path for path in sorted((HERE / "notebooks").glob("[0-9][0-9]_*.py"))}
     if number not in known:
         raise StreetsError(f"There is no notebook {number!r}: use {' or '.join(known)}.")
-    if not (solutions := home / "tests" / "solutions" / known[number].name).is_file():
+    if not (solutions := HERE / "tests" / "solutions" / known[number].name).is_file():
         raise StreetsError(f"{solutions} is missing: an assignment is made from a whole copy of the repository.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StreetsError(f"{out} is not empty: name a new folder with --out.")
@@ -1935,9 +1911,9 @@ def make_assignment(number: str, out: str | Path) -> Path:
             _attach_pictures(cell, known[number].parent)
         elif begins := EXERCISE.match(cell.source):
             _grade(cell, answers[begins[1]], begins[1].lower().translate({32: "_", 46: "_"}), check=bool(begins[2]))
-    helpers = [home / "common.py", home / "data_prep.py", *home.glob("results/*.py"), *home.glob("results/*.csv")]
+    helpers = [HERE / "common.py", HERE / "data_prep.py", *HERE.glob("results/*.py"), *HERE.glob("results/*.csv")]
     for helper in helpers:
-        target = out / helper.relative_to(home)
+        target = out / helper.relative_to(HERE)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(helper.read_bytes())
     jupytext.write(notebook, made := out / f"{known[number].stem}.ipynb")
@@ -1979,18 +1955,18 @@ def make_release(repo: str, tag: str) -> list[Path]:
     That is where a notebook that is opened alone gets its helpers, where the badges lead, and every other mention of the
     address: all of it, or nothing is changed. Prints the git commands that remain; returns the changed files.
     """
-    home, repo = Path(__file__).resolve().parent, repo.removesuffix("/").removesuffix(".git")
+    repo = repo.removesuffix("/").removesuffix(".git")
     if not re.fullmatch(r"https://github\.com/[a-z\d][a-z\d-]*/[\w.-]*\w[\w.-]*", repo, re.ASCII | re.IGNORECASE):
         raise StreetsError(f"--repo cannot be {repo!r}: use https://github.com/OWNER/NAME, as the badges open nothing else.")
     if not re.fullmatch(r"v\d+\.\d+(\.\d+)?", tag, re.ASCII):
         raise StreetsError(f"--tag cannot be {tag!r}: use a version such as v1.1 or v1.1.2.")
-    if dirty := _git(home, "status", "--porcelain"):
-        raise StreetsError(f"{home} has changes ({dirty.splitlines()[0][3:]}): commit or remove them before a release.")
-    if _git(home, "tag", "--list", tag):
+    if dirty := git_output(HERE, "status", "--porcelain"):
+        raise StreetsError(f"{HERE} has changes ({dirty.splitlines()[0][3:]}): commit or remove them before a release.")
+    if git_output(HERE, "tag", "--list", tag):
         raise StreetsError(f"The tag {tag} is taken, and others may have fetched it: choose the next one.")
-    notebooks = sorted(home.glob("notebooks/[0-9][0-9]_*.py"))
-    before = {path.with_suffix(end): "" for path in notebooks for end in (".py", ".ipynb")} | {home / "README.md": ""}
-    before = {path: read_file(path).decode() for path in before}
+    notebooks = sorted(HERE.glob("notebooks/[0-9][0-9]_*.py"))
+    paths = [path.with_suffix(end) for path in notebooks for end in (".py", ".ipynb")] + [HERE / "README.md"]
+    before = {path: read_file(path).decode() for path in paths}
     address, after = repo.removeprefix("https://github.com/"), {}
     old = {match[3] for text in before.values() for match in REPO_TAG.finditer(text)}
     mention = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, old)) or '(?!)'})(?![\w-])")
@@ -2003,9 +1979,9 @@ def make_release(repo: str, tag: str) -> list[Path]:
             raise StreetsError(f"{path} has not one line `REPO, TAG = ...` and one badge each for Colab and Kaggle: restore it.")
         text = REPO_TAG.sub(rf"\g<1>{address}\g<4>{tag}", BADGE.sub(rf"\g<1>{address}/blob/{tag}", text))
         after[path] = enter.sub(address.partition("/")[2], mention.sub(address, text))
-    known = [f":(exclude,literal){path.relative_to(home).as_posix()}" for path in before]
+    known = [f":(exclude,literal){path.relative_to(HERE).as_posix()}" for path in before]
     for name in old - {address}:
-        if files := _git(home, "grep", "-lF", "-e", name, "--", ".", *known, ends=(0, 1)).split("\n")[0]:
+        if files := git_output(HERE, "grep", "-lF", "-e", name, "--", ".", *known, ends=(0, 1)).split("\n")[0]:
             raise StreetsError(f"{files} names {name}, too, which only you can change: edit and commit it first.")
     changed = [path for path in after if after[path] != before[path]]
     try:
@@ -2021,8 +1997,8 @@ def make_release(repo: str, tag: str) -> list[Path]:
     return changed
 
 
-def _git(home: Path, *arguments: str, ends: tuple[int, ...] = (0,)) -> str:
-    """What a git command prints in the repository; StreetsError unless it `ends` with one of these exit codes."""
+def git_output(home: Path, *arguments: str, ends: tuple[int, ...] = (0,)) -> str:
+    """What a git command prints in the repository `home`; StreetsError unless it `ends` with one of these exit codes."""
     try:
         done = subprocess.run(["git", "-C", home, *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace")
         why = "" if done.returncode in ends else done.stderr.partition("\n")[0] or "it failed"

@@ -18,23 +18,20 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
-import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
+from data_prep import write_png
 
 NOTEBOOK = "06_kervadec_ablation"
 
 
 def definitions() -> types.ModuleType:
     """The notebook's imports, functions, classes and ALL_CAPS literals; none of its other statements is run."""
-    kinds, module = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef, types.ModuleType(NOTEBOOK)
     text = (common.HERE / "notebooks" / f"{NOTEBOOK}.py").read_text(encoding="utf-8")
-    kept = [node for node in ast.parse(text).body if isinstance(node, kinds)
-            or any(name.isupper() for name in common.runs.literal_assignments(ast.unparse(node)))]  # fmt: skip
+    module, kept = types.ModuleType(NOTEBOOK), common.runs.defining(ast.parse(text).body)
     exec(compile(ast.Module(kept, []), NOTEBOOK, "exec"), module.__dict__)
     return module
 
@@ -89,10 +86,10 @@ def score(folder: str, processes: int = 1, data_dir: str = "") -> list[Path]:
             rows = list(pool.map(score_again, *zip(*jobs)))
     written = []
     for one in folders:
-        table = pd.DataFrame([row for row, job in zip(rows, jobs) if job[0] == one])
+        own = [row for row, job in zip(rows, jobs) if job[0] == one]
         written.append(one / "rescored.csv")
-        common.write_atomic(written[-1], table.to_csv(index=False).encode())
-        print(f"{written[-1]}: {len(table)} files of weights scored")
+        common.runs.write_csv(written[-1], own)
+        print(f"{written[-1]}: {len(own)} files of weights scored")
     return written
 
 
@@ -105,7 +102,7 @@ def export(folder: str, out: str, split: str = "val", weights: str = "last.safet
     for frame in common.list_frames(kept.root, split):
         answer = common.predict(model, common.read_image(frame.image), kept.size, **kept.scaling)
         written.append(out / frame.image.name.replace("leftImg8bit", "predictions"))
-        common.write_atomic(written[-1], cv2.imencode(".png", ids[answer])[1].tobytes())
+        write_png(written[-1], ids[answer])
     print(f"{out}: {len(written)} files such as {written[0].name}")
     return written
 

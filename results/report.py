@@ -23,7 +23,7 @@ from scipy import stats
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 import common
-from results.runs import NOT_OURS, definitions_digest, run_summaries, script_cells
+from results.runs import KINDS, NOT_OURS, definitions_digest, results_folder, run_summaries, script_cells
 
 ALPHA = 0.05
 MARGIN = 0.10  # a score this close to that of naming the most frequent class everywhere shows nothing learnt
@@ -88,13 +88,6 @@ def current_definitions(notebook: str, functions: tuple[str, ...]) -> str | None
     return definitions_digest(script_cells(path.read_text(encoding="utf-8")), functions) if path.exists() else None
 
 
-def read_json(path: Path) -> dict:
-    def refuse(constant: str):
-        raise ValueError(f"{constant} is no number")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-
-
 def numbers(tree: dict) -> dict:
     """A tree of scores without what is no number; ValueError where one is not finite."""
     kept = {name: numbers(value) if isinstance(value, dict) else value for name, value in tree.items()
@@ -106,12 +99,10 @@ def numbers(tree: dict) -> dict:
 
 def read_run(folder: Path) -> Run:
     """The run in a folder; one of the errors that `read_runs` catches where its files are not a run's."""
-    run, table = read_json(folder / "summary.json"), folder / "history.csv"
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     optional = dict.fromkeys(("test", "final", "majority_baseline", "test_majority_baseline", "drives"))
-    kinds = dict.fromkeys(("notebook", "method", "mode", "dataset", "weights", "command"), str) | {"seed": int, "epochs": int}
-    kinds |= {"metrics": dict} | dict.fromkeys(optional, dict | None)
-    run = optional | run
+    kinds = KINDS | {"command": str} | dict.fromkeys(optional, dict | None)
+    run = optional | common.read_json(folder / "summary.json")
+    config = common.read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if wrong := [name for name, kind in kinds.items() if not isinstance(run[name], kind)]:
         raise TypeError(wrong)
     final, changes = numbers(run["final"] or {}), config.get("changes") or {}
@@ -127,6 +118,7 @@ def read_run(folder: Path) -> Run:
     note = config.get("recorded", {})
     current = "code" in note and note["definitions"] == current_definitions(run["notebook"], tuple(note["functions"]))
     state = EARLIER if not current else "" if note["code"] == "committed" else "uncommitted code"
+    table = folder / "history.csv"
     history = pd.read_csv(table) if table.exists() else None
     reasons = tuple(differences(run["notebook"], recipe, recorded, changes))
     if any(isinstance(tree.get("miou"), dict) for tree in (*scores.values(), *majority.values())):
@@ -180,8 +172,8 @@ def read_runs(out_dir: str | Path = "", quick: bool = False) -> tuple[list[Run],
         try:
             run = read_run(path.parent)
             same = run.notebook, run.method, run.seed, run.group
-        except NOT_OURS as error:
-            skipped.append(f"{folder}: damaged or not ours ({type(error).__name__})")
+        except NOT_OURS:
+            skipped.append(f"{folder}: damaged or not ours")
             continue
         if same in runs:
             skipped.append(f"{folder}: a copy of another run")
@@ -277,8 +269,10 @@ def sides(runs: Sequence[Run], name: str) -> list[dict]:
 
 def find_evidence(claim, runs: Sequence[Run]) -> list[Evidence]:
     """One for every two groups of runs of the claim's methods that were made alike, paired by seed (and fold)."""
-    found, (name_a, _, a), (name_b, _, b) = [], claim.a.partition(" "), claim.b.partition(" ")
-    named, plain = [split for split in (*NAMED, *JUDGES) if f"final_{split}" in a + b], a.removeprefix("spread_")
+    name_a, _, a = claim.a.partition(" ")
+    name_b, _, b = claim.b.partition(" ")
+    named, metric = [split for split in (*NAMED, *JUDGES) if f"final_{split}" in a + b], a.removeprefix("spread_")
+    found = []
     groups_a, groups_b = sides(runs, name_a), sides(runs, name_b or name_a)
     for of_a, of_b in ((x, y) for x in groups_a for y in groups_b if b or x == y):
         if not comparable(*(next(iter(side.values())).recorded for side in (of_a, of_b))):
@@ -287,10 +281,10 @@ def find_evidence(claim, runs: Sequence[Run]) -> list[Evidence]:
             pairs = [(key, measure(of_a[key], of_b[key], split, a, b)) for key in sorted(of_a.keys() & of_b.keys())]
             pairs = [(key, value) for key, value in pairs if value is not None]
             of_seed = pd.Series([value for _, value in pairs], [seed for (_, seed), _ in pairs], float).groupby(level=0)
-            values = (of_seed.std() if plain != a else of_seed.mean()).dropna().to_numpy()
+            values = (of_seed.std() if metric != a else of_seed.mean()).dropna().to_numpy()
             if len(values):
                 xs, ys = ([side[key] for key, _ in pairs] for side in (of_a, of_b))
-                near = near_majority(xs, split, plain) and near_majority(ys, split, b or plain)
+                near = near_majority(xs, split, metric) and near_majority(ys, split, b or metric)
                 reasons = tuple(dict.fromkeys(reason for run in (*xs, *ys) for reason in run.reasons))
                 found.append(Evidence(claim, values, xs, ys, named or [split], near, reasons))
                 break
@@ -299,8 +293,7 @@ def find_evidence(claim, runs: Sequence[Run]) -> list[Evidence]:
 
 def p_value(values: np.ndarray) -> float:
     """Two-sided p of Student's t for a mean of 0."""
-    error = stats.sem(values)
-    return float(2 * stats.t.sf(abs(values.mean()) / error, len(values) - 1)) if error else float(not values.any())
+    return float(stats.ttest_1samp(values, 0).pvalue) if stats.sem(values) else float(not values.any())
 
 
 def holm_levels(ps: Sequence[float]) -> list[float]:
@@ -421,6 +414,31 @@ def run_table(runs: Sequence[Run], published: pd.DataFrame, notes: Notes) -> str
     return table(["run", "data, mode", "weights", "seeds", "epochs", *scores, "published", "differs also"], rows)
 
 
+def conditions(found: Sequence[Evidence]) -> list[str]:
+    """What tells apart the runs behind each of several pieces of evidence on a claim; "" for the runs of a plain mode."""
+    made = []
+    for run in (one.a[0] for one in found):
+        changes = run.method.removeprefix(run.recipe).strip("-")
+        made.append([*(run.recorded[name] for name in ("dataset", "mode", "weights")), changes])
+    differs = [len(set(column)) > 1 for column in zip(*made)]
+    return [", ".join(text(word) for word, told in zip(each, differs) if told and word) for each in made]
+
+
+def claim_row(found: list[Evidence], notes: Notes) -> list[str]:
+    """The row of a claim: cells with a line for each of the conditions under which its runs were made, if they differ."""
+    found = sorted(found, key=lambda one: len(one.a[0].method))  # those that depart least from their mode stand first
+    claim, names = found[0].claim, conditions(found)
+
+    def cell(values: Sequence) -> str:
+        if len(set(values)) == 1:
+            return str(values[0])
+        return "<br>".join(f"{name}: {value}" if name else str(value) for name, value in zip(names, values))
+
+    return [f"{claim.claim} {claim.seen}", published_value(claim), cell([our_value(one) for one in found]),
+            cell([len(one.values) for one in found]), cell([notes.of(*one.a, *one.b) for one in found]),
+            cell([verdict(one) for one in found])]  # fmt: skip
+
+
 def section(notebook: str, runs: Sequence[Run], claims: pd.DataFrame, rows: list[Evidence]) -> str:
     """The part of the page on one source: its runs, its claims by where they were scored, notes, and the commands."""
     facts = read_table("sources.csv").query("notebook == @notebook").set_index("name")["value"]
@@ -431,11 +449,13 @@ def section(notebook: str, runs: Sequence[Run], claims: pd.DataFrame, rows: list
         page += f"Naming the most frequent class everywhere gives an mIoU of {' or '.join(majority)} on val. " if majority else ""
         page += f"In all runs: {'; '.join(map(text, filter(None, notes.shared)))}." if any(notes.shared) else ""
         page += "\n\n" + run_table(runs, common.read_published(notebook), notes)
-        for where in dict.fromkeys(map(place, rows)):
+        by_place: dict[str, dict[int, list[Evidence]]] = {}  # and by claim
+        for one in rows:
+            by_place.setdefault(place(one), {}).setdefault(one.claim.Index, []).append(one)
+        for where, by_claim in by_place.items():
             page += f"\nClaims, scored on {where}:\n\n" + table(
                 ["claim", "published", "ours", "seeds", "differs also", "verdict"],
-                [[f"{one.claim.claim} {one.claim.seen}", published_value(one.claim), our_value(one), len(one.values),
-                  notes.of(*one.a, *one.b), verdict(one)] for one in rows if place(one) == where])  # fmt: skip
+                [claim_row(found, notes) for found in by_claim.values()])  # fmt: skip
         page += "".join(f"\nNote {k}: {'; '.join(map(text, rest))}.\n" for rest, k in notes.numbers.items())
     page += f"\nNo parameter undoes that {facts['departs']}.\n" if "departs" in facts else ""
     left = claims.drop(index={one.claim.Index for one in rows})
@@ -471,23 +491,27 @@ def in_short(runs: Sequence[Run], claims: pd.DataFrame, found: dict[str, list]) 
 
 
 def camvid(runs: Sequence[Run]) -> str:
-    """Our runs on the test split of CamVid with 11 classes, beside what others published for it."""
-    published, rows, names = common.read_published("camvid11_test"), [], [f"iou_{name}" for name in CAMVID_CLASSES]
-    notes, best = published.drop_duplicates("method"), 0
+    """Our runs on the test split of CamVid with 11 classes, beside what others published for it: mIoU, and IoU by class."""
+    published, names = common.read_published("camvid11_test"), [f"iou_{name}" for name in CAMVID_CLASSES]
+    rows, by_class, best = [], [], 0
     for method, theirs in published.groupby("method", sort=False):
         of_class = dict(zip(theirs["class"], theirs["value"]))
-        rows.append([method, theirs["weights"].iloc[0], "", f"{of_class['']:.2f}",
-                     *(f"{of_class[name]:.1f}" if name in of_class else "" for name in CAMVID_CLASSES)])  # fmt: skip
+        rows.append([method, theirs["weights"].iloc[0], "", f"{of_class.pop(''):.2f}"])
+        if of_class:
+            by_class.append([method, *(f"{of_class[name]:.1f}" if name in of_class else "" for name in CAMVID_CLASSES)])
     whole = [run for run in runs if run.recorded["dataset"] == "camvid11" and run.recorded.get("n_test") == CAMVID_TEST]
     for group in alike(whole):
         if all(score(run, "test", name) is not None for run in group for name in ("miou", *names)):
             mious, *each = ([score(run, "test", name) for run in group] for name in ("miou", *names))
-            rows.append([f"{text(group[0].notebook[:2])} {text(group[0].method)}", text(group[0].recorded["weights"]), len(group),
-                         number(mious), *(f"{100 * np.mean(values):.1f}" for values in each)])  # fmt: skip
+            name = f"{text(group[0].notebook[:2])} {text(group[0].method)}"
+            rows.append([name, text(group[0].recorded["weights"]), len(group), number(mious)])
+            by_class.append([name, *(f"{100 * np.mean(values):.1f}" for values in each)])
             best = max(best, 100 * np.mean(mious))
-    page = "\n## CamVid, test split, 11 classes\n\n" + table(["network", "weights", "seeds", "mIoU", *CAMVID_CLASSES], rows)
+    page = "\n## CamVid, test split, 11 classes\n\n" + table(["network", "weights", "seeds", "mIoU"], rows)
     bar = published_score(published, "ENet miou")
     page += f"\nThe best of ours, {best:.2f}, is {'above' if best > bar else 'below'} ENet's {bar:.2f}.\n" if best else ""
+    page += "\nThe IoU of each class, where it is known:\n\n" + table(["network", *CAMVID_CLASSES], by_class)
+    notes = published.drop_duplicates("method")
     return page + "\nRead at:\n\n" + "".join(f"- {line}.\n" for line in notes["method"] + ": " + notes["note"])
 
 
@@ -499,9 +523,9 @@ Numbers are per cent (losses as they are). A run *tests* a claim only where it r
 as the source had it; whatever else it had is listed by name. Differences are scored on images that nothing was selected on
 where there are some (a *test split* of the data set, or *test*, images set aside), else on *val*. Intervals are Student's over
 seeds: at 95 % for a single run's row, and for a claim at the level that Holm's procedure leaves it among all of its source that
-are judged under like conditions. One seed has no interval and decides nothing, nor do networks that both score within
-{100 * MARGIN:.0f} points of naming the most frequent class everywhere. A claim was seen in the source's [report], its [code] or a
-[draft]; [ours] is a control that no source made.
+are judged under like conditions; one that was tried under several conditions has a line for each. One seed has no interval
+and decides nothing, nor do networks that both score within {100 * MARGIN:.0f} points of naming the most frequent class
+everywhere. A claim was seen in the source's [report], its [code] or a [draft]; [ours] is a control that no source made.
 """
 
 
@@ -530,7 +554,7 @@ def main() -> None:
     args, readme = parser.parse_args(), REPO / "README.md"
     page, summary = report(args.out_dir)
     try:
-        common.write_atomic(common.results_folder(args.out_dir) / "README.md", page.encode())
+        common.write_atomic(results_folder(args.out_dir) / "README.md", page.encode())
         if not args.out_dir:
             filled = README_BLOCK.sub(lambda old: old[1] + summary + old[2], readme.read_text(encoding="utf-8"))
             common.write_atomic(readme, filled.encode())

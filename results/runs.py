@@ -25,7 +25,6 @@ import reprlib
 import shlex
 import shutil
 import socket
-import subprocess
 import sys
 import textwrap
 import time
@@ -42,7 +41,6 @@ from typing import NamedTuple
 import cv2
 import huggingface_hub.constants
 import IPython
-import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
@@ -56,9 +54,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.utils.distributed import get_free_port
 from tqdm import tqdm
 
-from data_prep import StreetsError, dataset_name, first_picture, user_path, writable_folder, write_atomic
+from data_prep import HERE, StreetsError, dataset_name, first_picture, git_output, user_path, writable_folder, write_atomic
 
-HERE = Path(__file__).resolve().parent.parent  # the repository
 STARTED = time.monotonic()
 SAVE_SECONDS = 10.0  # the state is saved at the end of an epoch, but not more often than this
 LONGEST_NAME = 100  # of a run; file systems and shells take longer ones badly
@@ -108,9 +105,12 @@ class Run(NamedTuple):
 
 
 def read_json(path: Path) -> dict | None:
-    """Content of a JSON file, None where there is no such file; StreetsError where it is damaged."""
+    """Content of a JSON file, None where there is no such file; StreetsError where it is damaged, or holds NaN or Infinity."""
+    def refuse(constant: str):
+        raise ValueError(f"{constant} is no number")
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except FileNotFoundError:
         return None
     except ValueError:
@@ -119,6 +119,10 @@ def read_json(path: Path) -> dict | None:
 
 def write_json(path: Path, content: dict) -> None:
     write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_csv(path: Path, rows: Sequence[dict]) -> None:
+    write_atomic(path, pd.DataFrame(rows).to_csv(index=False).encode())
 
 
 # what a run writes into its folder; nothing else there is ever removed
@@ -181,18 +185,32 @@ def literal(node: ast.expr, otherwise=None):
         return otherwise
 
 
-def literal_assignments(cell: str) -> dict:
-    """Names that a cell assigns literals to: {"mode": "quick", "seed": 42}; float("inf") is one, as papermill writes it."""
-    found = {}
+def assignments(cell: str) -> list[tuple[str, ast.Assign | ast.AnnAssign]]:
+    """(name, node) of the statements of a cell that give a value or a type to a name."""
+    found = []
     for node in statements(cell):
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name):
-            value = literal(node.value, ...)
-            if isinstance(node.value, ast.Call) and ast.unparse(node.value).startswith("float("):
-                value = float(ast.literal_eval(node.value.args[0]))
-            if value is not ...:
-                found[target.id] = value
+            found.append((target.id, node))
     return found
+
+
+def literal_assignments(cell: str) -> dict:
+    """Names that a cell assigns literals to: {"mode": "quick", "seed": 42}; float("inf") is one, as papermill writes it."""
+    found = {}
+    for name, node in assignments(cell):
+        value = literal(node.value, ...)
+        if isinstance(node.value, ast.Call) and ast.unparse(node.value).startswith("float("):
+            value = float(ast.literal_eval(node.value.args[0]))
+        if value is not ...:
+            found[name] = value
+    return found
+
+
+def defining(body: Iterable[ast.stmt]) -> list[ast.stmt]:
+    """Those statements of a notebook that bring names into it: imports, functions, classes and ALL_CAPS literals."""
+    kinds = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
+    return [node for node in body if isinstance(node, kinds) or any(map(str.isupper, literal_assignments(ast.unparse(node))))]
 
 
 def parameter_cells(scope: dict) -> tuple[dict, dict, dict]:
@@ -204,14 +222,10 @@ def parameter_cells(scope: dict) -> tuple[dict, dict, dict]:
     declared, values, injected, after = {}, {}, {}, False
     for cell in notebook_cells(scope):
         text = "\n".join(line for line in without_magic(cell).splitlines() if not line.startswith("# %%")).lstrip()
-        typed = [node.target.id for node in statements(text)
-                 if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+        typed = [name for name, node in assignments(text) if isinstance(node, ast.AnnAssign)]
         if "mode" in typed:
-            given = {}
-            for node in statements(text):  # a student may write a value and drop its type
-                target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-                if isinstance(target, ast.Name):
-                    given[target.id] = literal(node.value, scope.get(target.id))
+            # a student may write a value and drop its type
+            given = {name: literal(node.value, scope.get(name)) for name, node in assignments(text)}
             declared, values, injected = given | declared, given, {}
         elif after and text.startswith("# Parameters\n"):
             injected = literal_assignments(text)
@@ -425,7 +439,7 @@ def exercises_only() -> Callable[[list[str]], list[str]]:
     Imports, functions, classes and constants (ALL_CAPS) stay, since exercises use them; training and pictures go. The
     cells of an exercise begin with a comment, `# Exercise`; from the first of them on, all cells run as they are.
     """
-    kinds, begun = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef, False
+    begun = False
 
     def keep(lines: list[str]) -> list[str]:
         nonlocal begun
@@ -433,9 +447,7 @@ def exercises_only() -> Callable[[list[str]], list[str]]:
         body = statements("".join(lines))
         if begun or not body:
             return lines
-        kept = [node for node in body if isinstance(node, kinds)
-                or any(name.isupper() for name in literal_assignments(ast.unparse(node)))]
-        return [ast.unparse(ast.Module(kept, [])) + "\n"]
+        return [ast.unparse(ast.Module(defining(body), [])) + "\n"]
 
     return keep
 
@@ -514,10 +526,10 @@ def plain_arguments(job: Callable) -> dict:
 
 def git(*arguments: str) -> str | None:
     """Output of a git command in this repository, None where there is no git, no repository or no such thing."""
-    if not shutil.which("git"):
+    try:
+        return git_output(HERE, *arguments)
+    except StreetsError:
         return None
-    done = subprocess.run(["git", "-C", HERE, *arguments], capture_output=True, text=True, encoding="utf-8", check=False)
-    return None if done.returncode else done.stdout
 
 
 def code_state(notebook: str, digest: str, used: Sequence[str]) -> dict:
@@ -615,7 +627,8 @@ def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Pat
     the `last` of a notebook makes what its later runs need and treats all jobs as parents. After the last call only the
     first of several launched processes goes on.
     """
-    given, parents, unused, folders, finished = scope["_parameters"], parents or {}, unused or {}, {}, {}
+    given, parents, unused = scope["_parameters"], parents or {}, unused or {}
+    folders, finished = {}, {}
     wanted = list(jobs) if wanted is None else wanted
     needed = set(wanted)
     for name in reversed(jobs):  # a parent stands before its children
@@ -787,23 +800,6 @@ def compile_loss(as_written: Callable, otherwise: Callable, wanted: str, device:
     return compiled
 
 
-def kept_numbers(folder: Path, metric: str, split: str, drive: str) -> tuple[np.ndarray, np.ndarray]:
-    """Names (N,) of a run's pictures, and numbers (N, K) of each that add up to a score of all: a confusion matrix for miou,
-    hits and union for iou_pole and the like, else the mean over classes and a 1."""
-    with np.load(folder / f"{split}_per_image.npz") as kept:
-        mine = np.char.startswith(kept["image"], f"{drive}/" if drive else "")
-        of_class = metric.removeprefix("iou_") if metric.startswith("iou_") else ""
-        names, values = kept["image"][mine], kept["confusion" if of_class or metric == "miou" else metric][mine].astype(float)
-    if metric == "miou":
-        return names, values.reshape(len(values), -1)
-    if of_class:
-        k = list(read_json(folder / "summary.json")["metrics"]["iou"]).index(of_class)
-        hits = values[:, k, k]
-        return names, np.stack([hits, values[:, k].sum(1) + values[:, :, k].sum(1) - hits], axis=1)
-    known = ~np.isnan(values)
-    return names, np.stack([np.nansum(values, axis=1) / known.sum(1).clip(1), known.any(1)], axis=1)
-
-
 # weights, and the state to resume from
 
 
@@ -858,7 +854,7 @@ def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, 
     if accelerator.is_main_process:
         if better:
             save_weights(folder / "best.safetensors", accelerator.unwrap_model(model))
-        write_atomic(folder / "history.csv", pd.DataFrame(progress["history"]).to_csv(index=False).encode())
+        write_csv(folder / "history.csv", progress["history"])
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> None:

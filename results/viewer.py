@@ -114,9 +114,6 @@ function curves() {
   });
   Plotly.react("curves", traces, layout, options);
 }
-"""
-
-SCRIPT_REST = """
 function classes() {
   $("epoch_shown").textContent = epoch();
   const traces = shown().map(label => {
@@ -164,13 +161,13 @@ draw();
 
 
 class Run(NamedTuple):
-    """A finished run: `history` has a row of scores in per cent per evaluated epoch, `facts` are words for FACTS."""
+    """A finished run: `history` has a row of scores in per cent per evaluated epoch, `facts` are words by their heading."""
 
     folder: Path
     method: str
     seed: int
     history: pd.DataFrame
-    facts: list[str]
+    facts: dict[str, str]
 
 
 def read_history(path: Path) -> pd.DataFrame:
@@ -184,17 +181,14 @@ def read_history(path: Path) -> pd.DataFrame:
     return history
 
 
-FACTS = ("run", "images", "epochs", "weights", "minutes", "mIoU", "device", "command")
-
-
-def facts_of(name: str, summary: dict, config: dict) -> list[str]:
-    """What the table below the page says of a run, in the order of FACTS; empty where its files do not."""
+def facts_of(name: str, summary: dict, config: dict) -> dict[str, str]:
+    """What the table below the page says of a run; empty where its files do not."""
     seconds = summary.get("seconds")
     said = {"run": name, "images": summary.get("n_train"), "epochs": summary.get("epochs"),
             "weights": summary.get("weights"), "minutes": None if seconds is None else round(seconds / 60),
             "mIoU": f"{100 * summary['metrics']['miou']:.2f}", "device": summary.get("device"),
             "command": config.get("recorded", {}).get("command")}
-    return ["" if said[fact] is None else str(said[fact]) for fact in FACTS]
+    return {heading: "" if fact is None else str(fact) for heading, fact in said.items()}
 
 
 def read_run(folder: Path) -> Run | None:
@@ -211,7 +205,6 @@ def find_runs(folder: Path) -> list[Run]:
     if not folder.is_dir():
         raise common.StreetsError(f"There is no folder {folder} (seen from {Path.cwd()}).")
     runs = []
-    # not common.find_runs: it reads all notebooks' runs, and one damaged file anywhere ends it
     for path in sorted(folder.glob("*/summary.json")):
         try:
             runs.append(read_run(path.parent))
@@ -418,7 +411,7 @@ def page_data(folder: Path, runs: Sequence[Run], room: int) -> dict:
             "drawn": [f"{names[runs[i].method]}, seed {runs[i].seed}" for i in with_pictures],
             # at first the right picture is of the left one's seed
             "right": max((k for k, i in enumerate(with_pictures) if runs[i].seed == runs[with_pictures[0]].seed), default=0),
-            "facts": [FACTS, *(run.facts for run in runs)]}
+            "facts": [list(runs[0].facts), *(list(run.facts.values()) for run in runs)]}
     drawn = {i: k for k, i in enumerate(with_pictures)}
     return data | {"pictures": picture_entries(scenes, drawn, room - len(json.dumps(data)))}
 
@@ -431,7 +424,7 @@ def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
     text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # no name can end the script
     head, style, middle, tail = PAGE.split("|")
     title = html.escape(data["title"])
-    page = "".join([head, title, style, plotly_js, middle, text, ";", SCRIPT, SCRIPT_REST, tail])
+    page = "".join([head, title, style, plotly_js, middle, text, ";", SCRIPT, tail])
     out = Path(out) if out else folder / "viewer.html"
     common.write_atomic(out, page.encode())
     return out

@@ -7,7 +7,7 @@ from monai.losses import BoundaryLoss
 from scipy.ndimage import distance_transform_edt
 from street_labels import drawn_label, real_label
 
-from data_prep import CLIP_RADIUS, NORMS, grow_box, quantise_distance_maps, signed_distance_maps
+from data_prep import NORMS, quantise_distance_maps, signed_distance_maps
 
 VOID = 255
 
@@ -170,52 +170,6 @@ def test_the_truth_has_a_lower_boundary_loss_than_any_shift_of_it(norm):
                 assert loss(both) < loss(shifted)
 
 
-def random_crop(rng, shape, size):
-    top, left = (int(rng.integers(0, full - part + 1)) for full, part in zip(shape, size))
-    return slice(top, top + size[0]), slice(left, left + size[1])
-
-
-def test_crop_equals_the_crop_of_the_full_map():
-    label = drawn_label(512, 1024)
-    full = signed_distance_maps(label, 16)
-    rng = np.random.default_rng(3)
-    constant = 0
-    for _ in range(8):
-        crop = random_crop(rng, label.shape, (96, 128))
-        part = signed_distance_maps(label, 16, crop=crop)
-        np.testing.assert_array_equal(part, full[:, crop[0], crop[1]])
-        constant += (part[:14] == 1).all((1, 2)).sum()  # present, but far from the crop
-    assert constant > 10 and not full[14:].any()
-
-
-def test_window_grown_by_the_clip_radius_holds_the_crops_map():
-    label, n = real_label(240, (1024, 2048))
-    crop = (slice(400, 560), slice(1000, 1200))
-    rows, cols = window = grow_box(crop, CLIP_RADIUS, label.shape)
-    assert (rows, cols) == (slice(273, 687), slice(873, 1327))
-    missing = set(np.unique(label)) - set(np.unique(label[window]))
-    assert missing
-    maps = signed_distance_maps(label[window], n, present=np.unique(label))
-    part = maps[:, CLIP_RADIUS:-CLIP_RADIUS, CLIP_RADIUS:-CLIP_RADIUS]
-    np.testing.assert_array_equal(part, signed_distance_maps(label, n)[:, crop[0], crop[1]])
-    assert all((part[c] == 1).all() for c in missing)
-
-
-def test_crop_with_another_norm_is_cut_from_the_full_map():
-    label, crop = drawn_label(64, 128), (slice(10, 30), slice(40, 90))
-    for norm in set(NORMS) - {"clip127"}:
-        full = signed_distance_maps(label, 14, norm=norm)
-        np.testing.assert_array_equal(signed_distance_maps(label, 14, norm=norm, crop=crop), full[:, 10:30, 40:90])
-
-
-def test_a_window_is_told_from_an_image_by_what_is_present():
-    window = np.full((8, 8), 2, np.uint8)
-    maps = signed_distance_maps(window, 4, present=[0, 2, VOID])
-    assert (maps[0] == 1).all() and (maps[1] == 0).all() and (maps[2] == -1).all() and (maps[3] == 0).all()
-    assert (signed_distance_maps(window, 4, present=[2]) == 0).all()  # the full image is of one class, too
-    assert (signed_distance_maps(window, 4, present=[2, VOID])[2] == -1).all()
-
-
 def test_one_byte_a_pixel_rounds_to_the_nearest_pixel():
     label, n = real_label(300)
     maps = signed_distance_maps(label, n)
@@ -251,7 +205,6 @@ def test_label_is_left_as_it_was():
 @pytest.mark.parametrize("value, arguments, words", [
     (33, {}, "label holds 33"),
     (0, {"norm": "clip"}, "norm='clip' is unknown"),
-    (0, {"norm": "absmax", "present": [0]}, "needs the whole label"),
 ])
 def test_errors_name_the_cause(value, arguments, words):
     with pytest.raises(ValueError, match=words):

@@ -41,7 +41,7 @@ def check(given):
 
 def name_of(given, unused=()):
     """Name of the run D of a notebook with these globals()."""
-    return common.run_names(check(given), {"D": unused})["D"]
+    return runs.run_names(check(given), {"D": unused})["D"]
 
 
 def test_declared_values_pass_unchanged_and_the_mode_fills_in():

@@ -43,7 +43,7 @@ def committed(tmp_path_factory):
 @pytest.fixture
 def clone(committed, tmp_path, monkeypatch):
     git(committed, "clone", "--quiet", ".", tmp_path / "clone")
-    monkeypatch.setattr(data_prep, "__file__", str(tmp_path / "clone" / "data_prep.py"))
+    monkeypatch.setattr(data_prep, "HERE", tmp_path / "clone")
     return tmp_path / "clone"
 
 

@@ -343,6 +343,22 @@ def test_a_method_of_ones_own_has_a_row_without_a_published_score(tmp_path):
     assert row_of(page_of(tmp_path), "E |")[7] == "" and verdict_of(page_of(tmp_path)) == "Reproduced."
 
 
+def test_a_claim_that_was_tried_at_two_budgets_is_one_row_with_a_line_for_each(tmp_path):
+    for changes, differences in (({"epochs": 3}, (-0.4,)), ({}, (0.4, 0.5, 0.6))):
+        put_pair(tmp_path, differences, changes=changes, settings={"epochs": changes.get("epochs", 12)}, dataset="camvid11", mode="laptop")
+    notes = "note 1<br>epochs3: note 2", "note 2<br>epochs3: note 1"
+    verdicts = "Points the claimed way.<br>epochs3: One seed decides nothing."
+    row = row_of(page_of(tmp_path), CLAIM)
+    assert row[2:4] == ["+0.50 ± 0.25<br>epochs3: -0.40", "3<br>epochs3: 1"] and row[4] in notes and row[5].rstrip(" |") == verdicts
+
+
+def test_in_a_row_of_several_conditions_what_tells_them_apart_is_named(tmp_path):
+    put_pair(tmp_path, (0.4,), dataset="camvid11", mode="laptop", weights="lite0")
+    put_pair(tmp_path, (0.6,), dataset="camvid11", mode="course", weights="none")
+    row = row_of(page_of(tmp_path), CLAIM)
+    assert sorted(row[2].split("<br>")) == ["course, none: +0.60", "laptop, lite0: +0.40"] and row[3] == "1"
+
+
 # what is not ours
 
 
@@ -397,7 +413,7 @@ def test_where_the_repository_is_read_only_its_runs_are_found_beside_those_that_
     monkeypatch.setattr(data_prep.os, "access", lambda path, mode: repository not in (Path(path), *Path(path).parents))
     monkeypatch.chdir(working)
     assert common.find_runs()["folder"].tolist() == committed
-    again, new = put_run(common.results_folder(), "D", miou=0.6), put_run(common.results_folder(), "E", miou=0.7)
+    again, new = put_run(runs.results_folder(), "D", miou=0.6), put_run(runs.results_folder(), "E", miou=0.7)
     assert working in again.parents
     assert common.find_runs()["folder"].tolist() == [committed[0], again, new]
     assert [run.scores["val"]["miou"] for run in report.read_runs()[0]] == [0.5, 0.6, 0.7] and report.read_runs()[1] == []
@@ -456,6 +472,14 @@ def test_the_committed_pages_are_what_the_committed_runs_give():
     assert report.README_BLOCK.search(readme) and summary in readme and summary in page
 
 
+def test_every_table_of_the_page_fits_a_page():
+    page = (common.HERE / "results" / "README.md").read_text(encoding="utf-8")
+    for table in re.findall(r"(?m)(?:^\|.*\n)+", page):
+        columns = zip(*([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[:1] + table.splitlines()[2:]))
+        longest = [max(len(word) for cell in column for word in re.split(r"[ -]|<br>", cell)) for column in columns]
+        assert sum(longest) + 3 * len(longest) <= 115, "lines break at spaces and hyphens, and a page has room for so many characters"
+
+
 def test_the_readme_repeats_claims_with_the_numbers_of_the_results_page():
     page = (common.HERE / "results" / "README.md").read_text(encoding="utf-8").splitlines()
     table = re.search(r"\| claim \|.*?\n\|[-| ]+\n(.*?)\n\n", (common.HERE / "README.md").read_text(encoding="utf-8"), re.S)[1].splitlines()
@@ -506,7 +530,9 @@ def test_scores_on_camvids_test_images_stand_beside_the_published_ones(tmp_path)
     put_run(tmp_path, "B", dataset="camvid11", mode="course", n_test=50, test={"miou": 0.9, "iou": iou})  # a part of them
     page = page_of(tmp_path)
     assert "| 06 B | " not in page.partition("## CamVid, test split")[2]
-    assert "| ENet | none |  | 52.10 | 90.2 | 68.6 |" in page and "| DeepLab v3 | not stated |  | 53.24 |" in page and "| 06 D | none | 1 | 54.00 | 90.0 |" in page
+    assert "| ENet | none |  | 52.10 |" in page and "| DeepLab v3 | not stated |  | 53.24 |" in page and "| 06 D | none | 1 | 54.00 |" in page
+    by_class = page.partition("The IoU of each class")[2]
+    assert "| ENet | 90.2 | 68.6 |" in by_class and "| DeepLab v3 |" not in by_class and "| 06 D | 90.0 |" in by_class
     assert "06 U |" not in page, "a run with other classes does not compare"
     assert "nan" not in page.partition("## CamVid, test split")[2]
     assert "The best of ours, 54.00, is above ENet's 52.10." in page

@@ -66,7 +66,7 @@ def test_what_a_run_does_not_read_neither_names_it_nor_makes_it_another(toy, tmp
     again = train_all(notebook_scope(tmp_path, 'fill = "black"'), toy, jobs, unused=unused)
     assert [run.folder.name for run in again.values()] == ["scratch_seed3", "occluded-fillblack_seed3", "dice_seed3"]
     assert [name for name, _ in note] == ["scratch_seed3", "occluded_seed3", "dice_seed3", "occluded-fillblack_seed3"]
-    assert common.run_names(notebook_scope(tmp_path, 'fill = "black"\nwidth = 9'), unused)["scratch"] == "scratch-width9"
+    assert runs.run_names(notebook_scope(tmp_path, 'fill = "black"\nwidth = 9'), unused)["scratch"] == "scratch-width9"
 
 
 def test_an_edited_recipe_is_not_taken_for_the_run_of_the_old_one(toy, tmp_path):

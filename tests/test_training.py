@@ -633,4 +633,4 @@ def test_a_job_that_starts_from_another_gets_that_ones_folder_and_what_it_does_n
     done = common.train_runs(given, jobs, {"size": 8}, toy, {}, wanted=["dice"], unused=unused, parents={"dice": "scratch", "control": "scratch"})
     assert [run.folder.name for run in done.values()] == ["scratch-size8_seed3", "dice-fillblack-size8_seed3"]
     assert [run.summary["from"] for run in done.values()] == [None, "scratch-size8_seed3"]
-    assert common.run_names(given, unused | {"dice": ()}) == {"scratch": "scratch-size8", "dice": "dice-fillblack-size8"}
+    assert runs.run_names(given, unused | {"dice": ()}) == {"scratch": "scratch-size8", "dice": "dice-fillblack-size8"}
