@@ -20,7 +20,6 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +29,6 @@ warnings.filterwarnings("ignore", "IProgress not found")  # said on import by ot
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import cv2
-import IPython.display
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -39,7 +36,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast, gather_object
-from matplotlib.patches import Patch
 from scipy import stats
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.datasets import Cityscapes
@@ -50,6 +46,10 @@ from results import runs
 from results.runs import coerce, flat, in_range, load_weights, read_json, save_weights, say_once, setting, shown, write_json
 
 # others reach these through common
+from results.figures import CURVES as CURVES, as_colors as as_colors, class_legend as class_legend, show as show  # isort: skip
+from results.figures import show_confusion as show_confusion, show_encoder_unet as show_encoder_unet  # isort: skip
+from results.figures import show_history as show_history, show_pair as show_pair, show_panels as show_panels  # isort: skip
+from results.figures import show_seeds as show_seeds, show_unet as show_unet  # isort: skip
 from data_prep import dataset_name as dataset_name, has_test_labels as has_test_labels  # isort: skip
 from data_prep import HERE as HERE, list_frames as list_frames, read_video as read_video  # isort: skip
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
@@ -914,196 +914,3 @@ def plain_errors(what: str, sizes: Sequence[str] = ()):
             if mark in str(error):
                 raise StreetsError(sentence) from None
         raise
-
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart
-CURVES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-
-
-def show(fig) -> None:
-    """Show a figure below the cell, once: as PNG or as JPEG (many photos), whichever is smaller."""
-    files = {}
-    for kind, options in {"png": {}, "jpeg": {"pil_kwargs": {"quality": 84}}}.items():
-        files[kind] = io.BytesIO()
-        fig.savefig(files[kind], format=kind, dpi=75, bbox_inches="tight", **options)
-    plt.close(fig)
-    kind = min(files, key=lambda name: files[name].tell())
-    IPython.display.display(IPython.display.Image(files[kind].getvalue(), format=kind))
-
-
-def as_colors(label: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """Class indices (H, W) -> (H, W, 3) uint8 in the scheme's colours; everything that is not a class is black."""
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(scheme.colors)] = scheme.colors
-    return palette[label]
-
-
-def class_legend(fig, scheme: Scheme, present: Iterable[int]) -> None:
-    """Legend of the given classes in their official colours, below the pictures."""
-    handles = [Patch(color=scheme.colors[i] / 255, label=scheme.classes[i]) for i in present]
-    fig.legend(handles=handles, ncols=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
-
-
-def show_pair(photo: np.ndarray, label: np.ndarray, scheme: Scheme):
-    """Figure of a photo (H, W, 3) and a label or prediction (H, W) side by side, with a legend; returns the figure."""
-    height, width = label.shape
-    fig, axes = plt.subplots(1, 2, figsize=(8.5, min(4.2, 4.2 * height / width + 0.2)), layout="constrained")
-    for axis, panel in zip(axes, (photo, as_colors(label, scheme)), strict=True):
-        axis.imshow(panel, interpolation="nearest")
-        axis.set_axis_off()
-    class_legend(fig, scheme, np.unique(label[label < 255]))
-    return fig
-
-
-def show_panels(panels: dict[str, np.ndarray], scheme: Scheme | None = None):
-    """Figure of pictures (H, W, 3) side by side under their titles, with the legend of a scheme; returns the figure."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(8.5, 8.5 / len(panels) + 0.3), layout="constrained", squeeze=False)
-    for axis, (title, panel) in zip(axes[0], panels.items(), strict=True):
-        axis.imshow(panel, interpolation="nearest")
-        axis.set_title(title, fontsize=10)
-        axis.set_axis_off()
-    if scheme:
-        class_legend(fig, scheme, range(len(scheme.classes)))
-    return fig
-
-
-def show_confusion(confusion: np.ndarray, classes: Sequence[str]):
-    """Figure of a confusion matrix (C, C), rows in per cent of the true class, of the classes that occur; returns it."""
-    keep = np.flatnonzero(confusion.sum(axis=1))
-    shares = 100 * confusion[keep][:, keep] / confusion[keep].sum(axis=1, keepdims=True)
-    fig, axis = plt.subplots(figsize=(5, 4), layout="constrained")
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    for (row, column), share in np.ndenumerate(shares):
-        if share >= 0.5:
-            axis.text(column, row, f"{share:.0f}", ha="center", va="center", color="white" if share > 50 else "black")
-    axis.set_xticks(range(len(keep)), [classes[c] for c in keep], rotation=90)
-    axis.set_yticks(range(len(keep)), [classes[c] for c in keep])
-    axis.set(xlabel="predicted", ylabel="true")
-    return fig
-
-
-def show_unet(photo: np.ndarray, label: np.ndarray, width: int = 64, depth: int = 3, size: int = 256):
-    """Figure of a U-Net between a photo and a label, both (H, W, 3): a box for each map, its channels and side below.
-
-    Maps of one level stand at one height; orange arrows are the skip connections.
-    """
-    levels = [*range(depth + 1), *range(depth - 1, -1, -1)]
-    arrow = {"arrowstyle": "->", "color": "0.4"}
-    fig, axis = plt.subplots(figsize=(8.5, 3.6), layout="constrained")
-    for x, level in enumerate(levels, start=1):
-        side = 0.8 * 0.8**level
-        axis.add_patch(plt.Rectangle((x, -level), 0.5, side, color=CURVES[0], alpha=0.7))
-        text = f"{width << level} channels\n{size >> level} x {size >> level}"
-        axis.text(x + 0.25, -level - 0.06, text, ha="center", va="top", fontsize=7.5)
-        if x > 1:
-            before = levels[x - 2]
-            axis.annotate("", (x, side / 2 - level), (x - 0.5, 0.4 * 0.8**before - before), arrowprops=arrow)
-        if x > depth + 1:
-            y = 0.9 * side - level
-            axis.annotate("", (x, y), (2 * (depth + 1) - x + 0.5, y), arrowprops=arrow | {"color": CURVES[1]})
-    last = len(levels) + 1
-    axis.text(last / 2 + 0.25, 0.75, "skip connection: the map is copied", ha="center", color=CURVES[1], fontsize=9)
-    for x, picture, text in ((-0.2, photo, "photo"), (last, label, "class of each pixel")):
-        axis.imshow(picture, extent=(x, x + 0.8, 0, 0.8), interpolation="nearest", aspect="auto", zorder=2)
-        axis.text(x + 0.4, -0.06, text, ha="center", va="top", fontsize=7.5)
-    for x in (0.6, last - 0.5):
-        axis.annotate("", (x + (0.4 if x < 1 else 0.5), 0.4), (x, 0.4), arrowprops=arrow)
-    axis.set(xlim=(-0.3, last + 0.9), ylim=(-depth - 0.6, 1.0))
-    axis.set_axis_off()
-    return fig
-
-
-def show_row(panels: dict[str, np.ndarray], width: float = 9):
-    """Figure of pictures {title: (H, W, 3)} of one size, side by side; returns the figure."""
-    h, w = next(iter(panels.values())).shape[:2]
-    fig, axes = plt.subplots(1, len(panels), figsize=(width, width / len(panels) * h / w + 0.3), layout="constrained",
-                             squeeze=False)
-    for axis, (title, panel) in zip(axes.flat, panels.items()):
-        axis.imshow(panel, interpolation="nearest")
-        axis.set_title(title, fontsize=10)
-        axis.set_axis_off()
-    return fig
-
-
-def draw_unet(channels: Sequence[int], num_classes: int = 19):
-    """Figure of a U-Net on an encoder whose maps, each of half the size of the one before, have these channels; returns it."""
-    n = len(channels)
-    levels = [0, *range(1, n + 1), *range(n, -1, -1)]
-    names = ["photo", *channels, *channels[::-1], num_classes]
-    colors = ["0.6"] + [CURVES[k] for k in [0] * n + [2] + [1] * n]
-    arrow = {"arrowstyle": "->", "color": "0.4"}
-    fig, axis = plt.subplots(figsize=(8.5, 3.4), layout="constrained")
-    for x, (level, name, color) in enumerate(zip(levels, names, colors)):
-        axis.bar(x, 0.6, 0.5, bottom=-level, color=color, alpha=0.7)
-        axis.text(x, -level + 0.3, name, ha="center", va="center", fontsize=7)
-        if x:
-            axis.annotate("", (x - 0.25, 0.3 - level), (x - 0.75, 0.3 - levels[x - 1]),
-                          arrowprops=arrow)
-    for level in range(n + 1):
-        axis.text(-1, 0.3 - level, f"1/{2**level}", va="center", fontsize=7)
-        if 0 < level < n:
-            axis.annotate("", (2 * n + 0.75 - level, 0.3 - level),
-                          (level + 0.25, 0.3 - level), arrowprops=arrow)
-    axis.set(xlim=(-1.2, 2 * n + 1.5), ylim=(-n - 0.1, 0.7))
-    axis.set_axis_off()
-    return fig
-
-
-def error_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: the photo in pale grey, wrong pixels red, void black."""
-    picture = np.repeat(image.mean(2, keepdims=True), 3, axis=2).astype(np.uint8) // 2 + 100
-    picture[(pred != label) & (label != 255)], picture[label == 255] = (220, 30, 30), 0
-    return picture
-
-
-def show_predictions(images: Sequence, labels: Sequence, predictions: Sequence, scheme: Scheme):
-    """Rows of photo, truth, prediction and error (wrong pixels red, void black), with a legend; returns the figure.
-
-    Photos (H, W, 3) uint8, labels and predictions (H, W) of class indices.
-    """
-    height, width = labels[0].shape
-    fig, axes = plt.subplots(len(images), 4, figsize=(14, 3.5 * len(images) * height / width + 0.3), squeeze=False,
-                             layout="constrained")
-    for row, image, label, pred in zip(axes, images, labels, predictions, strict=True):
-        panels = (image, as_colors(label, scheme), as_colors(pred, scheme), error_picture(image, label, pred))
-        for axis, panel, title in zip(row, panels, ("photo", "truth", "prediction", "error"), strict=True):
-            axis.imshow(panel, interpolation="nearest")
-            axis.set_axis_off()
-            axis.set_title(title, fontsize=10)
-    seen = np.unique([c for arrays in (labels, predictions) for a in arrays for c in np.unique(a) if c < 255])
-    class_legend(fig, scheme, seen)
-    return fig
-
-
-def show_seeds(table: pd.DataFrame, xlabel: str):
-    """Figure of a table with rows (method, seed): a panel for each column, a row of dots for each method; returns it."""
-    names = [str(name) for name in dict.fromkeys(table.index.get_level_values(0))]
-    size = (8.5, 0.3 * len(names) + 1.2)
-    fig, axes = plt.subplots(1, len(table.columns), figsize=size, sharex=True, layout="constrained", squeeze=False)
-    for axis, name in zip(axes[0], table, strict=True):
-        for color, (seed, dots) in zip(cycle(CURVES), table[name].groupby(level=1)):
-            rows = [names.index(method) for method in dots.index.get_level_values(0)]
-            axis.plot(dots.to_numpy(), rows, "o", color=color, label=f"seed {seed}")
-        axis.axvline(0, color="0.6", linewidth=0.8)
-        axis.set_yticks(range(len(names)), names if axis is axes[0][0] else [])
-        axis.set(title=name, xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
-        axis.grid(axis="x", alpha=0.3)
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    return fig
-
-
-def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("train_loss", "miou"),
-                 colors: Sequence[str] = CURVES):
-    """One panel per column of history.csv, two in a row, one curve per run; returns the figure."""
-    rows = math.ceil(len(metrics) / 2)
-    fig, axes = plt.subplots(rows, 2, figsize=(8.5, 2.8 * rows), layout="constrained", squeeze=False)
-    for axis, metric in zip(axes.flat, metrics):
-        for color, (name, history) in zip(cycle(colors), histories.items()):
-            axis.plot(history["epoch"], history[metric], color=color, label=name, marker=".")
-        label = metric.replace("_", " ").replace("miou", "mIoU").replace("iou", "IoU").replace("f1", "F1")
-        axis.set(xlabel="epoch", ylabel=label)
-        axis.grid(alpha=0.3)
-    for axis in axes.flat[len(metrics) :]:
-        axis.remove()
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    return fig

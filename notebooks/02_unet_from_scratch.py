@@ -66,7 +66,7 @@ stage_epochs: int = 0  # epochs of each later stage; 0 takes the mode's
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a JPEG, PNG or video of your own to label at the end
 seed: int = 42
-data_dir: str = ""  # a data set or toy; empty is toy in quick, else looks for one
+data_dir: str = ""  # a data set or toy; empty looks for Cityscapes, else toy in quick
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -447,8 +447,8 @@ for epoch in range(1, EPOCHS + 1):
 
 # %%
 labels = {"truth": truth} | {f"after epoch {e}": seen for e, seen in looks.items()}
-colored = {k: common.as_colors(v.numpy(), scheme) for k, v in labels.items()}
-common.show(common.show_panels(colored, scheme))
+labels = {title: one.numpy() for title, one in labels.items()}
+common.show(common.show_panels(labels, scheme))
 
 # %% [markdown]
 # After one epoch everything is road, the commonest class. After five we see the large regions, after twenty contours and

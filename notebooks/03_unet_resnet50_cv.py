@@ -64,7 +64,7 @@ weights: str = "auto"  # auto (pretrained if they can be had), imagenet (insist)
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a photo or short video of your own to label at the end
 seed: int = 42
-data_dir: str = ""  # a data set or toy; empty is toy in quick, else looks for one
+data_dir: str = ""  # a data set or toy; empty looks for Cityscapes, else toy in quick
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -274,7 +274,7 @@ for kind, split in parts.items():
     learnt = [frames[i] for part in split if k not in part for i in part]
     other = max(learnt, key=lambda frame: frame.city == frames[k].city)
     panels[f"learnt from, by {kind} ({other.city})"] = common.read_image(other.image)
-common.show(common.show_row(panels))
+common.show(common.show_panels(panels))
 
 # %% [markdown]
 # By image the network learns from the same city, with the same yellow trees. This is a *leak*: what a network is tested on
@@ -349,7 +349,7 @@ import torch
 
 with torch.device("meta"):
     resnet50 = smp.encoders.get_encoder("resnet50", weights=None)
-common.show(common.draw_unet(resnet50.out_channels[1:]))
+common.show(common.show_encoder_unet(resnet50.out_channels[1:]))
 
 # %% [markdown]
 # Four skips lead across, as in notebook 02. The block is that of notebook 02, too, without biases, which batch norm would
@@ -520,7 +520,7 @@ for title, k in {"mirrored": 2, "smaller, other colours": 25,
                  "larger, other colours": 34}.items():
     rng = np.random.default_rng(k)
     panels[title], _ = street_view(street, label, rng, size, augment)
-common.show(common.show_row(panels))
+common.show(common.show_panels(panels))
 
 # %% [markdown]
 # Now the network with its weights, pretrained where they can be had:

@@ -65,7 +65,7 @@ images: int = 0  # images of each split; 0 takes the mode's
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a photo or short video of your own to label at the end
 seed: int = 42
-data_dir: str = ""  # a data set or toy; empty is toy in quick, else looks for one
+data_dir: str = ""  # a data set or toy; empty looks for Cityscapes, else toy in quick
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -670,23 +670,7 @@ def drawn_on_grid(label, stride, loss):
 
 
 # %% [markdown]
-# Strides 4 and 8, with cross-entropy and with Lovász, in one figure:
-
-# %%
-def show_panels(panels, scheme, columns=2):
-    """{title: photo or label (H, W)} side by side; returns the figure."""
-    h, w = next(iter(panels.values())).shape[:2]
-    rows = len(panels) // columns
-    size = (8.5, rows * (8.5 / columns * h / w + 0.25))
-    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained")
-    for axis, (title, panel) in zip(axes.flat, panels.items()):
-        shown = common.as_colors(panel, scheme) if panel.ndim == 2 else panel
-        axis.imshow(shown, interpolation="nearest")
-        axis.set_title(title, fontsize=9)
-        axis.set_axis_off()
-    common.class_legend(fig, scheme, range(7))
-    return fig
-
+# Strides 4 and 8, with cross-entropy and with Lovász:
 
 # %%
 from functools import partial
@@ -698,7 +682,7 @@ for term in ("ce", "lovasz"):
         drawn = drawn_on_grid(label, stride, loss)
         iou = common.iou_per_class(common.confusion_matrix(drawn, label, 7))[POLE]
         panels[f"{NAMES[term]}, stride {stride}: IoU of poles {iou:.2f}"] = drawn
-common.show(show_panels(panels, scheme))
+common.show(common.show_panels(panels, scheme, columns=2))
 
 # %% [markdown]
 # From .70 to .83 at stride 4, from .01 to .29 at stride 8: the same grid, another loss. (Six times as many steps give .72 and
@@ -922,7 +906,7 @@ for epoch in range(1, EPOCHS + 1):
 # This is what it saw:
 
 # %%
-common.show(show_panels(looks, scheme))
+common.show(common.show_panels(looks, scheme, columns=2))
 
 # %% [markdown]
 # After twelve epochs trees and cars have contours. Of poles, signs and lights there is not one pixel, although the loss has fallen
@@ -986,7 +970,7 @@ before, rng = scenes.read(0), np.random.default_rng(0)
 after = copy_paste(*before, rng, scenes, share=1.0)
 panels = {"before": before[0], "label before": before[1],
           "after": after[0], "label after": after[1]}
-common.show(show_panels(panels, scheme))
+common.show(common.show_panels(panels, scheme, columns=2))
 
 # %% [markdown]
 # In its own place it fits: cars stand on roads. But a network can learn to see cut edges. Which classes are pasted most? We count

@@ -67,7 +67,7 @@ weights: str = "auto"  # auto (pretrained if they can be had), imagenet (insist)
 rerun: str = "no"  # yes trains again what is already trained
 photo: str = ""  # a photo or short video of your own to label at the end
 seed: int = 42  # the source took 42, 123 and 456
-data_dir: str = ""  # a data set or toy; empty is toy in quick, else looks for one
+data_dir: str = ""  # a data set or toy; empty looks for Cityscapes, else toy in quick
 out_dir: str = ""  # where runs are kept; empty is the results folder of the repo
 num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
@@ -748,20 +748,9 @@ seen = {k: common.predict(models[k], seen_photo, size, **scaling) for k in model
 # The photo, its label and the four predictions:
 
 # %%
-panels = {"photo": seen_photo, "label": common.as_colors(seen_label, scheme)}
-panels |= {f"variant {k}": common.as_colors(one, scheme) for k, one in seen.items()}
-rows = (len(panels) + 1) // 2
-shape = (8.5, rows * (4.25 * size[0] / size[1] + 0.25))
-
-# %%
-fig, axes = plt.subplots(rows, 2, figsize=shape, layout="constrained")
-for axis in axes.flat:
-    axis.set_axis_off()
-for axis, (title, panel) in zip(axes.flat, panels.items()):
-    axis.imshow(panel, interpolation="nearest")
-    axis.set_title(title, fontsize=10)
-common.class_legend(fig, scheme, range(19))
-common.show(fig)
+panels = {"photo": seen_photo, "label": seen_label}
+panels |= {f"variant {k}": one for k, one in seen.items()}
+common.show(common.show_panels(panels, scheme, columns=2))
 
 # %% [markdown]
 # Can you tell them apart? All draw trees and the edge of the road well, make blobs of signs and people, and miss thin poles. On

@@ -288,6 +288,13 @@ def narrow(picture: np.ndarray, width: int, how: int) -> np.ndarray:
     return cv2.resize(picture, (width, max(1, round(picture.shape[0] * width / picture.shape[1]))), interpolation=how)
 
 
+def error_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: the photo in pale grey, wrong pixels red, void black."""
+    picture = np.repeat(image.mean(2, keepdims=True), 3, axis=2).astype(np.uint8) // 2 + 100
+    picture[(pred != label) & (label != 255)], picture[label == 255] = (220, 30, 30), 0
+    return picture
+
+
 def jpeg(picture: np.ndarray, quality: int = 85) -> bytes:
     """A photo (H, W, 3) uint8 as a JPEG."""
     return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
@@ -366,7 +373,7 @@ def picture_entry(scene: Scene, width: int, drawn: dict[int, int]) -> dict:
     photo = narrow(scene.photo, width, cv2.INTER_AREA)
     label, *maps = (narrow(m, width, cv2.INTER_NEAREST) for m in (scene.label, *scene.predictions.values()))
     runs = {drawn[i]: {"prediction": data_uri(map_png(classes, scene.palette), "png"),
-                       "error": data_uri(jpeg(common.error_picture(photo, label, classes), 75), "jpeg")}
+                       "error": data_uri(jpeg(error_picture(photo, label, classes), 75), "jpeg")}
             for i, classes in zip(scene.predictions, maps)}
     return {"name": scene.name, "photo": data_uri(jpeg(photo), "jpeg"), "truth": data_uri(map_png(label, scene.palette), "png"),
             "runs": runs}

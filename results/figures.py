@@ -1,0 +1,179 @@
+"""Figures of the notebooks: pictures side by side, drawings of networks, curves. The notebooks reach them through common."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+import IPython.display
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.patches import Patch
+
+if TYPE_CHECKING:
+    from common import Scheme
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart
+CURVES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+
+
+def show(fig) -> None:
+    """Show a figure below the cell, once: as PNG or as JPEG (many photos), whichever is smaller."""
+    files = {}
+    for kind, options in {"png": {}, "jpeg": {"pil_kwargs": {"quality": 84}}}.items():
+        files[kind] = io.BytesIO()
+        fig.savefig(files[kind], format=kind, dpi=75, bbox_inches="tight", **options)
+    plt.close(fig)
+    kind = min(files, key=lambda name: files[name].tell())
+    IPython.display.display(IPython.display.Image(files[kind].getvalue(), format=kind))
+
+
+def as_colors(label: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """Class indices (H, W) -> (H, W, 3) uint8 in the scheme's colours; everything that is not a class is black."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(scheme.colors)] = scheme.colors
+    return palette[label]
+
+
+def class_legend(fig, scheme: Scheme, present: Iterable[int]) -> None:
+    """Legend of the given classes in their official colours, below the pictures."""
+    handles = [Patch(color=scheme.colors[i] / 255, label=scheme.classes[i]) for i in present]
+    fig.legend(handles=handles, ncols=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
+
+
+def show_pair(photo: np.ndarray, label: np.ndarray, scheme: Scheme):
+    """Figure of a photo (H, W, 3) and a label or prediction (H, W) side by side, with a legend; returns the figure."""
+    height, width = label.shape
+    fig, axes = plt.subplots(1, 2, figsize=(8.5, min(4.2, 4.2 * height / width + 0.2)), layout="constrained")
+    for axis, panel in zip(axes, (photo, as_colors(label, scheme)), strict=True):
+        axis.imshow(panel, interpolation="nearest")
+        axis.set_axis_off()
+    class_legend(fig, scheme, np.unique(label[label < 255]))
+    return fig
+
+
+def show_panels(panels: dict[str, np.ndarray], scheme: Scheme | None = None, columns: int = 0):
+    """Figure of pictures of one size under their titles, all in one row or in columns; returns it.
+
+    panels: {title: photo (H, W, 3), or label (H, W) that is shown in the scheme's colours}. A scheme adds its legend.
+    """
+    columns = columns or len(panels)
+    rows = math.ceil(len(panels) / columns)
+    h, w = next(iter(panels.values())).shape[:2]
+    size = (8.5, rows * (8.5 / columns * h / w + 0.3))
+    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (title, panel) in zip(axes.flat, panels.items()):
+        axis.imshow(as_colors(panel, scheme) if panel.ndim == 2 else panel, interpolation="nearest")
+        axis.set_title(title, fontsize=9)
+    if scheme:
+        seen = [np.unique(panel) for panel in panels.values() if panel.ndim == 2] or [range(len(scheme.classes))]
+        class_legend(fig, scheme, [c for c in np.unique(np.concatenate(seen)) if c < len(scheme.classes)])
+    return fig
+
+
+def show_confusion(confusion: np.ndarray, classes: Sequence[str]):
+    """Figure of a confusion matrix (C, C), rows in per cent of the true class, of the classes that occur; returns it."""
+    keep = np.flatnonzero(confusion.sum(axis=1))
+    shares = 100 * confusion[keep][:, keep] / confusion[keep].sum(axis=1, keepdims=True)
+    fig, axis = plt.subplots(figsize=(5, 4), layout="constrained")
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.5:
+            axis.text(column, row, f"{share:.0f}", ha="center", va="center", color="white" if share > 50 else "black")
+    axis.set_xticks(range(len(keep)), [classes[c] for c in keep], rotation=90)
+    axis.set_yticks(range(len(keep)), [classes[c] for c in keep])
+    axis.set(xlabel="predicted", ylabel="true")
+    return fig
+
+
+def show_unet(photo: np.ndarray, label: np.ndarray, width: int = 64, depth: int = 3, size: int = 256):
+    """Figure of a U-Net between a photo and a label, both (H, W, 3): a box for each map, its channels and side below.
+
+    Maps of one level stand at one height; orange arrows are the skip connections.
+    """
+    levels = [*range(depth + 1), *range(depth - 1, -1, -1)]
+    arrow = {"arrowstyle": "->", "color": "0.4"}
+    fig, axis = plt.subplots(figsize=(8.5, 3.6), layout="constrained")
+    for x, level in enumerate(levels, start=1):
+        side = 0.8 * 0.8**level
+        axis.add_patch(plt.Rectangle((x, -level), 0.5, side, color=CURVES[0], alpha=0.7))
+        text = f"{width << level} channels\n{size >> level} x {size >> level}"
+        axis.text(x + 0.25, -level - 0.06, text, ha="center", va="top", fontsize=7.5)
+        if x > 1:
+            before = levels[x - 2]
+            axis.annotate("", (x, side / 2 - level), (x - 0.5, 0.4 * 0.8**before - before), arrowprops=arrow)
+        if x > depth + 1:
+            y = 0.9 * side - level
+            axis.annotate("", (x, y), (2 * (depth + 1) - x + 0.5, y), arrowprops=arrow | {"color": CURVES[1]})
+    last = len(levels) + 1
+    axis.text(last / 2 + 0.25, 0.75, "skip connection: the map is copied", ha="center", color=CURVES[1], fontsize=9)
+    for x, picture, text in ((-0.2, photo, "photo"), (last, label, "class of each pixel")):
+        axis.imshow(picture, extent=(x, x + 0.8, 0, 0.8), interpolation="nearest", aspect="auto", zorder=2)
+        axis.text(x + 0.4, -0.06, text, ha="center", va="top", fontsize=7.5)
+    for x in (0.6, last - 0.5):
+        axis.annotate("", (x + (0.4 if x < 1 else 0.5), 0.4), (x, 0.4), arrowprops=arrow)
+    axis.set(xlim=(-0.3, last + 0.9), ylim=(-depth - 0.6, 1.0))
+    axis.set_axis_off()
+    return fig
+
+
+def show_encoder_unet(channels: Sequence[int], num_classes: int = 19):
+    """Figure of a U-Net on an encoder whose maps, each of half the size of the one before, have these channels; returns it."""
+    n = len(channels)
+    levels = [0, *range(1, n + 1), *range(n, -1, -1)]
+    names = ["photo", *channels, *channels[::-1], num_classes]
+    colors = ["0.6"] + [CURVES[k] for k in [0] * n + [2] + [1] * n]
+    arrow = {"arrowstyle": "->", "color": "0.4"}
+    fig, axis = plt.subplots(figsize=(8.5, 3.4), layout="constrained")
+    for x, (level, name, color) in enumerate(zip(levels, names, colors)):
+        axis.bar(x, 0.6, 0.5, bottom=-level, color=color, alpha=0.7)
+        axis.text(x, -level + 0.3, name, ha="center", va="center", fontsize=7)
+        if x:
+            axis.annotate("", (x - 0.25, 0.3 - level), (x - 0.75, 0.3 - levels[x - 1]), arrowprops=arrow)
+    for level in range(n + 1):
+        axis.text(-1, 0.3 - level, f"1/{2**level}", va="center", fontsize=7)
+        if 0 < level < n:
+            axis.annotate("", (2 * n + 0.75 - level, 0.3 - level), (level + 0.25, 0.3 - level), arrowprops=arrow)
+    axis.set(xlim=(-1.2, 2 * n + 1.5), ylim=(-n - 0.1, 0.7))
+    axis.set_axis_off()
+    return fig
+
+
+def show_seeds(table: pd.DataFrame, xlabel: str):
+    """Figure of a table with rows (method, seed): a panel for each column, a row of dots for each method; returns it."""
+    names = [str(name) for name in dict.fromkeys(table.index.get_level_values(0))]
+    size = (8.5, 0.3 * len(names) + 1.2)
+    fig, axes = plt.subplots(1, len(table.columns), figsize=size, sharex=True, layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], table, strict=True):
+        for color, (seed, dots) in zip(cycle(CURVES), table[name].groupby(level=1)):
+            rows = [names.index(method) for method in dots.index.get_level_values(0)]
+            axis.plot(dots.to_numpy(), rows, "o", color=color, label=f"seed {seed}")
+        axis.axvline(0, color="0.6", linewidth=0.8)
+        axis.set_yticks(range(len(names)), names if axis is axes[0][0] else [])
+        axis.set(title=name, xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
+        axis.grid(axis="x", alpha=0.3)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return fig
+
+
+def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("train_loss", "miou"),
+                 colors: Sequence[str] = CURVES):
+    """One panel per column of history.csv, two in a row, one curve per run; returns the figure."""
+    rows = math.ceil(len(metrics) / 2)
+    fig, axes = plt.subplots(rows, 2, figsize=(8.5, 2.8 * rows), layout="constrained", squeeze=False)
+    for axis, metric in zip(axes.flat, metrics):
+        for color, (name, history) in zip(cycle(colors), histories.items()):
+            axis.plot(history["epoch"], history[metric], color=color, label=name, marker=".")
+        label = metric.replace("_", " ").replace("miou", "mIoU").replace("iou", "IoU").replace("f1", "F1")
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(metrics) :]:
+        axis.remove()
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return fig
