@@ -610,6 +610,7 @@ def structural_loss(logits, label, method, lambdas, proxy, reduction="pixels"):
     return semeda_loss(probs, label, proxy, lambdas, reduction)
 
 
+# %%
 rivals = {"Sobel": ("sobel", (4,), proxy, "pixels"),
           "SEMEDA": ("semeda", (4, 2, 0), proxy, "pixels"),
           "SEMEDA, elements": ("semeda", (4, 2, 0), proxy, "elements")}
@@ -735,6 +736,8 @@ louder = deepcopy(proxy)
 louder.layers[0].weight.mul_(10)
 louder.layers[0].bias.mul_(10)
 louder.layers[1].weight.div_(10)
+
+# %%
 for name, g in {"g": proxy, "louder": louder}.items():
     losses = [semeda_loss(probs, truth, g, one).item() for one in np.eye(3)]
     print(f"{name:7s} loss of layers 1 to 3: {np.round(losses, 2).tolist()}")
@@ -1082,6 +1085,7 @@ table.round(1)
 SIDES = {"inside": "near edges", "outside": "away from edges"}
 
 
+# %%
 def draw_trimaps(judged, control):
     """Figure of points of mean IoU more than a control, by radius; {name: metrics}."""
     options = {"sharey": True, "layout": "constrained"}

@@ -18,7 +18,7 @@ import common
 
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 # what both platforms bring along, as far as the notebooks and the helpers import it
-HELPERS = ("common.py", "data_prep.py", "results/runs.py")
+HELPERS = ("common.py", "data_prep.py", "results/figures.py", "results/runs.py")
 SHIPPED = {"torch", "torchvision", "numpy", "scipy", "matplotlib", "pandas", "tqdm", "IPython", "filelock", "safetensors",
            "huggingface_hub", "timm", "PIL", "psutil"}
 

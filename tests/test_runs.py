@@ -121,7 +121,7 @@ def test_training_again_removes_only_what_a_run_writes(toy, tmp_path, jobs):
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A repository of its own with the helpers and one notebook, committed."""
-    for name in ("common.py", "data_prep.py", "results/runs.py"):
+    for name in ("common.py", "data_prep.py", "results/figures.py", "results/runs.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(runs.HERE / name, tmp_path / name)
     (tmp_path / "notebooks").mkdir()
