@@ -597,7 +597,7 @@ smaller = {f"1/{k}": shrink_and_enlarge(label, k)[window] for k in FACTORS[1:]}
 show_labels(smaller, cityscapes19)
 
 # %% [markdown]
-# On the toy street both poles are gone at 1/4. At 1/8 one is back, and far too wide: one of the columns that are looked at
+# On the toy street both posts are gone at 1/4. At 1/8 one is back, and far too wide: one of the columns that are looked at
 # happens to lie on it. How much is lost in many images? We score the shrunk labels as if they were predictions:
 
 # %%

@@ -559,7 +559,7 @@ def l1_distance(predicted, truth, valid, reduction="pixels"):
 
 
 # %% [markdown]
-# Here is the sum over layers. $g$ gets the *probabilities* of the prediction, not its argmax, or there were no gradient. The
+# Here is the sum over layers. $g$ gets the *probabilities* of the prediction, not its argmax, or there would be no gradient. The
 # label's embeddings are a fixed target, so nothing has to be kept for theirs. The prediction's must not stand under `no_grad`: the
 # gradient has to pass through $g$ on its way to the large network. Void is 0 in both maps, and does not count:
 
@@ -733,9 +733,10 @@ common.show(fig)
 from copy import deepcopy
 
 louder = deepcopy(proxy)
-louder.layers[0].weight.mul_(10)
-louder.layers[0].bias.mul_(10)
-louder.layers[1].weight.div_(10)
+first, second, _ = louder.layers
+first.weight *= 10
+first.bias *= 10
+second.weight /= 10
 
 # %%
 for name, g in {"g": proxy, "louder": louder}.items():
