@@ -595,6 +595,7 @@ def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "mi
     Seeds are drawn with replacement, the same for both methods, and so are blocks of ten neighbouring pictures, as in
     `paired_bootstrap`, whose interval this is for one seed.
     """
+    ours, theirs = list(ours), list(theirs)  # a column of a table has other keys than 0, 1, 2
     kept = [[_kept_arrays(folder, "test") for folder in folders] for folders in (ours, theirs)]
     names = kept[0][0]["image"]
     if len(ours) != len(theirs) or any(not np.array_equal(names, one["image"]) for side in kept for one in side):

@@ -875,12 +875,12 @@ if pairs:
 
 # %%
 leaks = [leak(*pair[1:]) for name, pair in pairs.items() if name != "these runs"]
-if leaks:
+if len(leaks) > 1:
     mean, half = common.student_interval(leaks)
-    print(f"CamVid, {len(leaks)} seed(s): {mean:.1f} ± {half:.1f} points")
+    print(f"CamVid, {len(leaks)} seeds: {mean:.1f} ± {half:.1f} points")
 
 # %% [markdown]
-# (A single seed has no spread: `nan`.) Which classes leak?
+# (With a single seed there is no spread, and nothing is printed.) Which classes leak?
 
 # %%
 if pairs:
@@ -986,7 +986,7 @@ from results import video
 
 run, scaling = list(runs.values())[-1], scaling_of(settings["encoder"])
 model, _ = build_network(settings["encoder"], network, "none")
-common.load_weights(run.folder / "last.safetensors", model).eval()
+model = common.load_weights(run.folder / "last.safetensors", model).eval()
 
 # %%
 own = common.own_photo(photo, others[other_set][0])

@@ -59,6 +59,13 @@ def test_a_cell_holds_one_idea(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_cell_ends_in_a_value_that_nobody_wants_to_see(name):
+    outputs = [o for cell in cells(name) for o in cell.outputs]
+    values = [o["data"] for o in outputs if o["output_type"] == "execute_result"]
+    assert [data["text/plain"][:60] for data in values if "text/html" not in data and len(data["text/plain"]) > 1000] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_flat_typed_and_explained(name):
     source = parameters_source(name)
     assignments = ast.parse(source).body
