@@ -30,7 +30,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/02_unet_from_scratch.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/02_unet_from_scratch.ipynb)
 #
-# Notebook 2 of 6 · before it: [01 class remapping](01_class_remapping.ipynb) · after it: [03 cross-validation](03_unet_resnet50_cv.ipynb) · [all six](../README.md)
+# Notebook 2 of 6 · before it: [01 class remapping](01_class_remapping.ipynb) · after it: [03
+# cross-validation](03_unet_resnet50_cv.ipynb) · [all six](../README.md)
 #
 # **Sources.** *The U-Net report*: Subhasis Panda, a student's course report on Cityscapes with public code (April 2025), after
 # Ronneberger et al., *U-Net* (2015). [report] marks what it says, [code] what its public code does;

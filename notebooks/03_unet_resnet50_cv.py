@@ -16,10 +16,11 @@
 # %% [markdown]
 # # What does a cross-validated score tell you?
 #
-# A published network scores 67.7 per cent on street pictures that it has not learnt from, and 65.5 on others. What should
-# you expect of it on *your* streets? You train such networks in two ways: some may learn from the drives that they are
-# scored on, others may not. On real streets the very same pictures score about 7 points higher in the first way. So a
-# score *by image* tells you about more pictures of known streets, and only one *by drive* about new streets.
+# The networks of a published report score 67.7 per cent on street pictures that were held back, and 65.5 on pictures of other
+# cities, from which they have not learnt either. What should you expect of it on *your* streets? You train such networks in two
+# ways. A *drive* is one trip of the camera car: some networks may learn from the drives that they are scored on, others may
+# not. On real streets the very same pictures score about 7 points higher in the first way. So a score *by image* tells you
+# about more pictures of known streets, and only one *by drive* about new streets.
 #
 # ![A held-out street, its truth, and what networks of either kind of folds make of it](../.github/03_leak.jpg)
 #
@@ -29,11 +30,12 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
 #
-# Notebook 3 of 6 · before it: [02 U-Net from scratch](02_unet_from_scratch.ipynb) · after it: [04 thin structures](04_segformer_thin_structures.ipynb) · [all six](../README.md)
+# Notebook 3 of 6 · before it: [02 U-Net from scratch](02_unet_from_scratch.ipynb) · after it: [04 thin
+# structures](04_segformer_thin_structures.ipynb) · [all six](../README.md)
 #
 # **Source.** *The cross-validation report*: D. Drabik, a student's course report of 7 June 2025 with its training code.
-# [results/sources.md](../results/sources.md) says more. Marks tell where a thing was read: [report] its text, at a first
-# reading, [code] its code, [README] the notes beside the code.
+# [results/sources.md](../results/sources.md) says more. Marks tell where a thing was read: [report] its text, which we read
+# once, [code] its code, [README] the notes beside the code.
 #
 # **You need** notebook 02: the U-Net, its training loop, and the mean IoU; from statistics, the standard deviation. Reading
 # takes about 45 minutes.
@@ -119,9 +121,9 @@ if missing and subprocess.run(install).returncode:
 importlib.invalidate_caches()
 
 # %% [markdown]
-# A *mode* is a recipe. `paper` is the source's: ResNet-50, pictures at 512x1024, batches of 2, 65 epochs of Adam, and a
-# validation every 5 epochs, so 13 in all. `quick` and `laptop` put the same decoder on a small encoder,
-# EfficientNet-Lite0, and validate 13 times, too.
+# A *mode* is a recipe. `paper` is the source's, but for its scaling (`augment = "as_published"`): ResNet-50, pictures at
+# 512x1024, batches of 2, 65 epochs of Adam, and a validation every 5 epochs, so 13 in all. `quick` and `laptop` put the same
+# decoder on a small encoder, EfficientNet-Lite0, and validate 13 times, too.
 
 # %%
 MODES = {
@@ -166,7 +168,7 @@ print(common.device_line())
 # from two folds and is scored on the third, which is *held out*. So every picture is scored once by a network that has
 # not learnt from it.
 #
-# The source did this with the 2975 training pictures of Cityscapes. Then it scored the same three networks on the 500
+# The source did this with the 2975 training pictures of Cityscapes [code]. Then it scored the same three networks on the 500
 # pictures of the official validation split [code]. Its numbers, mean IoU in per cent [report]:
 
 # %%
@@ -279,7 +281,7 @@ common.show(common.show_panels(panels))
 # %% [markdown]
 # By image the network learns from the same city, with the same yellow trees. This is a *leak*: what a network is tested on
 # reaches its training after all. On a video it is worse. CamVid's pictures were taken mostly one each second, so by image a
-# network learns from the seconds before and after the held-out one.
+# network mostly learns from the second before or after the held-out one.
 #
 # ## What real streets say
 #
@@ -312,8 +314,9 @@ if len(committed):
 # With seed 42 it is 43.1 by image and 36.2 by drive. Both columns cover the same 367 pictures, but no row compares the
 # same ones. (All are low: the pictures are small, and five of eleven classes, such as poles and people, are hardly found.)
 #
-# Do folds by drive just make worse networks? The test split can tell. Its drive *Seq05VD* is new to all six networks. Of
-# its drive *0001TP* all have learnt other pictures, except one: fold 3 by drive held it out.
+# Do folds by drive just make worse networks? The test split can tell. Its drive *Seq05VD* is new to all six networks. Its other
+# drive, *0001TP*, is known to five of them: they have learnt from other pictures of it. The sixth, fold 3 by drive, held it
+# out.
 
 # %%
 rows = []
@@ -328,17 +331,18 @@ if rows:
 
 # %% [markdown]
 # Look at fold 3 by drive. It has learnt from the most pictures, 305, and on the new drive it is second of six, with 41.8. But
-# on 0001TP it is last, with 35.0, where all that know this drive have 38.2 to 41.7. It is no bad network. It just does not
-# know these streets. This is the leak. (Which kind of folds makes better networks stays open: on Seq05VD five have 39.0
-# to 42.4, and the sixth learnt from 163 pictures only.)
+# on 0001TP it is last, with 35.0, where all that know this drive have 38.2 to 41.7. It is no bad network. It just does not know
+# these streets. This difference is what the leak is worth. (Which kind of folds makes better networks stays open: on Seq05VD
+# five have 39.0 to 42.4, and the sixth learnt from 163 pictures only.)
 #
 # So there are two questions. By image: how good is the network on more pictures of the streets it knows? By drive: how
 # good is it on other streets? Report the second if a car is to go anywhere new.
 #
 # ## The network
 #
-# The source's U-Net has an *encoder* that was trained before, ResNet-50 on a million photos of ImageNet. Only the
-# *decoder*, which enlarges the encoder's maps, starts from nothing.
+# The source's U-Net has an *encoder* that was trained before, ResNet-50 on a million photos of ImageNet [report]. Only what
+# follows it starts from nothing: a *bottleneck*, and the *decoder*, which enlarges the maps step by step. All that follows is
+# as in its code [code].
 #
 # The encoder, in blue, halves a picture five times. A bottleneck, in green, follows, and orange are the steps back up, each
 # with its number of channels. (The device `meta` makes networks without weights, which cost no memory.)
@@ -352,7 +356,7 @@ with torch.device("meta"):
 common.show(common.show_encoder_unet(resnet50.out_channels[1:]))
 
 # %% [markdown]
-# Four skips lead across, as in notebook 02. The block is that of notebook 02, too, without biases, which batch norm would
+# Four skips lead across; notebook 02 had three. The block is that of notebook 02, without biases, which batch norm would
 # undo:
 
 # %%
@@ -428,7 +432,8 @@ for name, part in {"in all": net, "bottleneck": net.bottleneck}.items():
     print(f"{name}: {sum(p.numel() for p in part.parameters()):,} parameters")
 
 # %% [markdown]
-# That is our count of the source's code. Half of them sit in the bottleneck.
+# That is our count of the source's network [code], without ResNet-50's classifier, 2 million parameters that it keeps and never
+# uses. Half of them sit in the bottleneck.
 #
 # ## Training
 #
@@ -455,7 +460,8 @@ def scale_intended(image, label, factor, rng):
     return image[window], label[window]
 
 # %% [markdown]
-# So the report describes it [report]. The source's code does this instead [code]:
+# This is what the report's scaling by .8 to 1.2 means [report]; margin and crop are ours. The source's code does this instead
+# [code]:
 
 # %%
 def scale_as_published(image, label, factor):
@@ -716,8 +722,8 @@ scores = pd.DataFrame(rows)
 scores.drop(columns=["runs", "folder", "final"]).round(1)
 
 # %% [markdown]
-# All are far above the majority class, and far from good: from 26 or 27 small pictures, at most six of
-# nineteen classes are found. The held-out scores have a mean of 18.4 by image and 16.8 by city.
+# All are far above the majority class, and far from good: they learnt from 26 or 27 small pictures. The held-out scores have a
+# mean of 18.4 by image and 16.8 by city.
 #
 # ## How sure is the difference?
 #
@@ -727,9 +733,9 @@ scores.drop(columns=["runs", "folder", "final"]).round(1)
 #
 # $$\bar x \pm q \, \frac{s}{\sqrt n}$$
 #
-# with a number $q$, often 1.96, and the standard deviation $s$. Its squares can be divided by $n$, which describes these
-# $n$ scores, or by $n - 1$, which estimates the spread of further ones. We draw three scores around 67, many times. The
-# interval should hold the 67 in 95 % of all cases:
+# with a number $q$, often 1.96, and the standard deviation $s$. The squared distances in $s$ can be added up and divided by
+# $n$, which describes these $n$ scores, or by $n - 1$, which estimates the spread of further ones. We draw three scores around
+# 67, many times. The interval should hold the 67 in 95 % of all cases:
 
 # %%
 draws = np.random.default_rng(0).normal(67, 1, (20000, 3))  # the true mean is 67
@@ -801,11 +807,12 @@ for name, (pictures, by_image, by_city) in pairs.items():
         print(f"   {drive}: {leak(by_image[mine], by_city[mine]):+.1f}")
 
 # %% [markdown]
-# (These points are *pooled*, of one confusion matrix of all pictures. So CamVid has 6.8, not 7.0, here.)
+# (These points are *pooled*, of one confusion matrix of all pictures. So CamVid has 6.8 here, where the table above has 43.1
+# and 36.2; the toy streets have 2.3, where it was 18.4 and 16.8.)
 #
-# On CamVid, with seed 42, all three drives score higher by image. The 8.6 points of 0016E5 are owed in part to the few pictures that its
-# network by drive learnt from, 163. The other two had *more* pictures than those by image, and still lack 5.9 and 3.7
-# points. On the toy streets nearly all comes from one city.
+# On CamVid, with seed 42, all three drives score higher by image. The 8.6 points of 0016E5 may be owed in part to the few pictures
+# that its network by drive learnt from, 163. The other two had *more* pictures than those by image, and still lack 5.9 and 3.7
+# points. On the toy streets most comes from brunhaven, the city of fold 3.
 #
 # ### The paired bootstrap
 #
@@ -824,11 +831,15 @@ def bootstrap(matrices, units, seed=0, repeats=2000):
     return np.array(scores)
 
 # %% [markdown]
-# The same `seed` draws the same units for both networks. That makes it **paired**: what makes a picture easy or hard counts
-# for both.
+# The same `seed` draws the same units for both networks. That makes it **paired**: in each draw both networks are scored on the
+# same pictures, and what makes these easy or hard cancels in the difference. We take as many units as there are, each with all
+# its pictures, add up the confusion matrices of either network, and subtract one mIoU from the other. Of the two thousand
+# differences, the middle 95 % is the interval.
 #
-# Which units? In a video, neighbours are nearly the same picture, and drawing them apart makes the data look richer than it
-# is. We compare three units: a picture, a block of ten neighbours, a whole city or drive:
+# Which units? In a video, neighbours are nearly the same picture, and drawing them apart makes the data look richer than it is.
+# We compare three units: a picture, a block of ten neighbours, a whole city or drive. (`film_blocks` numbers the pictures of
+# each drive in the order of their names, which on CamVid is that of time; every ten get one id. The toy streets are no film,
+# and a block of ten means little there.)
 
 # %%
 def units_of(pictures):
@@ -849,11 +860,12 @@ pd.DataFrame(rows).T.round(1)
 # %% [markdown]
 # These are intervals of 95 %. **Draw the unit that you want to speak about.**
 #
-# - *Ten neighbours*: with these six networks, other stretches of the same drives would have given 5.5 to 7.9 points on
-#   CamVid (seed 42). By single pictures it is 6.3 to 7.3: too narrow for a video.
-# - *City or drive*: would other cities leak, too? There are only three, so the interval reaches from the smallest of the
-#   three differences to the largest, and cannot tell more. On CamVid all three are positive. On the toy streets, 0 lies
-#   inside: that is the leak of one city. By picture it does not, but that speaks of these three cities only.
+# - *Ten neighbours*: with these six networks, other stretches of the same drives could well have given anything from 5.5 to 7.9
+#   points on CamVid (seed 42). By single pictures it is 6.3 to 7.3: too narrow for a video.
+# - *City or drive*: would other cities leak, too? There are only three, so the interval reaches from the smallest of the three
+#   differences to the largest, and cannot tell more. On CamVid all three are positive. On the toy streets 0 lies inside (-.7 to
+#   4.8), since only one of three cities differs much. By picture 0 lies outside (1.2 to 3.3), but that speaks of these three
+#   cities only.
 #
 # What does the pairing gain?
 
@@ -871,7 +883,8 @@ if pairs:
 # %% [markdown]
 # If each network has draws of its own, easy blocks for one meet hard ones for the other, and the interval gets wider.
 #
-# What all this leaves out is the chance of training, for which we take other seeds and Student's t:
+# What all this leaves out is the chance of training. For that we take other seeds and Student's t, where there are runs with
+# several:
 
 # %%
 leaks = [leak(*pair[1:]) for name, pair in pairs.items() if name != "these runs"]
@@ -880,7 +893,7 @@ if len(leaks) > 1:
     print(f"CamVid, {len(leaks)} seeds: {mean:.1f} ± {half:.1f} points")
 
 # %% [markdown]
-# (With a single seed there is no spread, and nothing is printed.) Which classes leak?
+# Which classes lose most?
 
 # %%
 if pairs:
@@ -897,8 +910,8 @@ if pairs:
     common.show(fig)
 
 # %% [markdown]
-# On streets that it does not know, the network loses half of the sidewalk's IoU, 66 to 35 per cent with seed 42, and cars
-# fall from 71 to 52. The road hardly changes. Fence, pole, sign, person and rider are near 0 either way.
+# On streets that it does not know, the network loses nearly half of the sidewalk's IoU, 66 to 35 per cent with seed 42; cars
+# fall from 71 to 52, the road from 95 to 91. Fence, pole, sign, person and rider stay below 5 either way.
 #
 # ## The drop, taken apart
 #
@@ -914,7 +927,8 @@ def one_at_a_time(final, other):
             "last epoch": 100 * aside["full"]["last"]}
 
 # %% [markdown]
-# For the other pictures we take the test split where there is one. The means over three folds:
+# CamVid's val is a piece of 0016E5, a drive of the folds. So for the other pictures we take the test split where there is one.
+# The means over three folds:
 
 # %%
 rows = []
@@ -926,9 +940,10 @@ pd.DataFrame(rows).groupby("runs").mean().round(1)
 
 # %% [markdown]
 # Each column differs from the one before in one thing. The resolution changes next to nothing, and so does the epoch. The
-# pictures make the difference. On CamVid, with seed 42, they cost 2.3 points by image. By drive they *gain* nearly 3: the test streets
-# are easier than the drives held out, and a quarter of them are of 0001TP. So here both scores miss the test score by
-# about as much, on either side. Three drives are few.
+# pictures make the difference. On CamVid, with seed 42, they cost 2.3 points by image. By drive (the row *by city*) they *gain*
+# 2.7: two of the three networks score higher on the test streets than on the drive held out. A quarter of the test streets are
+# of 0001TP, which two of the three know. So here both scores miss the test score by about as much, on either side. Three drives
+# are few.
 #
 # And the epoch? The best of 13 validations is never below the last, and some of that is luck. Suppose that a network no
 # longer improves, so that its validations are one value and noise of spread 1:
@@ -941,15 +956,15 @@ print(f"best minus last: {(noise.max(axis=1) - noise[:, -1]).mean():.2f} spreads
 # If the source's validations scattered by half a point around one value, luck made .8 of its 2.2 points. (On CamVid,
 # with seed 42, five of six networks were best at the last epoch.)
 #
-# So why did the scores fall from 67.7 to 65.5? On CamVid it is the pictures, all of it. For the source we cannot know: its
-# folds share every city [code], its official pictures are of other cities, and up to .8 may be the choice of the epoch. We
-# did not measure Cityscapes.
+# So why did the scores fall from 67.7 to 65.5? On CamVid, by image, it is the pictures, all of it. For the source we cannot
+# know: its folds share every city [code], its official pictures are of other cities, and part may be the choice of the epoch:
+# .8, if its validations scatter by half a point. We did not measure Cityscapes.
 #
 # ## Where the source is wrong
 #
 # Three points from which one learns; [results/sources.md](../results/sources.md) has the others.
 #
-# **1. One drop, three causes.** The report reads the fall from 67.7 to 65.5 as one from low to full resolution [report].
+# **1. One drop, three changes.** The report reads the fall from 67.7 to 65.5 as one from low to full resolution [report].
 # Its README says openly that the pictures and the choice of the epoch differ, too [README]. In our runs the resolution
 # changes next to nothing. But they have 160 rows or fewer and find no thin things, so they say little of 512x1024.
 #
@@ -969,11 +984,11 @@ for factor in (0.8, 1.2):
 
 # %% [markdown]
 # As intended, the square gets smaller or larger. As published, it stays: what is enlarged and then shrunk as a whole is the
-# same picture again. You find such a thing only if you look at what reaches the network.
+# same picture again. You see such a thing when you look at what reaches the network.
 #
-# **3. A spread of 1 % read as stability** [report]. The squares are divided by $n$, and the networks share half of their
-# training pictures [code]. Divided by $n - 1$, the spreads .9 and 1.2 become 1.15 and 1.46 points. And that describes one
-# deal of the pictures, not what another would give.
+# **3. A spread of 1 % read as stability** [report]. The printed spreads, .94 and 1.20, come out if the squares are divided by
+# $n$; divided by $n - 1$ they are 1.15 and 1.46 points. And the networks share half of their training pictures [code]. All this
+# describes one deal of the pictures, not what another would give.
 #
 # All three folds are published, not only the best. Without that, none of this could have been asked.
 #

@@ -16,11 +16,11 @@
 # %% [markdown]
 # # Which loss draws the sharpest streets?
 #
-# You train one network four times, and only its loss changes: cross-entropy alone (A), with Dice (B), with Dice and a boundary loss
-# (C), with the boundary loss (D).
-# In a published study of twelve long trainings the answer depends on the score: with Dice the trimap IoU is 1.6 points better,
-# without Dice the boundary F1 is .8 better, and the boundary loss without Dice has the best mIoU, by .4. In our short trainings,
-# with one seed, the two with Dice lead by all three on CamVid's test pictures. And you will see how little this boundary loss pulls.
+# You train one network four times, and only its loss changes: cross-entropy alone (A), with Dice (B), with Dice and a boundary
+# loss (C), with the boundary loss (D). In a published study of twelve long trainings the answer depends on the score: with Dice
+# the trimap IoU is 1.6 points better, without Dice the boundary F1 is .8 better, and the boundary loss without Dice has the
+# best mIoU, by .4. In our short trainings, with one seed, the two with Dice lead by all three on CamVid's test pictures. And
+# you will see how little this boundary loss pulls.
 #
 # ![A street of CamVid, its label, and the predictions of four networks, which hardly differ](../.github/06_four_losses.jpg)
 #
@@ -125,8 +125,9 @@ if missing and subprocess.run(install).returncode:
 importlib.invalidate_caches()
 
 # %% [markdown]
-# A *mode* is a recipe. `paper` is the source's, as far as it is stated: a ConvNeXt-V2 sees whole pictures of 1024x2048 for 160 epochs. `quick` and
-# `laptop` put the same decoder on a small encoder, EfficientNet-Lite0, whose ImageNet weights come as a Python package.
+# A *mode* is a recipe. `paper` is the source's, as far as it is stated: a ConvNeXt-V2 sees whole pictures of 1024x2048 for 160
+# epochs. `quick` and `laptop` put the same decoder on a small encoder, EfficientNet-Lite0, whose ImageNet weights come as a
+# Python package.
 
 # %%
 MODES = {
@@ -288,9 +289,9 @@ inside = distance_transform_edt(bus)  # to the nearest pixel of anything else
 print(outside.round(1)[:3], inside.round(1)[:4], sep="\n\n")
 
 # %% [markdown]
-# `outside` grows with the distance from the bus, `inside` grows to 3 in its middle. The *signed distance map* $\phi$ is positive outside and negative
-# inside. On the rim, the outermost pixels of the bus, it is to be 0, so we subtract 1 inside. A class that the picture lacks,
-# or that fills it, has no contour, and its map is 0:
+# `outside` grows with the distance from the bus, `inside` grows to 3 in its middle. The *signed distance map* $\phi$ is
+# positive outside and negative inside. On the rim, the outermost pixels of the bus, it is to be 0, so we subtract 1 inside. A
+# class that the picture lacks, or that fills it, has no contour, and its map is 0:
 
 # %%
 def signed_distance(mask):
@@ -333,9 +334,9 @@ common.show(fig)
 # $$L_{B} = \frac{1}{C\,|V|}\sum_c\sum_{x\in V} \phi_c(x)\, p_c(x)$$
 #
 # Probability far outside a class costs, probability deep inside earns. So the loss is **negative for a good prediction**. That
-# is no bug: a loss only has to fall when things get better. A region that goes to the wrong class
-# costs twice: the right class no longer earns its $|\phi|$ there, and the wrong class pays its $\phi$. A pole has no inside: naming it
-# rightly earns nothing, only calling it something else costs a little.
+# is no bug: a loss only has to fall when things get better. A region that goes to the wrong class costs twice: the right class
+# no longer earns its $|\phi|$ there, and the wrong class pays its $\phi$. A pole has no inside: naming it rightly earns
+# nothing, only calling it something else costs a little.
 
 # %%
 def boundary_loss(probs, phi, label):
@@ -347,10 +348,11 @@ def boundary_loss(probs, phi, label):
 
 
 # %% [markdown]
-# Its size depends on the unit of $\phi$. The source clips distances at 127 pixels [report, §3.4] and has them in [-1, 1] [report, §3.3];
-# an example divides by each class's maximum [README]. What the runs did is not public. We divide by 127: to save memory the map is
-# stored in whole pixels, as int8, and `boundary_loss` divides. `norm = "none"` keeps pixels, as Kervadec's code does [code]; `absmax`,
-# `signwise` and `readme` divide by a class's largest distance. The map is made after its label was mirrored:
+# Its size depends on the unit of $\phi$. The source clips distances at 127 pixels [report, §3.4] and has them in [-1, 1]
+# [report, §3.3]; an example divides by each class's maximum [README]. What the runs did is not public. We divide by 127: to
+# save memory the map is stored in whole pixels, as int8, and `boundary_loss` divides. `norm = "none"` keeps pixels, as
+# Kervadec's code does [code]; `absmax`, `signwise` and `readme` divide by a class's largest distance. The map is made after its
+# label was mirrored:
 
 # %%
 def distance_targets(label, num_classes, norm):
@@ -384,9 +386,9 @@ for name, guess in guesses.items():
           f"  boundary {boundary_loss(probs, phi, truth):+.5f}")
 
 # %% [markdown]
-# All three put the guesses in the same order. From the truth to the moved truth cross-entropy rises by 1.13, Dice by .32, and the
-# boundary loss by .0004. (Dice is .27 even for the truth, as classes that the street lacks get some of the remaining 1 %. And .0004 is
-# little because $\phi$ is divided by 127 and the sum by 19.)
+# All three put the guesses in the same order. From the truth to the moved truth cross-entropy rises by 1.13, Dice by .32, and
+# the boundary loss by .0004. (Dice is .27 even for the truth, as classes that the street lacks get some of the remaining 1 %.
+# And .0004 is little because $\phi$ is divided by 127 and the sum by 19.)
 #
 # ## Four losses, one network
 #
@@ -397,8 +399,8 @@ for name, guess in guesses.items():
 # | C | $L_{CE} + \lambda_d L_{Dice} + \lambda_b L_B$ |
 # | D | $L_{CE} + \lambda_b L_B$ |
 #
-# with $\lambda_d = 1$ and $\lambda_b = 0.2$, as in the source [report, §3.2]. (`recipe = "author_config"` takes the weights of a B that its
-# author published later [code]: cross-entropy and Dice by half, here in C, too, and class weights in all four.)
+# with $\lambda_d = 1$ and $\lambda_b = 0.2$, as in the source [report, §3.2]. (`recipe = "author_config"` takes the weights of
+# a B that its author published later [code]: cross-entropy and Dice by half, here in C, too, and class weights in all four.)
 
 # %%
 def loss_terms(variant, recipe, lambda_d, lambda_b):
@@ -889,7 +891,8 @@ pd.concat(pairs, axis=1).drop(columns="p", level=1).round(3)
 # ## How strongly does each loss pull?
 #
 # The source supposes *gradient interference* [report, §6.1]: near a contour Dice and boundary loss push the same way, inside of
-# regions Dice still pushes while the boundary loss is nearly neutral. It did not measure this, it adds [report, §6.4]. We can. What a loss wants is its gradient at the logits:
+# regions Dice still pushes while the boundary loss is nearly neutral. It did not measure this, it adds [report, §6.4]. We can.
+# What a loss wants is its gradient at the logits:
 
 # %%
 def term_gradients(logits, batch, terms, class_weights=None):
@@ -904,8 +907,8 @@ def term_gradients(logits, batch, terms, class_weights=None):
 
 # %% [markdown]
 # As in notebook 05, a loss is strong if this gradient is long. The derivative of $L_B$ by $p_c(x)$ is $\phi_c(x) / (C\,|V|)$:
-# four pixels from the rim it is $\frac{4}{127}\cdot\frac{1}{19} = .0017$ times $1/|V|$, and $\lambda_b$ makes it a fifth of that. That of
-# cross-entropy, without class weights, is in size at least $1/|V|$ for the true class.
+# four pixels from the rim it is $\frac{4}{127}\cdot\frac{1}{19} = .0017$ times $1/|V|$, and $\lambda_b$ makes it a fifth of
+# that. That of cross-entropy, without class weights, is in size at least $1/|V|$ for the true class.
 #
 # We measure on four val streets, for the network at the start and two trained ones: C, which knows both losses, and A, which
 # knows neither:
@@ -974,9 +977,8 @@ fig.colorbar(shown, ax=axes, label="log10 of the pull")
 common.show(fig)
 
 # %% [markdown]
-# Cross-entropy and Dice pull at contours and on objects that the network gets wrong. The boundary loss shows no clear line anywhere,
-# and pulls about a thousand times less. Which
-# $\lambda_b$ would give it a tenth of cross-entropy's pull?
+# Cross-entropy and Dice pull at contours and on objects that the network gets wrong. The boundary loss shows no clear line
+# anywhere, and pulls about a thousand times less. Which $\lambda_b$ would give it a tenth of cross-entropy's pull?
 
 # %%
 for unit in dict.fromkeys((norm, "none")):
@@ -988,9 +990,9 @@ for unit in dict.fromkeys((norm, "none")):
     print(f"norm {unit}: a tenth with lambda_b = {0.1 / share:.3g}")
 
 # %% [markdown]
-# 56 if distances are divided by 127, .41 if they are in pixels, for this network, toy streets and class weights. (On CamVid, in mode
-# `laptop`, this cell prints 26 and .20.) The source has .2. A $\lambda_b$ means nothing without the unit of $\phi$. Any other scale
-# within [-1, 1] leaves the loss weak, too (exercise 6.2).
+# 56 if distances are divided by 127, .41 if they are in pixels, for this network, toy streets and class weights. (On CamVid, in
+# mode `laptop`, this cell prints 26 and .20.) The source has .2. A $\lambda_b$ means nothing without the unit of $\phi$. Any
+# other scale within [-1, 1] leaves the loss weak, too (exercise 6.2).
 #
 # ### The boundary loss alone
 #
@@ -1066,9 +1068,9 @@ if len(found):
     display(of_drive.groupby("name").mean().round(1))
 
 # %% [markdown]
-# With seed 42 A to D end within 1.5 points of mIoU. B leads in every column, and of the four A is last; the study's order in mIoU
-# was D, A, C, B. `D strong` is below A in mIoU and F1, and .2 above it in trimap IoU. (Not in the tables: the IoU of poles is 23.5 to
-# 24.0 for all five.)
+# With seed 42 A to D end within 1.5 points of mIoU. B leads in every column, and of the four A is last; the study's order in
+# mIoU was D, A, C, B. `D strong` is below A in mIoU and F1, and .2 above it in trimap IoU. (Not in the tables: the IoU of poles
+# is 23.5 to 24.0 for all five.)
 #
 # Now other seeds *and* other pictures in one interval: `common.compare_runs` draws seeds with replacement, and for each draw
 # blocks of ten neighbouring frames. Two pairs add Dice, two the boundary loss, and the last a
@@ -1112,9 +1114,10 @@ if len(found):
 #
 # How can D differ from A if its boundary loss pulls with less than a thousandth of cross-entropy? Most likely by drift: the
 # smallest change to a training grows, and another network comes out. If the loss were the reason, one would expect something
-# from a stronger one, too, and `D strong` gains nothing that its intervals show. On the toy street A and D disagreed as often as A and
-# B, and on CamVid's val (a table of the next section) A is half a point above D. The interval says that these two *networks* differ, not that the two *losses* do. Only more seeds can tell. (In the study D
-# leads A with each of its three seeds; its distances may have another scale, so that its boundary loss may pull harder than ours.)
+# from a stronger one, too, and `D strong` gains nothing that its intervals show. On the toy street A and D disagreed as often
+# as A and B, and on CamVid's val (a table of the next section) A is half a point above D. The interval says that these two
+# *networks* differ, not that the two *losses* do. Only more seeds can tell. (In the study D leads A with each of its three
+# seeds; its distances may have another scale, so that its boundary loss may pull harder than ours.)
 #
 # ## Do short runs mislead?
 #
@@ -1134,9 +1137,9 @@ reversal = pd.DataFrame(reversal, index=["C - D", "± t", "p"]).T
 reversal.query("p < 0.05").round(3)
 
 # %% [markdown]
-# C is above D at epochs 10 to 30, 50 and 70, D above C at 130, 150 and 160, each time with all three seeds. They do seem to change
-# places, though after Holm for sixteen epochs no epoch survives by itself. How likely does one who stops early name a wrong winner? We
-# take an epoch's means as true, and draw runs with the spread of its seeds:
+# C is above D at epochs 10 to 30, 50 and 70, D above C at 130, 150 and 160, each time with all three seeds. They do seem to
+# change places, though after Holm for sixteen epochs no epoch survives by itself. How likely does one who stops early name a
+# wrong winner? We take an epoch's means as true, and draw runs with the spread of its seeds:
 
 # %%
 def wrong_pick(by_epoch, winner, seeds=1, draws=20000):
@@ -1184,8 +1187,8 @@ if len(found) and len(short):
 
 # %% [markdown]
 # A whole short run is no stop on the way: it ends at 62 to 63 on val, where the long runs pass by at 57 to 59. With seed 42 the
-# short runs pick C, on val and on test; the long ones pick B on test, and none on val. But on test the two pairs that differ by Dice
-# alone have one sign at both budgets: B is above A by .4 and 1.5, C above D by 1.2 and .3. With one seed that is a hint.
+# short runs pick C, on val and on test; the long ones pick B on test, and none on val. But on test the two pairs that differ by
+# Dice alone have one sign at both budgets: B is above A by .4 and 1.5, C above D by 1.2 and .3. With one seed that is a hint.
 #
 # ## A perfect score for a wrong picture
 #
@@ -1221,7 +1224,8 @@ for estimator in ("as_published", "per_class"):
     print(f"{estimator:13s} boundary F1 = {np.nanmean(f1):.3f}")
 
 # %% [markdown]
-# 1.000 for a wrong picture. By this score the four published variants lay within .22 points, by the mended one within .93 [report, v0.1; §5.1].
+# 1.000 for a wrong picture. By this score the four published variants lay within .22 points, by the mended one within .93
+# [report, v0.1; §5.1].
 #
 # ## Where the source is wrong
 #
