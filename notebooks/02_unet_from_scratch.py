@@ -17,9 +17,9 @@
 # # What can a U-Net learn from nothing?
 #
 # You build a U-Net, write the loop that trains it, and watch it learn streets from random weights. On real streets it learns
-# the large classes, and overlooks most people. Then you try three ways to make it see them, beside a control: more epochs of
-# the old loss, with smaller steps. Over all test pictures the control does as well as the three; on the one drive that no
-# network has seen, the order is another one.
+# road and sky well, and overlooks most pixels of people. Then you try three ways to make it see them, beside a control: more
+# epochs of the old loss, with smaller steps. Over all test pictures the control does as well as the three; on the one drive
+# that no network has seen, the order is another one.
 #
 # ![A street of CamVid, its label, and what the U-Net makes of it after 50 epochs and after 12 more](../.github/02_camvid.jpg)
 #
@@ -33,7 +33,7 @@
 # Notebook 2 of 6 · before it: [01 class remapping](01_class_remapping.ipynb) · after it: [03
 # cross-validation](03_unet_resnet50_cv.ipynb) · [all six](../README.md)
 #
-# **Sources.** *The U-Net report*: Subhasis Panda, a student's course report on Cityscapes with public code (April 2025), after
+# **Sources.** *The U-Net report*: Subhasis Panda, a course report on Cityscapes with public code (April 2025), after
 # Ronneberger et al., *U-Net* (2015). [report] marks what it says, [code] what its public code does;
 # [results/sources.md](../results/sources.md) has the links.
 #
@@ -141,7 +141,7 @@ MODES = {
 }
 
 # %% [markdown]
-# The source trains in *stages*, which we explain where we train them. `continued` is our addition.
+# The source trains in *stages*. The section *Five stages* explains this table. `continued` is our addition.
 
 # %%
 STAGES = {
@@ -170,7 +170,7 @@ print(common.device_line())
 # ## Streets in seven classes
 #
 # The source has seven classes: background, road, building, vehicle, person, vegetation and sky. Everything else, void
-# included, is background, and is trained and scored like any other class.
+# included, is background [code]. We train and score it like any other class.
 #
 # We learn from `train`, choose the best epoch on `val`, and judge on `test`. Cityscapes keeps its test labels secret; there
 # we split the validation pictures into the same halves as the source [code]:
@@ -236,7 +236,8 @@ common.show(common.show_pair(picture, truth.numpy(), scheme))
 # ## The network
 #
 # Here is what we are going to build. Each box is a *feature map*, in short a map. On the way down its side is halved and its
-# channels double; on the way up both go back. The *skip connections* bring the maps of the way down across:
+# channels double; on the way up both go back. The *skip connections* bring the maps of the way down across. (The sides are
+# those of `paper`; our street has 128.)
 
 # %%
 colors = common.as_colors(truth.numpy(), scheme)
@@ -288,9 +289,9 @@ print(tuple(first.shape), "-> pooled", tuple(pooled.shape), "->", tuple(second.s
 #
 # ### Up
 #
-# A *transposed convolution* with a 2x2 kernel and stride 2 turns every value into 2x2 values: the value times a learnt kernel.
-# The map from the way down has the same side, and still knows the pixels. We join the two along the channels, and a block
-# merges them:
+# A *transposed convolution* with a 2x2 kernel and stride 2 turns every pixel into 2x2 pixels: each channel's value times a
+# learnt kernel, summed over the channels. The map from the way down has the same side, and still knows the pixels. We join the
+# two along the channels, and a block merges them:
 
 # %%
 up = nn.ConvTranspose2d(128, 64, kernel_size=2, stride=2)(second)
@@ -338,7 +339,7 @@ class UNet(nn.Module):
 
 
 # %% [markdown]
-# With seven classes, 64 channels and three poolings, as in the source:
+# With seven classes, 64 channels and three poolings, as in the source [code]:
 
 # %%
 net = UNet()
@@ -368,7 +369,10 @@ print("images", tuple(images.shape), "labels", tuple(labels.shape))
 # 2. Forget the old gradients. `backward` *adds* to what is stored in `.grad`; without `zero_grad` a step would follow the
 #    gradients of all batches so far.
 # 3. Compute the loss, and send its gradient back through the network.
-# 4. Let the optimizer change every weight a little, against its gradient.
+# 4. Let the *optimizer*, the rule for the steps, change every weight a little, against its gradient.
+#
+# Before the first batch `model.train()` sets the training mode, as `predict` below leaves the network in the other one; and
+# `loss.item()` is the loss as a Python number, without the graph behind it.
 
 # %%
 def train_epoch(model, loader, optimizer, device="cpu"):
@@ -415,8 +419,9 @@ def confusion_of(model, data, device="cpu"):
 
 
 # %% [markdown]
-# The optimizer *Adam* adapts the step of every weight to the size of its recent gradients. The *learning rate* `lr` scales all
-# steps: if it is too large the loss jumps, if it is too small the loss hardly moves.
+# To be quick we take 16 channels on the first level, a quarter of the source's. The optimizer *Adam* adapts the step of every
+# weight to the size of its recent gradients. The *learning rate* `lr` scales all steps: if it is too large the loss jumps, if
+# it is too small the loss hardly moves.
 
 # %%
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -472,15 +477,15 @@ print("IoU of person", common.iou_per_class(confusion)[PERSON].round(3))
 common.show(common.show_confusion(confusion, scheme.classes))
 
 # %% [markdown]
-# Not one pixel of people is called person. Most become vehicle or building, the others background or vegetation. People have
-# one or two pixels in a hundred, so the network loses little by never naming them.
+# Hardly a pixel of people is called person. Most become vehicle or building, the others background, vegetation or road. People have
+# one or two pixels in a hundred, so the network loses little by hardly ever naming them.
 #
 # ## The same loop on real streets
 #
-# `common.fit` is this loop, and also resumes after a stop and runs on several GPUs. A test of the course checks that both give
-# the same losses. Notebooks 02 to 06 train with it.
+# `common.fit` is this loop, and also resumes after a stop and runs on several GPUs. A test of the course checks that on the
+# same streets, in the same order, both give the same losses. Notebooks 02 to 06 train with it.
 #
-# The repository keeps the records of trainings on CamVid, 367 real streets (mode `laptop`). In the first, `scratch`, a U-Net
+# The repository keeps the records of trainings on CamVid, 367 real streets (mode `laptop`). In the first stage, `scratch`, a U-Net
 # learnt for 50 epochs:
 
 # %%
@@ -501,10 +506,10 @@ if len(found):
     common.show(common.show_history(histories, columns))
 
 # %% [markdown]
-# Above are the losses on train and on val (`eval`), below the scores on val. With seed 42 the validation loss is lowest at the
-# last epoch: no learning by heart yet. (In the source it is lowest at epoch 20, .34, and .59 at epoch 100 [code].) For twenty
-# epochs hardly anybody is found; then the IoU of people rises in jumps. How large are these in the last ten epochs? And is the
-# network still learning?
+# Above are the losses on train and on val (`eval loss`), below the mean IoU and the IoU of people on val. With seed 42 the
+# validation loss is lowest at the last epoch: no learning by heart yet. (In the source it is lowest at epoch 20, .34, and .59
+# at epoch 100 [code].) For twenty epochs hardly anybody is found; then the IoU of people rises in jumps. How large are these in
+# the last ten epochs? And is the network still learning?
 
 # %%
 for name, history in histories.items() if len(found) else ():
@@ -531,7 +536,7 @@ if len(found):
 # on. Notebook 03 is about that.)
 #
 # The source's network has 76.5 % on Cityscapes, and 48.6 for people [report], with 2975 streets to learn from, four times our
-# channels, and 256 rows instead of 192. Then it tries three ideas.
+# channels, and 256 rows instead of 192 [code]. The source then tries three ideas.
 #
 # ## Idea 1: class weights
 #
@@ -540,8 +545,8 @@ if len(found):
 #
 # $$L_{CE} = -\frac{\sum_x w_{y(x)} \log p_{y(x)}(x)}{\sum_x w_{y(x)}}$$
 #
-# The source takes $w_c = 1/\sqrt{f_c}$, where $f_c$ is the share of pixels of class $c$. Its code has rounded shares, and two
-# sets of them: "1a" for weights alone, "1b" for weights with occlusion [code].
+# The source takes $w_c = 1/\sqrt{f_c}$ [code], where $f_c$ is the share of pixels of class $c$. Its code has rounded shares,
+# and two sets of them: "1a" for weights alone, "1b" for weights with occlusion [code].
 
 # %%
 FREQUENCIES = {  # the source's shares for its stages 1a and 1b
@@ -618,7 +623,8 @@ def noise(shape, rng, grey):
 
 # %% [markdown]
 # An augmentation of this course takes a photo, a label and a random generator, and returns photo and label. This one goes
-# through the people from the top row down, and stops after hiding two, as the source's does [code]:
+# through the people from the top row down (the source takes OpenCV's order), and like the source's stops after hiding two
+# [code]:
 
 # %%
 def occlude(image, label, rng, hide=0.6, grey=0.7, fill="noise", limit=2):
@@ -666,8 +672,8 @@ def dice_per_class(probs, label, epsilon=1e-6):
 
 
 # %% [markdown]
-# In the plain mean of these a class of few pixels has the same say as a class of many. The source still multiplies each class
-# by its weight from idea 1, and scales the weights so that their mean is 1:
+# In the plain mean of these a class of few pixels has the same say as a class of many. The source also multiplies each class by
+# its weight from idea 1, and scales the weights so that their mean is 1 [code]:
 #
 # $$L_{Dice} = \frac{1}{C} \sum_c \left(1 - \hat w_c \min(D_c, 0.999)\right) \qquad \hat w_c = \frac{C\, w_c}{\sum_k w_k}$$
 
@@ -679,8 +685,8 @@ def weighted_dice_loss(probs, label, weights):
 
 
 # %% [markdown]
-# A class that is not in the batch has a Dice near 0 whatever the network answers, so false alarms of it cost next to nothing.
-# That is a good reason to add some cross-entropy:
+# A class that is not in the batch has a Dice near 0 whatever the network answers. It adds nearly 1 to the sum in any case, so
+# false alarms of it do not raise the loss. That is a good reason to add some cross-entropy:
 
 # %%
 def dice_and_cross_entropy(logits, label, weights):
@@ -693,7 +699,7 @@ def dice_and_cross_entropy(logits, label, weights):
 # %% [markdown]
 # ## Five stages
 #
-# | stage | starts from | loss | people hidden | the source's name |
+# | stage | starts from | loss | chance that a person is hidden | the source's name [code] |
 # |---|---|---|---|---|
 # | `scratch` | random weights | cross-entropy | | stage 0 |
 # | `continued` | `scratch` | cross-entropy | | none: our control |
@@ -703,10 +709,12 @@ def dice_and_cross_entropy(logits, label, weights):
 #
 # The source compares its later stages with the first [report]. But these start from a trained network, train longer, and take
 # smaller steps [code]. A better score can come from any of that. So we add `continued`, with the epochs and the learning rate
-# of the others and the old loss. It is a fair control for `weighted`, and a rough one for the last two: one has had twice as
-# many extra epochs, the other takes twice as many steps.
+# of the others and the old loss. It is a fair control for `weighted`, and a rough one for the last two: `weighted_occlusion`
+# has had twice as many extra epochs, and `dice_occlusion` takes twice as many steps per epoch, as its batches are half as
+# large.
 #
-# In every stage we keep the epoch with the highest mean IoU on val (`select`). The first function picks the loss:
+# In every stage we keep the epoch with the highest mean IoU on val (`select`). Six functions make up a stage. The first picks
+# the loss; the batches of `common.fit` are dictionaries:
 
 # %%
 LOSSES = ("cross_entropy", "weighted", "dice")
@@ -722,7 +730,8 @@ def stage_loss(model, batch, kind, weights):
 
 
 # %% [markdown]
-# The data of a stage, and the shares of the classes in its labels for `frequency = "measured"`:
+# The data of a stage: `common.StreetScenes` is our `Streets`, with room for an augmentation. Then the shares of the classes in
+# its labels, for `frequency = "measured"`:
 
 # %%
 def make_data(frames, size, seed):
@@ -885,14 +894,15 @@ if rows:
 # the unseen `Seq05VD`. There `dice_occlusion` leads: it gains 7.2, the control 4.7. On val `weighted` loses 7 points, and
 # `weighted_occlusion` 4. One seed cannot tell such differences from luck.
 #
-# On the toy streets weights and occlusion beat the control by 10 to 14 points. Perhaps weights help most where a network ignores
-# a class, as `scratch` does there. Nothing here tests that.
+# On the toy streets the other three beat the control by 10 to 14 points for people. Perhaps weights help most where a network
+# ignores a class, as `scratch` does there. Nothing here tests that.
 
 # %% [markdown]
 # ## Where the source is wrong
 #
-# Three points from which one learns; [results/sources.md](../results/sources.md) has the others. Its scores on 250 pictures of
-# Cityscapes:
+# Three points from which one learns, a mistake and two open questions; [results/sources.md](../results/sources.md) has the
+# others. We can see all three because the author published his notebooks with their outputs. The source's scores on 250
+# pictures of Cityscapes [code]:
 
 # %%
 published = common.read_published(NOTEBOOK)
@@ -910,12 +920,13 @@ pd.DataFrame({"mean IoU": means, "person": people}).reindex(means.index)
 # **2. A gain without a control.** `dice_occlusion` is compared with `scratch` [report], which trained 30 epochs less [code].
 # On the toy streets `continued` alone has 1.8 of its 2.7 points of mean IoU.
 #
-# **3. Two rules for the epoch.** `scratch` keeps the lowest validation loss, the later stages the highest mean of batches [code].
-# A part of their gain may be the rule.
+# **3. Two rules for the epoch.** `scratch` keeps the lowest validation loss, the later stages the highest mean IoU averaged
+# over batches [code]. A part of their gain may be the rule.
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG or PNG of yours. Without one, a street serves that was not trained on:
+# Set `photo` to a JPEG or PNG of yours. The network of the last stage labels it. Without a photo, a street serves that was not
+# trained on:
 
 # %%
 last = list(runs)[-1]
@@ -999,6 +1010,9 @@ with common.exercise("Exercise 2.2"):
     logits, label = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
     common.check("all weights 1", cross_entropy_by_hand(logits, label, torch.ones(3)),
                  F.cross_entropy(logits, label))
+    w = torch.tensor([1.0, 2.0, 5.0])
+    common.check("weights", cross_entropy_by_hand(logits, label, w),
+                 F.cross_entropy(logits, label, weight=w))
 
 # %% [markdown]
 # ### Exercise 2.3: find and mend the score
@@ -1042,6 +1056,9 @@ with common.exercise("Exercise 2.3"):
     common.check("perfect, one batch of two", dataset_miou([(two, two)], 3), 1)
     halves = [(two[:1], two[:1]), (two[1:], two[1:])]
     common.check("perfect, two batches of one", dataset_miou(halves, 3), 1)
+    wrong = np.array([[[0, 1], [2, 2]], [[0, 0], [0, 0]]])
+    batches = [(wrong[:1], two[:1]), (wrong[1:], two[1:])]
+    common.check("with mistakes", dataset_miou(batches, 3), (3 / 5 + 1 / 3 + 1) / 3)
 
 # %% [markdown]
 # ### Exercise 2.4: a small project: which people are found?
