@@ -148,7 +148,8 @@ NETWORKS = {"mit_b0": ("mit_b0", 256), "lite0": ("tu-tf_efficientnet_lite0", 64)
 choices = {"network": NETWORKS, "weights": ("auto", "cityscapes", "imagenet", "none"),
            "normalize": ("present", "C"), "void": ("background", "ignore"),
            "schedule": ("linear", "one_cycle")}
-settings = common.check_parameters(globals(), MODES, choices)
+# approach is checked where the approaches stand, below
+settings = common.check_parameters(globals(), MODES, choices, {"approach": str})
 pastable = common.several("paste_classes", paste_classes, common.THIN)
 if settings["network"] == "lite0" and weights == "cityscapes":
     raise common.StreetsError("lite0 has no weights trained on Cityscapes: "
