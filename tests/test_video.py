@@ -242,5 +242,6 @@ def test_a_photo_is_left_alone(tmp_path, shown, capsys, name):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("0[2-6]_*.py")), ids=lambda path: path.stem[:2])
 def test_each_notebook_that_takes_a_photo_takes_a_video(path):
-    _, cell, after = path.read_text().partition("= common.own_photo(photo, ")
-    assert cell and "\nfrom results import video\n" in after.partition("video.show(photo, ")[0]
+    text = path.read_text()
+    assert "\nfrom results import video\n" in text.partition("video.show(photo, ")[0]
+    assert "video.show(photo, " in text.partition("= common.own_photo(photo, ")[2]
