@@ -263,12 +263,11 @@ def coerce(name: str, value, default):
 
 def shown(value) -> str:
     """A value as a sentence shows it: cut where it is long."""
+    if isinstance(value, int) and abs(value) >= 10**4000:  # Python does not print such numbers
+        return "a number of thousands of digits"
     short = reprlib.Repr()
     short.maxstring = short.maxlong = short.maxother = 80
-    try:
-        return short.repr(value)
-    except ValueError:  # Python does not print whole numbers of thousands of digits
-        return "a number of thousands of digits"
+    return short.repr(value)
 
 
 def setting(name: str, value) -> str:
