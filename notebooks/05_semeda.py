@@ -504,8 +504,8 @@ def sobel(maps):
 
 
 # %% [markdown]
-# What has the first layer of $g$ learnt? We look at our street through its three filters whose answers vary most, and through
-# Sobel's on the three class maps with most edges:
+# What has the first layer of $g$ learnt? We look at our street through the three filters whose answers vary most, and through
+# Sobel's on the three class maps with most edges.
 
 # %%
 maps = one_hot(truth, 19)
@@ -1125,9 +1125,8 @@ if control and tuned:
     common.show(draw_trimaps(tuned, control))
 
 # %% [markdown]
-# No curve is above 0. All that lose much lose most points *away* from edges, `semeda_tuned` 18 beyond 5 pixels. But there is
-# more to lose there: at radius 3 it keeps 73 % of the control's score near edges and 71 % away. And `sobel_tuned`, which pulls
-# along edges, loses most away from them, too. So this does not show that a loss harms where it pulls.
+# No curve is above 0. All lose most points *away* from edges, where there is more to lose. So does `sobel_tuned`, which pulls
+# along edges: a loss need not harm where it pulls.
 #
 # ### Surer, or better?
 #
@@ -1164,7 +1163,6 @@ pd.DataFrame(answers, columns).T.round(1)
 # %% [markdown]
 # Beside the control, `semeda_tuned` is 13 points surer near edges and 6 away, and right less often in both places: near edges
 # it is 82 % sure and right in 61 %. With a strength of 1 SEMEDA still makes a network surer than Sobel does, by 6 points and 2.
-# A loss that asks for confidence gets confidence.
 #
 # ## What CamVid says
 #
@@ -1241,8 +1239,8 @@ scores = table1.query("metric == 'miou'").set_index("method")["value"].astype(fl
 scores.sort_values()
 
 # %% [markdown]
-# These are single runs, and $\lambda$ was chosen among them, on the pictures that are scored. So a part of the 1.8 points may
-# be luck; it need not be a large part, as the test server says.
+# These are single runs, and $\lambda$ was chosen among them, on the pictures that are scored [report]. So a part of the 1.8
+# points may be luck, though hardly a large one, as the test server says.
 #
 # **3. A sum over the wrong classes** [report]. Equation 7, the loss of $g$, sums over the classes of streets, but $g$ has two
 # outputs; and the second step of Algorithm 1 leaves out the cross-entropy that equation 6 has. Slips of notation, it seems: we took

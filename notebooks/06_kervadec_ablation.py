@@ -1069,8 +1069,7 @@ if len(found):
 
 # %% [markdown]
 # With seed 42 A to D end within 1.5 points of mIoU. B leads in every column, and of the four A is last; the study's order in
-# mIoU was D, A, C, B. `D strong` is below A in mIoU and F1, and .2 above it in trimap IoU. (Not in the tables: the IoU of poles
-# is 23.5 to 24.0 for all five.)
+# mIoU was D, A, C, B. `D strong` is below A in mIoU and F1, and .2 above it in trimap IoU.
 #
 # Now other seeds *and* other pictures in one interval: `common.compare_runs` draws seeds with replacement, and for each draw
 # blocks of ten neighbouring frames. Two pairs add Dice, two the boundary loss, and the last a
