@@ -189,6 +189,9 @@ RECIPES = {
     "semeda_4_4_0": {"loss": "semeda", "lambdas": (4.0, 4.0, 0.0)},
 }
 
+# %% [markdown]
+# The encoders to choose from. Those of `HALF` want photos with a mean and a spread of .5:
+
 # %%
 NETWORKS = {"v3plus_lite0": "tu-tf_efficientnet_lite0", "v3plus_resnet18": "resnet18",
             "v3plus_resnet101": "resnet101", "v3plus_xception71": "tu-xception71"}
@@ -260,8 +263,7 @@ def cross_entropy(logits, label):
 
 
 # %% [markdown]
-# A *one-hot* label has a map for every class, 1 where the class is and else 0. From it we make the prediction of a network that
-# is 90 % sure of a class everywhere; the other classes share the rest:
+# A *one-hot* label has a map for every class, 1 where the class is and else 0:
 
 # %%
 def one_hot(label, num_classes):
@@ -269,6 +271,9 @@ def one_hot(label, num_classes):
     classes = torch.arange(num_classes, device=label.device)[:, None, None]
     return (label[:, None] == classes).float()
 
+
+# %% [markdown]
+# From it we make the prediction of a network that is 90 % sure of a class everywhere; the other classes share the rest:
 
 # %%
 def sure_of(label, num_classes, confidence=0.9):
@@ -614,6 +619,9 @@ def structural_loss(logits, label, method, lambdas, proxy, reduction="pixels"):
     return semeda_loss(probs, label, proxy, lambdas, reduction)
 
 
+# %% [markdown]
+# The three rivals of cross-entropy:
+
 # %%
 rivals = {"Sobel": ("sobel", (4,), proxy, "pixels"),
           "SEMEDA": ("semeda", (4, 2, 0), proxy, "pixels"),
@@ -746,6 +754,9 @@ first.weight *= 10
 first.bias *= 10
 second.weight /= 10
 
+# %% [markdown]
+# The loss of each layer with a weight of 1, before and after:
+
 # %%
 for name, g in {"g": proxy, "louder": louder}.items():
     losses = [semeda_loss(probs, truth, g, one).item() for one in np.eye(3)]
@@ -833,6 +844,9 @@ def build_network(name, crop, weights="none"):
     net.frozen = got != "none"
     return net.train(), got
 
+
+# %% [markdown]
+# How large is it, and at which size does it answer?
 
 # %%
 net, got = build_network(settings["network"], settings["crop"], weights)
@@ -1017,6 +1031,9 @@ def plan_runs(names, rates, suffix=""):
     return plan
 
 
+# %% [markdown]
+# A run does not depend on the parameters that its recipe does not read:
+
 # %%
 def unread_by(recipe):
     """Names of the parameters that a recipe does not read."""
@@ -1116,6 +1133,9 @@ def draw_trimaps(judged, control):
                ncols=4, frameon=False)
     return fig
 
+
+# %% [markdown]
+# The fine-tunings beside the control:
 
 # %%
 tuned = {name: scores for name, scores in judged.items()

@@ -302,6 +302,9 @@ def signed_distance(mask):
     inside = distance_transform_edt(mask)
     return outside - np.maximum(inside - 1, 0)
 
+# %% [markdown]
+# For the bus:
+
 # %%
 print(signed_distance(bus).round(1))
 
@@ -528,6 +531,9 @@ def fcn_head(channels, num_classes):
         nn.ReLU(inplace=True), nn.Dropout2d(0.1), nn.Conv2d(256, num_classes, 1))
 
 
+# %% [markdown]
+# The logits of both heads are enlarged to the size of the photo. Outside of training there is only the first:
+
 # %%
 class UPerNetWithAux(nn.Module):
     """UPerNet: logits (B, C, H, W) in eval mode, in training also the second head's."""
@@ -561,6 +567,9 @@ def training_loss(model, batch, composite, terms, **options):
     return main + 0.4 * aux
 
 
+# %% [markdown]
+# The shapes, and where the parameters are:
+
 # %%
 batch = torch.stack([common.to_tensor(picture[:128, :160], **scaling)] * 2)
 with common.network_errors(settings["encoder"]), torch.no_grad():
@@ -588,6 +597,9 @@ def jitter_colors(image, rng, jitter=0.25, hue=0.03):
     s = cv2.multiply(s, 1 + saturation)
     return cv2.cvtColor(cv2.merge([h, s, v]), cv2.COLOR_HSV2RGB_FULL)
 
+
+# %% [markdown]
+# A mirrored photo needs a mirrored label. Jitter and blur leave the label as it is:
 
 # %%
 def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
@@ -660,6 +672,9 @@ def strict_contours(pred, truth):
     f1 = common.boundary_f1(pred, truth, 19, count_frame=False, count_void_rim=False)
     return {"boundary_f1_strict": f1}
 
+
+# %% [markdown]
+# And one training, whole:
 
 # %%
 from functools import partial
@@ -860,6 +875,9 @@ def holm(pvalues):
     return adjusted
 
 
+# %% [markdown]
+# All pairs of variants at once:
+
 # %%
 def paired_tests(scores):
     """Differences of all pairs of columns of a table, a row per seed."""
@@ -937,6 +955,9 @@ def cosine(a, b, mask):
     a, b = a.movedim(1, -1)[mask], b.movedim(1, -1)[mask]
     return F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
 
+
+# %% [markdown]
+# Where is that on our four streets?
 
 # %%
 bands = [common.trimap_band(one.numpy(), 19, radius=1) for one in held_out["label"]]
@@ -1129,6 +1150,9 @@ EPOCHS = [*range(10, 160, 10), "last"]
 by_epoch = {160 if e == "last" else e: per_seed(published, "miou", str(e))
             for e in EPOCHS}
 print(" ".join(f"{e}:{table.mean().idxmax()}" for e, table in by_epoch.items()))
+
+# %% [markdown]
+# C minus D, a pair per seed, where $p$ is below .05:
 
 # %%
 reversal = {e: paired_t(table["C"], table["D"]) for e, table in by_epoch.items()}
