@@ -288,7 +288,7 @@ def find_evidence(claim, runs: Sequence[Run]) -> list[Evidence]:
                 reasons = tuple(dict.fromkeys(reason for run in (*xs, *ys) for reason in run.reasons))
                 found.append(Evidence(claim, values, xs, ys, named or [split], near, reasons))
                 break
-    return found
+    return sorted(found, key=lambda one: len(one.a[0].method))  # those that depart least from their mode stand first
 
 
 def p_value(values: np.ndarray) -> float:
@@ -426,7 +426,6 @@ def conditions(found: Sequence[Evidence]) -> list[str]:
 
 def claim_row(found: list[Evidence], notes: Notes) -> list[str]:
     """The row of a claim: cells with a line for each of the conditions under which its runs were made, if they differ."""
-    found = sorted(found, key=lambda one: len(one.a[0].method))  # those that depart least from their mode stand first
     claim, names = found[0].claim, conditions(found)
 
     def cell(values: Sequence) -> str:
@@ -483,7 +482,6 @@ def in_short(runs: Sequence[Run], claims: pd.DataFrame, found: dict[str, list]) 
     lines = []
     for claim in claims.drop_duplicates("notebook").itertuples():
         best = [one for one in found[claim.notebook] if one.claim.Index == claim.Index]
-        best.sort(key=lambda one: len(one.a[0].method))  # those that depart least from their mode stand first
         best = max(best, key=lambda one: (not one.reasons, not one.a[0].state, len(one.values)), default=None)
         cells = [our_value(best), len(best.values), "no" if best.reasons else "yes", verdict(best)] if best else ["", 0, "", ""]
         lines.append([claim.notebook[:2], claim.claim, published_value(claim), *cells])
