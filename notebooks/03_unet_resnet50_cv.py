@@ -189,13 +189,16 @@ published
 #
 # ## Folds, and how they leak
 #
-# We deal out the training split. The other splits stay aside, to be scored at the end:
+# We deal out the training split:
 
 # %%
 import numpy as np
 
 root = common.find_data(data_dir, mode)
 frames = common.evenly(common.list_frames(root, "train"), settings["images"])
+
+# %% [markdown]
+# The other splits stay aside, to be scored at the end:
 
 # %%
 others = {"official_val": common.list_frames(root, "val")}
@@ -235,6 +238,9 @@ def folds_by_city(frames, k=3):
         smallest = min(dealt, key=len)
         smallest.extend(np.flatnonzero(cities == city))
     return [np.sort(part) for part in dealt]
+
+# %% [markdown]
+# For folds by city there have to be three cities:
 
 # %%
 parts = {"image": folds_by_image(frames, fold_seed)}
@@ -572,7 +578,8 @@ def pixel_loss(model, batch):
     return F.cross_entropy(logits, label, ignore_index=255)
 
 # %% [markdown]
-# For the puzzle we score each network at its own resolution (`low`) and, with enlarged logits, at the photo's (`full`):
+# For the puzzle we need scores at two resolutions. For the photo's own the network sees the small photo, and its logits are
+# enlarged to the large label:
 
 # %%
 from functools import partial
@@ -581,6 +588,9 @@ from functools import partial
 def shrink_photo(image, label, rng, size):
     """The photo at the network's size, the label as it is; scoring enlarges logits."""
     return common.resize_pair(image, label, size)[0], label
+
+# %% [markdown]
+# So every set of pictures comes at the network's size (`low`) and at the photo's (`full`):
 
 # %%
 def both_resolutions(frames, size, native, encoder):
@@ -778,6 +788,9 @@ def paired_matrices(folders):
     a, b = (np.array([each[name] for name in pictures]) for each in found.values())
     return pictures, a, b
 
+# %% [markdown]
+# The leak, in points, is the difference of their pooled scores:
+
 # %%
 def leak(by_image, by_city):
     """Points of mean IoU between the sums of two lists of matrices (N, C, C)."""
@@ -798,6 +811,9 @@ for name, some in every.groupby("runs", sort=False):
     pairs[name] = paired_matrices(dict(list(some.groupby("kind")["folder"])))
 pairs = {name: pair for name, pair in pairs.items() if pair[0]}
 
+# %% [markdown]
+# The leak in all pictures, and in those of each city or drive:
+
 # %%
 for name, (pictures, by_image, by_city) in pairs.items():
     print(f"{name}: {len(pictures)} pictures, {leak(by_image, by_city):+.1f} points")
@@ -807,7 +823,7 @@ for name, (pictures, by_image, by_city) in pairs.items():
         print(f"   {drive}: {leak(by_image[mine], by_city[mine]):+.1f}")
 
 # %% [markdown]
-# (These points are *pooled*, of one confusion matrix of all pictures. So CamVid has 6.8 here, where the table above has 43.1
+# (Pooled means: of one confusion matrix of all pictures. So CamVid has 6.8 here, where the table above has 43.1
 # and 36.2; the toy streets have 2.3, where it was 18.4 and 16.8.)
 #
 # On CamVid, with seed 42, all three drives score higher by image. The 8.6 points of 0016E5 may be owed in part to the few pictures
@@ -848,6 +864,9 @@ def units_of(pictures):
     return {"picture": np.array(pictures), "ten neighbours": common.film_blocks(drives),
             "city or drive": drives}
 
+# %% [markdown]
+# The middle 95 % of two thousand differences, for each of them:
+
 # %%
 rows = {}
 for name, (pictures, by_image, by_city) in pairs.items():
@@ -858,7 +877,7 @@ for name, (pictures, by_image, by_city) in pairs.items():
 pd.DataFrame(rows).T.round(1)
 
 # %% [markdown]
-# These are intervals of 95 %. **Draw the unit that you want to speak about.**
+# **Draw the unit that you want to speak about.**
 #
 # - *Ten neighbours*: with these six networks, other stretches of the same drives could well have given anything from 5.5 to 7.9
 #   points on CamVid (seed 42). By single pictures it is 6.3 to 7.3: too narrow for a video.
@@ -994,7 +1013,7 @@ for factor in (0.8, 1.2):
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a street serves that was not trained on:
+# Set `photo` to a JPEG, a PNG or a short video of yours. We load the network that was trained last:
 
 # %%
 from results import video
@@ -1002,6 +1021,9 @@ from results import video
 run, scaling = list(runs.values())[-1], scaling_of(settings["encoder"])
 model, _ = build_network(settings["encoder"], network, "none")
 model = common.load_weights(run.folder / "last.safetensors", model).eval()
+
+# %% [markdown]
+# Without a photo of yours, a street serves that was not trained on:
 
 # %%
 own = common.own_photo(photo, others[other_set][0])

@@ -334,12 +334,15 @@ def semantic_edges(label, ignore=255):
 
 
 # %% [markdown]
-# So an edge is two pixels wide, one on each side. Here is our street, with edges black, and void and its neighbours orange:
+# So an edge is two pixels wide, one on each side. How much of our street is edge?
 
 # %%
 truth = torch.from_numpy(label_0.astype(np.int64))[None]  # (1, H, W)
 edges, valid = semantic_edges(truth)
 print(f"{edges.sum() / valid.sum():.1%} of the valid pixels are edges")
+
+# %% [markdown]
+# Edges are black, void and its neighbours orange:
 
 # %%
 picture = np.full((*label_0.shape, 3), 255, np.uint8)
@@ -384,7 +387,7 @@ class EdgeNet(nn.Module):
 
 
 # %% [markdown]
-# It learns a segmentation of two classes, edge and no edge. Where a pixel is not valid, we put void:
+# It learns a segmentation of two classes, edge and no edge. Where a pixel is not valid, its target is void:
 
 # %%
 def edge_targets(label):
@@ -392,6 +395,9 @@ def edge_targets(label):
     edges, valid = semantic_edges(label)
     return torch.where(valid, edges.long(), 255)
 
+
+# %% [markdown]
+# With these targets its loss is cross-entropy:
 
 # %%
 def edge_loss(proxy, batch):
@@ -677,7 +683,7 @@ predictions = {"start": 0.1 * noise, "late": sure_of(moved, 19).log()}  # logits
 wrong = (moved != truth) & (truth != 255)
 
 # %% [markdown]
-# And at two places: *near edges*, at most 3 pixels from one, and *away* from them:
+# And at two places, *near edges* and *away* from them:
 
 # %%
 def near_edges(label, radius):
@@ -686,6 +692,9 @@ def near_edges(label, radius):
     window = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
     return (cv2.dilate(edges.astype(np.uint8), window) > 0) & (label != 255)
 
+
+# %% [markdown]
+# Near is at most 3 pixels from an edge:
 
 # %%
 near = torch.from_numpy(near_edges(label_0, 3))[None]
@@ -859,8 +868,8 @@ print("from", tuple(crops.shape), "to", tuple(net(crops).shape))
 #
 # A loss that sees structure should help near edges. But a score near edges alone cannot show that: it rises with everything
 # else. So we do as the paper does in its Figure 5: we cut each picture in two by a *trimap*, a band around all edges (of 8
-# neighbours here, of 4 in the trimap IoU of notebook 04), and score the band **and** what is left. We count hits, false alarms
-# and misses of each class in bands of five radii:
+# neighbours here, of 4 in the trimap IoU of notebook 04), and score the band **and** what is left. What we need are the hits,
+# false alarms and misses of each class:
 
 # %%
 def tp_fp_fn(confusion):
@@ -869,6 +878,9 @@ def tp_fp_fn(confusion):
     wrong = (confusion.sum(axis=1) - hits, confusion.sum(axis=2) - hits)
     return np.stack([hits, *wrong], axis=-1)
 
+
+# %% [markdown]
+# We count them in bands of five radii:
 
 # %%
 RADII = (1, 2, 3, 5, 10)
@@ -882,8 +894,7 @@ def counts_in_trimaps(pred, truth, num_classes=19):
 
 
 # %% [markdown]
-# The counts of all pictures together give the mean IoU over the classes that are there. What is not *inside* the band, near edges,
-# is *outside*, away from them:
+# The counts of all pictures together give the mean IoU over the classes that are there:
 
 # %%
 def mean_iou(counts):
@@ -892,6 +903,9 @@ def mean_iou(counts):
     there = tp + fn > 0
     return float(np.mean(tp[there] / (tp + fp + fn)[there])) if there.any() else None
 
+
+# %% [markdown]
+# What is not *inside* the band, near edges, is *outside*, away from them:
 
 # %%
 def trimap_curves(per_image):
@@ -1277,6 +1291,9 @@ columns = max(16, round(own.shape[1] * size[0] / own.shape[0] / 16) * 16)
 if answers:
     answer = common.predict(net, own, (size[0], columns), **scaled)
     common.show(common.show_pair(own, answer, scheme))
+
+# %% [markdown]
+# A video becomes a labelled video:
 
 # %%
 from results import video

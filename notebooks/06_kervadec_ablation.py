@@ -207,7 +207,7 @@ size = common.network_size(splits["train"][0], settings["height"])
 print({name: len(frames) for name, frames in splits.items()}, "at", size)
 
 # %% [markdown]
-# One street of forty, with much of both a car and a pole, will be our example:
+# One street of forty will be our example:
 
 # %%
 import numpy as np
@@ -216,6 +216,9 @@ scheme = common.SCHEMES["cityscapes19"]
 CAR, POLE = 13, 5
 scenes = common.StreetScenes(common.evenly(splits["train"], 40), size, **scaling)
 labels = [scenes.read(k)[1] for k in range(len(scenes))]
+
+# %% [markdown]
+# The one with much of both a car and a pole:
 
 # %%
 best = max(range(len(scenes)),
@@ -230,9 +233,7 @@ common.show(common.show_pair(picture, label, scheme))
 # ## Cross-entropy counts pixels
 #
 # Write $p_c(x)$ for the softmax probability of class $c$ at pixel $x$, $y_c(x)$ for 1 where the label is $c$ and else 0, and $V$
-# for the pixels that are not void. The cross-entropy of notebook 02, with class weights $w_c$ or all of them 1, is
-#
-# $$L_{CE} = -\frac{\sum_{x\in V}\sum_c w_c\, y_c(x) \log p_c(x)}{\sum_{x\in V}\sum_c w_c\, y_c(x)}$$
+# for the pixels that are not void. First $y$:
 
 # %%
 import torch
@@ -244,6 +245,11 @@ def one_hot(label, num_classes=19):
     classes = torch.arange(num_classes, device=label.device)
     return label[:, None] == classes[:, None, None]
 
+
+# %% [markdown]
+# The cross-entropy of notebook 02, with class weights $w_c$ or all of them 1, is
+#
+# $$L_{CE} = -\frac{\sum_{x\in V}\sum_c w_c\, y_c(x) \log p_c(x)}{\sum_{x\in V}\sum_c w_c\, y_c(x)}$$
 
 # %%
 def cross_entropy(log_probs, label, class_weights=None):
@@ -367,8 +373,7 @@ def distance_targets(label, num_classes, norm):
 
 
 # %% [markdown]
-# What do the three losses say of the truth, of the truth moved four pixels to the side, and of road everywhere? Let the
-# predicted class get 99 %, and the others share the rest:
+# We want to compare three guesses. In each the predicted class gets 99 %, and the others share the rest:
 
 # %%
 def soft_one_hot(label, num_classes=19, confidence=0.99):
@@ -377,6 +382,9 @@ def soft_one_hot(label, num_classes=19, confidence=0.99):
     rest = (1 - confidence) / (num_classes - 1)
     return torch.where(y, confidence, rest)
 
+
+# %% [markdown]
+# What do the losses say of the truth, of the truth moved four pixels to the side, and of road everywhere?
 
 # %%
 truth = torch.from_numpy(label.astype(np.int64))[None]  # (B, H, W)
@@ -613,8 +621,7 @@ def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
 
 
 # %% [markdown]
-# `quick` and `laptop` last minutes, so cross-entropy gets class weights there: one over the root of a class's share, as in
-# notebook 02:
+# A class weight is, as in notebook 02, one over the root of a class's share:
 
 # %%
 def frequency_weights(frames, scheme):
@@ -626,6 +633,9 @@ def frequency_weights(frames, scheme):
     weights = np.where(counts > 0, share**-0.5, 0)
     return torch.from_numpy(weights / weights[counts > 0].mean()).float()
 
+# %% [markdown]
+# `quick` and `laptop` last minutes, so cross-entropy gets class weights there:
+
 # %%
 class_weights = None
 if recipe == "author_config" or settings["class_weights"] == "inverse_sqrt":
@@ -633,8 +643,7 @@ if recipe == "author_config" or settings["class_weights"] == "inverse_sqrt":
     print({scheme.classes[c]: round(class_weights[c].item(), 2) for c in (0, POLE, 6)})
 
 # %% [markdown]
-# A pixel of a pole weighs nearly eight times as much as one of road. The encoder starts from ImageNet weights; the learning
-# rate falls to zero, along the source's straight line or in *one cycle*, a short rise and a long fall.
+# A pixel of a pole weighs nearly eight times as much as one of road. The encoder starts from ImageNet weights:
 
 # %%
 def build_network(settings, weights):
@@ -648,6 +657,9 @@ def build_network(settings, weights):
 
     return common.with_weights(build, weights if name else "none", name)
 
+
+# %% [markdown]
+# The learning rate falls to zero, along the source's straight line or in *one cycle*, a short rise and a long fall:
 
 # %%
 def make_scheduler(optimizer, settings, steps_per_epoch):
@@ -664,7 +676,7 @@ def make_scheduler(optimizer, settings, steps_per_epoch):
 
 # %% [markdown]
 # Contours are scored by the *boundary F1* and the *trimap IoU* of notebook 04. The source's F1 also counts the frame of the picture
-# and the rim of void, which match for nothing [code]. Our *strict* one leaves them out. And here is one training, whole:
+# and the rim of void, which match for nothing [code]. Our *strict* one leaves them out:
 
 # %%
 def strict_contours(pred, truth):
@@ -720,8 +732,7 @@ def train_variant(folder, terms, own, class_weights, settings, size, splits, wei
 # %% [markdown]
 # ## Train them
 #
-# The four see the same pictures in the same order, and start from the same weights. (A does not read $\lambda_b$: `unread` says
-# so, and it is not trained twice.)
+# A does not read $\lambda_b$. `unread` says so, and it is not trained again for another one:
 
 # %%
 def unread(terms):
@@ -731,6 +742,9 @@ def unread(terms):
     of_distances = [] if "boundary" in terms else ["lambda_b", "norm"]
     return of_distances + ([] if "dice" in terms else ["lambda_d"])
 
+
+# %% [markdown]
+# The four see the same pictures in the same order, and start from the same weights:
 
 # %%
 train = partial(train_variant, class_weights=class_weights, settings=settings,
@@ -758,7 +772,7 @@ common.show(common.show_history(histories, ("miou", "iou_pole"), colors))
 #
 # ## The four streets
 #
-# What do these differences look like? Here is the val street with the most pixels of poles, lights and signs:
+# What do these differences look like? We load the four networks:
 
 # %%
 def load_variant(folder, settings, file="last.safetensors"):
@@ -767,6 +781,9 @@ def load_variant(folder, settings, file="last.safetensors"):
     common.load_weights(folder / file, model).eval()
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
+
+# %% [markdown]
+# They look at the val street with the most pixels of poles, lights and signs:
 
 # %%
 models = {letter: load_variant(run.folder, settings) for letter, run in runs.items()}
@@ -799,8 +816,7 @@ for a, b in combinations(seen, 2):
 # On 5.8 to 7.6 % of this street. A and D, whose losses differ by the boundary loss alone, are no closer (6.2 %) than A and B
 # (5.8 %).
 #
-# Here are the scores in per cent, beside the published ones, of 160 epochs on Cityscapes. The *majority class* names one class
-# everywhere:
+# And their scores? We compare three, and ours are strict:
 
 # %%
 import pandas as pd
@@ -809,6 +825,9 @@ METRICS = {"miou": "mIoU", "boundary_f1": "boundary F1", "trimap_iou": "trimap I
 STRICT = {"miou": "mIoU", "boundary_f1_strict": "strict boundary F1",
           "trimap_iou": "trimap IoU"}
 published = common.read_published(NOTEBOOK)
+
+# %% [markdown]
+# In per cent, beside the published ones, of 160 epochs on Cityscapes. The *majority class* names one class everywhere:
 
 # %%
 theirs = {METRICS[m]: common.headline(published, m).set_index("method")["value"]
@@ -928,8 +947,7 @@ def term_gradients(logits, batch, terms, class_weights=None):
 # four pixels from the rim it is $\frac{4}{127}\cdot\frac{1}{19} = .0017$ times $1/|V|$, and $\lambda_b$ makes it a fifth of
 # that. That of cross-entropy, without class weights, is in size at least $1/|V|$ for the true class.
 #
-# We measure on four val streets, for the network at the start and two trained ones: C, which knows both losses, and A, which
-# knows neither:
+# We measure on four val streets:
 
 # %%
 from torch.utils.data import default_collate
@@ -939,6 +957,9 @@ four = common.StreetScenes(common.evenly(splits["val"], 4), size, targets=target
                            **scaling)
 held_out = default_collate([four[k] for k in range(len(four))])
 all_terms = loss_terms("C", "paper", lambda_d or 1.0, lambda_b or 0.2)
+
+# %% [markdown]
+# We take the network at the start, and two trained ones: C, which knows both losses, and A, which knows neither:
 
 # %%
 torch.manual_seed(seed)
@@ -1017,7 +1038,7 @@ for unit in dict.fromkeys((norm, "none")):
 #
 # ### The boundary loss alone
 #
-# Does it need cross-entropy at all? We train small streets with one term only, for some sixty steps:
+# Does it need cross-entropy at all? Here are small streets, some to learn from and some to be judged on:
 
 # %%
 from torch.utils.data import DataLoader
@@ -1027,6 +1048,9 @@ inputs = {"mean": common.LITE0_MEAN, "std": common.LITE0_STD}
 small = common.StreetScenes(common.evenly(splits["train"], 16), half, targets=targets,
                             **inputs)
 unseen = common.StreetScenes(common.evenly(splits["val"], 8), half, **inputs)
+
+# %% [markdown]
+# We train with one term only, for some sixty steps:
 
 # %%
 for term in ("ce", "boundary"):
@@ -1066,6 +1090,9 @@ def camvid_runs(suffix=""):
     return found.dropna(subset="name").drop_duplicates(["name", "seed"])
 
 
+# %% [markdown]
+# Their scores need no network, as a run keeps the counts of every test picture:
+
 # %%
 def on_test(found, drive=""):
     """Scores in per cent on test, or on one of its drives: a row per run."""
@@ -1093,8 +1120,7 @@ if len(found):
 # mIoU was D, A, C, B. `D strong` is below A in mIoU and F1, and .2 above it in trimap IoU.
 #
 # Now other seeds *and* other pictures in one interval: `common.compare_runs` draws seeds with replacement, and for each draw
-# blocks of ten neighbouring frames. Two pairs add Dice, two the boundary loss, and the last a
-# strong one:
+# blocks of ten neighbouring frames:
 
 # %%
 def compare(folders, a, b, metric):
@@ -1104,6 +1130,9 @@ def compare(folders, a, b, metric):
     middle, low, high = 100 * np.array(found)
     return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
+
+# %% [markdown]
+# Two pairs add Dice, two the boundary loss, and the last a strong one:
 
 # %%
 PAIRS = (("B", "A"), ("C", "D"), ("D", "A"), ("C", "B"), ("D strong", "A"))
@@ -1176,6 +1205,9 @@ def wrong_pick(by_epoch, winner, seeds=1, draws=20000):
     return pd.Series(found)
 
 
+# %% [markdown]
+# Left the difference of C and D with its interval, right that probability:
+
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3), layout="constrained")
 left.errorbar(reversal.index, reversal["C - D"], reversal["± t"], fmt="o", capsize=2)
@@ -1216,8 +1248,7 @@ if len(found) and len(short):
 # ## A perfect score for a wrong picture
 #
 # In version 0.1 of the source both contour scores had a fault, which its author found himself and mended in two weeks [report,
-# §4.2]. They took the map of class *numbers* for a mask: class 0, road, was the background, and all else one object. Left, the
-# contours of our first street by that; right, those of all classes:
+# §4.2]. They took the map of class *numbers* for a mask: class 0, road, was the background, and all else one object. This is a contour:
 
 # %%
 def contour(mask):
@@ -1225,6 +1256,9 @@ def contour(mask):
     square = np.ones((3, 3), np.uint8)
     return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, square) > 0
 
+
+# %% [markdown]
+# Left, the contours of our first street by the map of numbers; right, those of all classes:
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.3), layout="constrained")
@@ -1275,6 +1309,10 @@ fitting = (size[0], max(32, round(w * size[0] / h / 32) * 32))
 last = list(models)[-1]
 answer = common.predict(models[last], own_photo, fitting, **scaling)
 common.show(common.show_pair(own_photo, answer, scheme))
+
+# %% [markdown]
+# A video becomes a labelled video:
+
 # %%
 from results import video
 
