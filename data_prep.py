@@ -111,8 +111,8 @@ def user_path(name: str, value: str | Path) -> Path:
             raise ValueError("it is empty")
         path = Path(value).expanduser()
         os.stat(path)
-    except (OSError, RuntimeError, ValueError) as error:  # no such user, a NUL, a name that is too long
-        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a NUL, too long, below a closed folder, a loop
+        if isinstance(error, OSError) and error.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP):
             return path
         value, why = str(value), getattr(error, "strerror", None) or error
         shown = repr(value if len(value) < 80 else f"{value[:40]}...{value[-30:]}")
@@ -219,7 +219,7 @@ def _intact(path: str | Path, data: bytes | None = None) -> bytes:
     process, while OpenCV up to 4.10 returns half a JPEG and lets libpng talk on stderr. So OpenCV gets verified bytes.
     """
     data = read_file(path) if data is None else data
-    png, size, intact = data.startswith(PNG_START), (0, 0), None
+    png, size, intact = _is_png(data[:26]), (0, 0), None
     with suppress(Exception):  # Pillow reports damage in many ways
         size = _png_size(data) if png else JpegImageFile(io.BytesIO(data)).size[::-1]
     _require_pixels(path, size)
@@ -288,6 +288,11 @@ def _scans(data: bytes) -> Iterator[tuple[bytes, int, int]]:
             yield header, start, at
 
 
+def _is_png(start: bytes) -> bool:
+    """Whether a file that starts so (26 bytes) is a PNG with a header."""
+    return start.startswith(PNG_START) and start[12:16] == b"IHDR" and len(start) > 25
+
+
 def _png_size(start: bytes) -> tuple[int, int]:
     """(height, width) of a PNG from its first bytes."""
     return int.from_bytes(start[20:24], "big"), int.from_bytes(start[16:20], "big")
@@ -295,7 +300,7 @@ def _png_size(start: bytes) -> tuple[int, int]:
 
 def _require_grey(path: str | Path, start: bytes) -> None:
     """Raise StreetsError unless a file that starts so is an 8-bit grey PNG."""
-    bits, kind = (*start[24:26],) if start.startswith(PNG_START) else (0, None)
+    bits, kind = (*start[24:26],) if _is_png(start) else (0, None)
     if (bits, kind) != (8, 0):
         kinds = {0: f"a grey PNG of {bits} bits" + ", as _instanceIds.png are" * (bits == 16), 3: "a PNG with a palette"}
         what = kinds.get(kind, "a picture in colours, as _color.png are")
@@ -313,7 +318,7 @@ def _glance(path: Path, read: Callable = read_image) -> tuple[int, int]:
             start = file.read(26)
             file.seek(max(0, size - len(PNG_END)))
             end = file.read()
-    if not start.startswith(PNG_START) or end != PNG_END:
+    if not _is_png(start) or end != PNG_END:
         return read(path).shape[:2]
     if read is read_label:
         _require_grey(path, start)
@@ -408,12 +413,22 @@ def _scan(root: Path, split: str) -> tuple[dict[tuple[str, str], Path], dict[tup
     return found[0], found[1]
 
 
+CUT_OFF = "it was cut off while being made: run the same command again"
+
+
+def _unfinished(root: Path) -> bool:
+    """Whether a command that was making a data set here was killed."""
+    return os.path.exists(root / STAGING / RECORD) and not os.path.exists(root / "dataset.json")
+
+
 def _misplaced(root: Path, top: str) -> str:
     """Where the folder `top` that `root` lacks may be instead, and what to do, as the end of a sentence."""
 
     def whole(home: Path) -> bool:
-        return all((home / name).is_dir() for name in SUFFIXES)
+        return all(os.path.isdir(home / name) for name in SUFFIXES)  # False, too, where one may not look
 
+    if _unfinished(root):
+        return CUT_OFF
     root = root.resolve()
     inside, beside = sorted(root.glob("*")), sorted(root.parent.glob("*"))
     if called := [path.name for path in inside if path.name.lower() == top.lower()]:
@@ -421,7 +436,7 @@ def _misplaced(root: Path, top: str) -> str:
     if homes := [home for home in (*inside, *root.parents) if whole(home)]:
         return f"use {homes[0]} instead"
     halves = [home for home in (root, *inside, *beside) if not whole(home)]
-    places = {name: home / name for name in SUFFIXES for home in reversed(halves) if (home / name).is_dir()}
+    places = {name: home / name for name in SUFFIXES for home in reversed(halves) if os.path.isdir(home / name)}
     if len(places) == 2:
         return f"move {' and '.join(map(str, places.values()))} into one folder"
     if top in places:
@@ -746,8 +761,9 @@ def _open_sources(sources: list[Path]) -> Iterator[dict[Path, Callable[[], bytes
     files: dict[Path, Callable[[], bytes]] = {}
 
     def member(path: Path, size: int, read: Callable[[], bytes]) -> bytes:
-        _require_size(path, size)
-        return read()
+        with _told("read", path, Exception):
+            _require_size(path, size)
+            return read()
 
     with ExitStack() as opened:
         for source in sources:
@@ -776,7 +792,8 @@ def _files_below(folder: Path) -> list[Path]:
     """All files below a folder, sorted; links are followed, but no folder is entered twice."""
 
     def refuse(error: OSError) -> None:
-        raise error
+        with _told("read", error.filename):
+            raise error
 
     found, entered = [], set()
     for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
@@ -790,13 +807,8 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _convert(files: dict[Path, Callable], plan: dict, work: Callable, out: Path, info: dict, force: bool) -> None:
     """Make a data set of the images work((path, bytes), names), for each {path: names} of `plan`."""
-
-    def read(path: Path) -> tuple[Path, bytes]:
-        with _told("read", path, Exception):
-            return path, files[path]()
-
     in_order = {path: plan[path] for path in files if path in plan}
-    print(_make(out, info, in_order, work, force, read))
+    print(_make(out, info, in_order, work, force, lambda path: (path, files[path]())))
 
 
 # How the two forms of CamVid map to the official classes: the CamVid classes of each, with their colours in label maps.
@@ -1035,14 +1047,11 @@ def check_dataset(root: str | Path, deep: bool = False) -> tuple[list[Row], bool
     if not root.is_dir():
         raise StreetsError(f"{root} is not a folder: give the one that holds leftImg8bit/ and gtFine/.")
     info = dataset_info(root)
-    unfinished = not info and (root / STAGING / RECORD).exists()
-    remark, official = info.get("labels", ""), "" if info else _official(root)
-    if not info:
-        is_a = {PART: ": a part of the official Cityscapes", "": ""}
-        remark = f"no dataset.json{is_a.get(official, ': compared with the official Cityscapes')}"
-    if unfinished:
-        remark = "it was cut off while being made: run the same command again"
-    rows = [Row("data set", dataset_name(root), "", remark, not unfinished)]
+    name, unfinished = dataset_name(root), _unfinished(root)
+    official = name.startswith("cityscapes")  # another set that is called so has "own-" before its name
+    compared = ": a part of the official Cityscapes" if name == PART else ": compared with the official Cityscapes" * official
+    remark = CUT_OFF if unfinished else info.get("labels", "") if info else f"no dataset.json{compared}"
+    rows = [Row("data set", name, "", remark, not unfinished)]
     if not (root / "leftImg8bit").is_dir():
         rows.append(Row("leftImg8bit", "", "", _misplaced(root, "leftImg8bit"), False))
     else:
@@ -1050,7 +1059,7 @@ def check_dataset(root: str | Path, deep: bool = False) -> tuple[list[Row], bool
     return rows, all(row.ok for row in rows)
 
 
-def _check_split(root: Path, split: str, info: dict, official: str, deep: bool) -> list[Row]:
+def _check_split(root: Path, split: str, info: dict, official: bool, deep: bool) -> list[Row]:
     images, labels = _scan(root, split)
     promised = info.get("images", OFFICIAL_IMAGES if official else {})
     expected = promised.get(split, 0)
@@ -1058,7 +1067,7 @@ def _check_split(root: Path, split: str, info: dict, official: str, deep: bool) 
         return []
     rows = []
     for what, found, top in (("photos", images, "leftImg8bit"), ("labels", labels, "gtFine")):
-        remarks = [_gap(root, top, split, found, expected, bool(official))]
+        remarks = [_gap(root, top, split, found, expected, official)]
         if split == "test" and what == "labels" and official:
             remarks.append("dummies by design, only the official server scores the test split")
         # What dataset.json promises must be there; of another set, train and val, and people also use a part of Cityscapes.
@@ -1617,7 +1626,7 @@ def draw_street(size: tuple[int, int], city: str, rng: np.random.Generator) -> t
     street = Street(
         pixels=np.zeros((height, width, 4), np.uint8),
         shadow=np.zeros((height, width), np.uint8),
-        vanishing=np.array([width * rng.normal(.5, .07), height * .41 + width * rng.normal(0, .014)]),
+        vanishing=np.array([width * rng.normal(.5, .07), np.clip(height * .41 + width * rng.normal(0, .014), 0, height * .8)]),
         city=CITIES[city],
         sun=np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)]),
         rng=rng,
@@ -1897,7 +1906,7 @@ def make_assignment(number: str, out: str | Path) -> Path:
     """
     import jupytext
 
-    out = Path(out).expanduser()
+    out = user_path("--out", out)
     known = {path.stem[:2]: path for path in sorted((HERE / "notebooks").glob("[0-9][0-9]_*.py"))}
     if number not in known:
         raise StreetsError(f"There is no notebook {number!r}: use {' or '.join(known)}.")
@@ -1912,11 +1921,12 @@ def make_assignment(number: str, out: str | Path) -> Path:
         elif begins := EXERCISE.match(cell.source):
             _grade(cell, answers[begins[1]], begins[1].lower().translate({32: "_", 46: "_"}), check=bool(begins[2]))
     helpers = [HERE / "common.py", HERE / "data_prep.py", *HERE.glob("results/*.py"), *HERE.glob("results/*.csv")]
-    for helper in helpers:
-        target = out / helper.relative_to(HERE)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(helper.read_bytes())
-    jupytext.write(notebook, made := out / f"{known[number].stem}.ipynb")
+    with _told("write", out):
+        for helper in helpers:
+            target = out / helper.relative_to(HERE)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(helper.read_bytes())
+        jupytext.write(notebook, made := out / f"{known[number].stem}.ipynb")
     print(f"{made}: {len(answers)} exercises, {sum(answer['points'] for answer in answers.values())} points")
     return made
 
@@ -2075,6 +2085,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted: run the same command again to go on.", file=sys.stderr)
         return 130
+    except OSError as error:  # a folder that one may not look into, for example
+        print(f"Cannot use {error.filename} ({error.strerror}): change its permissions, or choose another.", file=sys.stderr)
+        return 1
     return 0
 
 

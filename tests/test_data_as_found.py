@@ -532,6 +532,7 @@ PATHS = ["~nosuchuser/x", "x" * 5000, "a\0b"]
 @pytest.mark.parametrize("command", [
     ("toy", "--out", "PATH"), ("camvid", "--out", "PATH"), ("camvid", "--out", "out", "--source", "PATH"),
     ("pairs", "--out", "out", "--source", "PATH"), ("pairs", "--source", "source", "--out", "PATH"), ("check", "PATH"),
+    ("assignment", "02", "--out", "PATH"),
 ], ids=" ".join)  # fmt: skip
 def test_every_path_of_the_command_line_that_cannot_be_one_is_one_sentence(path, command, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)

@@ -20,7 +20,18 @@ from PIL import Image
 from torchvision.datasets import Cityscapes
 
 import data_prep
-from data_prep import StreetsError, check_dataset, convert_camvid, convert_pairs, list_frames, read_image, read_label
+from data_prep import (
+    PNG_END,
+    PNG_START,
+    StreetsError,
+    check_dataset,
+    convert_camvid,
+    convert_pairs,
+    find_data,
+    list_frames,
+    read_image,
+    read_label,
+)
 
 IDS = {entry.name: entry.id for entry in Cityscapes.classes}
 SCRIPT = Path(data_prep.__file__)
@@ -178,7 +189,7 @@ def test_any_flipped_bit_in_a_png_is_noticed(tmp_path):
             read_label(tmp_path / "label.png")
 
 
-@pytest.mark.parametrize("content", [b"", bytes(500), b"hello world, this is text" * 9])
+@pytest.mark.parametrize("content", [b"", bytes(500), b"hello world, this is text" * 9, PNG_START + PNG_END])
 def test_a_file_that_is_no_picture_is_refused_in_words(tmp_path, content):
     (tmp_path / "x.png").write_bytes(content)
     for read in (read_image, read_label):
@@ -338,6 +349,8 @@ def test_a_killed_run_is_continued_and_ends_like_one_that_was_not(camvid11, tmp_
         now = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
         assert len(now) >= len(kept) + 8 and kept.items() <= now.items()
         kept = now
+        with pytest.raises(StreetsError, match="cut off while being made: run the same command again"):
+            find_data(str(out))  # and not: use its .part-data_prep instead
     convert_camvid(camvid11, out)
     assert snapshot(out) == snapshot(tmp_path / "whole")
 
@@ -494,6 +507,39 @@ def test_a_folder_without_write_permission_is_one_sentence(camvid11):
         assert done.returncode == 1 and not list(locked.iterdir()), done
     (line,) = done.stderr.strip().splitlines()
     assert "Cannot write" in line and "locked" in line and "permission" in line
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
+def test_a_folder_that_may_not_be_entered_is_one_sentence_or_no_matter(camvid11):
+    code = (
+        "import os, sys, data_prep\n"
+        "from PIL import Image\n"
+        "Image.preinit()\n"
+        "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+        "for line in sys.argv[1:]:\n"
+        "    print(data_prep.main(line.split()), flush=True)\n"
+        "    print('---', file=sys.stderr, flush=True)\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        folder.chmod(0o755)
+        data, half, closed = shutil.copytree(camvid11, folder / "data"), folder / "half", folder / "closed"
+        (half / "gtFine").mkdir(parents=True)  # without photos, and what lies beside it is looked at
+        data_prep.main(["toy", "--size", "64x64", "--train", "1", "--val", "1", "--test", "1", "--out", str(folder / "toy")])
+        closed.mkdir()
+        shut = [closed, folder / "toy" / "gtFine" / "val"]
+        for path in shut:
+            path.chmod(0)
+        lines = [f"toy --out {closed}/x", f"camvid --source {data} --out {closed}/x", f"check {closed}/x",
+                 f"check {folder}/toy", f"check {half}"]  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", code, *lines], cwd=SCRIPT.parent, capture_output=True, text=True)
+        for path in shut:
+            path.chmod(0o755)
+    assert "Traceback" not in done.stderr, done.stderr
+    *said, rest = done.stderr.split("---\n")
+    assert rest == "" and done.stdout.splitlines()[0] == "1" and done.stdout.splitlines()[-1] == "1"
+    assert [len(text.splitlines()) for text in said] == [1, 1, 1, 1, 0], said
+    assert all("ermission" in text for text in said[:4])
 
 
 @pytest.mark.parametrize("command", ["toy", "camvid", "pairs", "check"])

@@ -108,6 +108,12 @@ def test_any_size_can_be_drawn(size):
     assert np.isin(label, [c.id for c in Cityscapes.classes]).all()
 
 
+def test_the_horizon_of_a_wide_flat_street_stays_in_the_picture():
+    for seed in range(8):
+        image, _ = data_prep.draw_street((64, 4096), next(iter(data_prep.CITIES)), np.random.default_rng(seed))
+        assert image.shape == (64, 4096, 3)
+
+
 # Content
 
 
