@@ -19,8 +19,8 @@
 # The networks of a published report score 67.7 per cent on street pictures that were held back, and 65.5 on pictures of other
 # cities, from which they have not learnt either. What should you expect of it on *your* streets? You train such networks in two
 # ways. A *drive* is one trip of the camera car: some networks may learn from the drives that they are scored on, others may
-# not. On real streets the very same pictures score about 7 points higher in the first way. So a score *by image* tells you
-# about more pictures of known streets, and only one *by drive* about new streets.
+# not. On real streets the very same pictures score 7.2 ± 1.0 points higher in the first way (three seeds). So a score *by
+# image* tells you about more pictures of known streets, and only one *by drive* about new streets.
 #
 # ![A held-out street, its truth, and what networks of either kind of folds make of it](../.github/03_leak.jpg)
 #
@@ -43,7 +43,7 @@
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
 # | `quick` | toy streets, made on the spot | any CPU | 3 min with two threads (November 2026) | with seed 42, mean IoU 18.4 by image and 16.8 by city (majority class 1.8): too few streets to tell |
-# | `laptop` | CamVid, 367 real streets | any CPU | 3 to 10 min a fold on one core, 34 in all | with seed 42, mean IoU 43.1 by image and 36.2 by drive (majority class about 3) |
+# | `laptop` | CamVid, 367 real streets | any CPU | 3 to 10 min a fold on one core, 34 in all | mean IoU 42 to 44 by image and 35 to 36 by drive (three seeds; majority class about 3) |
 # | `course` | CamVid, or 900 images of Cityscapes, at 512 rows | one 16 GB GPU: at most 5.3 GiB, computed | not yet measured | the same comparison with the source's network |
 # | `paper` | Cityscapes, 512x1024 | one 16 GB GPU: 4.7 GiB, computed | not yet measured (the source does not tell) | the published table |
 
@@ -317,8 +317,9 @@ if len(committed):
     display(table.round(1))
 
 # %% [markdown]
-# With seed 42 it is 43.1 by image and 36.2 by drive. Both columns cover the same 367 pictures, but no row compares the
-# same ones. (All are low: the pictures are small, and five of eleven classes, such as poles and people, are hardly found.)
+# The mean is 42.2 to 43.5 by image and 35.3 to 36.2 by drive. Both columns of a seed cover the same 367 pictures, but no row
+# compares the same ones. (All are low: the pictures are small, and five of eleven classes, such as poles and people, are hardly
+# found.)
 #
 # Do folds by drive just make worse networks? The test split can tell. Its drive *Seq05VD* is new to all six networks. Its other
 # drive, *0001TP*, is known to five of them: they have learnt from other pictures of it. The sixth, fold 3 by drive, held it
@@ -336,10 +337,11 @@ if rows:
     display(pd.DataFrame(rows).pivot_table("mIoU", index, ["seed", "drive"]).round(1))
 
 # %% [markdown]
-# Look at fold 3 by drive. It has learnt from the most pictures, 305, and on the new drive it is second of six, with 41.8. But
-# on 0001TP it is last, with 35.0, where all that know this drive have 38.2 to 41.7. It is no bad network. It just does not know
-# these streets. This difference is what the leak is worth. (Which kind of folds makes better networks stays open: on Seq05VD
-# five have 39.0 to 42.4, and the sixth learnt from 163 pictures only.)
+# Look at fold 3 by drive. It has learnt from the most pictures, 305, and on the new drive it is second of six with two seeds,
+# and fourth with the third. But on 0001TP it is last with every seed, with 30.7 to 36.5, where all that know this drive have
+# 37.2 to 41.7. It is no bad network. It just does not know these streets. This difference is what the leak is worth. (Which
+# kind of folds makes better networks stays open: on Seq05VD five have 38.6 to 43.5, and the sixth learnt from 163 pictures
+# only.)
 #
 # So there are two questions. By image: how good is the network on more pictures of the streets it knows? By drive: how
 # good is it on other streets? Report the second if a car is to go anywhere new.
@@ -823,12 +825,13 @@ for name, (pictures, by_image, by_city) in pairs.items():
         print(f"   {drive}: {leak(by_image[mine], by_city[mine]):+.1f}")
 
 # %% [markdown]
-# (Pooled means: of one confusion matrix of all pictures. So CamVid has 6.8 here, where the table above has 43.1
+# (Pooled means: of one confusion matrix of all pictures. So CamVid's seed 42 has 6.8 here, where the table above has 43.1
 # and 36.2; the toy streets have 2.3, where it was 18.4 and 16.8.)
 #
-# On CamVid, with seed 42, all three drives score higher by image. The 8.6 points of 0016E5 may be owed in part to the few pictures
-# that its network by drive learnt from, 163. The other two had *more* pictures than those by image, and still lack 5.9 and 3.7
-# points. On the toy streets most comes from brunhaven, the city of fold 3.
+# On CamVid two drives score higher by image with every seed, 0016E5 by 8.5 to 10.0 points and 0006R0 by 3.7 to 5.8. The third,
+# 0001TP, does so with two seeds (5.9 and 8.8), and with seed 43 it does not (0.0). What 0016E5 gains may be owed in part to the
+# few pictures that its network by drive learnt from, 163. The other two had *more* pictures than those by image, and still score
+# lower but for that one. On the toy streets most comes from brunhaven, the city of fold 3.
 #
 # ### The paired bootstrap
 #
@@ -879,12 +882,13 @@ pd.DataFrame(rows).T.round(1)
 # %% [markdown]
 # **Draw the unit that you want to speak about.**
 #
-# - *Ten neighbours*: with these six networks, other stretches of the same drives could well have given anything from 5.5 to 7.9
-#   points on CamVid (seed 42). By single pictures it is 6.3 to 7.3: too narrow for a video.
+# - *Ten neighbours*: with the six networks of seed 42, other stretches of the same drives could well have given anything from 5.5
+#   to 7.9 points on CamVid; with the other seeds 5.6 to 8.8 and 6.6 to 8.6. By single pictures it is 6.3 to 7.3: too narrow for a
+#   video.
 # - *City or drive*: would other cities leak, too? There are only three, so the interval reaches from the smallest of the three
-#   differences to the largest, and cannot tell more. On CamVid all three are positive. On the toy streets 0 lies inside (-.7 to
-#   4.8), since only one of three cities differs much. By picture 0 lies outside (1.2 to 3.3), but that speaks of these three
-#   cities only.
+#   differences to the largest, and cannot tell more. On CamVid all three are positive with two seeds, and one is 0 with the
+#   third. On the toy streets 0 lies inside (-.7 to 4.8), since only one of three cities differs much. By picture 0 lies outside
+#   (1.2 to 3.3), but that speaks of these three cities only.
 #
 # What does the pairing gain?
 
@@ -912,6 +916,9 @@ if len(leaks) > 1:
     print(f"CamVid, {len(leaks)} seeds: {mean:.1f} ± {half:.1f} points")
 
 # %% [markdown]
+# The three seeds agree within a point: 6.8, 7.2 and 7.6. So the leak is no chance of training. (This interval, too, speaks of
+# these three drives.)
+#
 # Which classes lose most?
 
 # %%
@@ -958,11 +965,11 @@ for _, run in every.iterrows():
 pd.DataFrame(rows).groupby("runs").mean().round(1)
 
 # %% [markdown]
-# Each column differs from the one before in one thing. The resolution changes next to nothing, and so does the epoch. The
-# pictures make the difference. On CamVid, with seed 42, they cost 2.3 points by image. By drive (the row *by city*) they *gain*
-# 2.7: two of the three networks score higher on the test streets than on the drive held out. A quarter of the test streets are
-# of 0001TP, which two of the three know. So here both scores miss the test score by about as much, on either side. Three drives
-# are few.
+# Each column differs from the one before in one thing. The resolution changes next to nothing, and the epoch .7 points at most.
+# The pictures make the difference. On CamVid they cost 2.3 to 3.4 points by image. By drive (the rows *by city*) they *gain*
+# 2.5 to 2.8: with every seed two of the three networks score higher on the test streets than on the drive held out. A quarter
+# of the test streets are of 0001TP, which two of the three know. So here both scores miss the test score by about as much, on
+# either side. Three drives are few.
 #
 # And the epoch? The best of 13 validations is never below the last, and some of that is luck. Suppose that a network no
 # longer improves, so that its validations are one value and noise of spread 1:
@@ -972,8 +979,8 @@ noise = np.random.default_rng(0).normal(0, 1, (40000, 13))
 print(f"best minus last: {(noise.max(axis=1) - noise[:, -1]).mean():.2f} spreads")
 
 # %% [markdown]
-# If the source's validations scattered by half a point around one value, luck made .8 of its 2.2 points. (On CamVid,
-# with seed 42, five of six networks were best at the last epoch.)
+# If the source's validations scattered by half a point around one value, luck made .8 of its 2.2 points. (On CamVid 13
+# of 18 networks were best at the last epoch.)
 #
 # So why did the scores fall from 67.7 to 65.5? On CamVid, by image, it is the pictures, all of it. For the source we cannot
 # know: its folds share every city [code], its official pictures are of other cities, and part may be the choice of the epoch:
@@ -1037,7 +1044,7 @@ video.show(photo, run.folder, scheme, model, own_size, **scaling)
 # %% [markdown]
 # ## What we learnt
 #
-# - A score by image speaks of known streets, a score by city or drive of new ones.
+# - A score by image speaks of known streets, a score by city or drive of new ones. On CamVid they differ by 7.2 ± 1.0 points.
 # - Three scores need Student's t, and folds are not even independent.
 # - Two networks are compared on the same pictures, by a paired bootstrap. Draw the unit that you want to speak about.
 # - If several things change between two numbers, change them one at a time.

@@ -1271,7 +1271,8 @@ if kept:
 # All curves lie below 0: on real streets, too, every structural loss costs points near edges *and* away from them.
 # `sobel_matched` loses least away from edges, where Sobel's loss does not pull.
 #
-# - *From ImageNet's weights* cross-entropy comes to 50.6, with Sobel's loss added to 41.4, with SEMEDA's to 26.9.
+# - *From ImageNet's weights* cross-entropy comes to 50.6, with Sobel's loss added to 41.4, with SEMEDA's to 26.9. SEMEDA divided by
+#   elements, a gentler reading of the same weights, comes to 47.5 ([results/README.md](../results/README.md)).
 # - *Training on from the 50.6*, the control gains 1.7. At a strength of 1 Sobel ends 1.8 points below the control and SEMEDA
 #   2.7; with the paper's weights it is 8.7 and 7.0. Divided by elements, SEMEDA's weights have a strength of 1.0 as well, and
 #   end where the matched ones do.

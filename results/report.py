@@ -424,18 +424,18 @@ def conditions(found: Sequence[Evidence]) -> list[str]:
     return [", ".join(text(word) for word, told in zip(each, differs) if told and word) for each in made]
 
 
+def in_lines(found: Sequence[Evidence], rows: Sequence[tuple]) -> list[str]:
+    """The cells of several rows of a table, one for each piece of evidence on a claim, as those of one: a line for each."""
+    names = conditions(found)
+    lines = [[f"{name}: {value}" if name else str(value) for name, value in zip(names, column)] for column in zip(*rows)]
+    return [str(column[0]) if len(set(column)) == 1 else "<br>".join(of) for column, of in zip(zip(*rows), lines)]
+
+
 def claim_row(found: list[Evidence], notes: Notes) -> list[str]:
     """The row of a claim: cells with a line for each of the conditions under which its runs were made, if they differ."""
-    claim, names = found[0].claim, conditions(found)
-
-    def cell(values: Sequence) -> str:
-        if len(set(values)) == 1:
-            return str(values[0])
-        return "<br>".join(f"{name}: {value}" if name else str(value) for name, value in zip(names, values))
-
-    return [f"{claim.claim} {claim.seen}", published_value(claim), cell([our_value(one) for one in found]),
-            cell([len(one.values) for one in found]), cell([notes.of(*one.a, *one.b) for one in found]),
-            cell([verdict(one) for one in found])]  # fmt: skip
+    claim = found[0].claim
+    columns = [(our_value(one), len(one.values), notes.of(*one.a, *one.b), verdict(one)) for one in found]
+    return [f"{claim.claim} {claim.seen}", published_value(claim), *in_lines(found, columns)]
 
 
 def section(notebook: str, runs: Sequence[Run], claims: pd.DataFrame, rows: list[Evidence]) -> str:
@@ -481,9 +481,9 @@ def in_short(runs: Sequence[Run], claims: pd.DataFrame, found: dict[str, list]) 
             f"not computed: {len(theirs) - len(computed)}. Runs: {'; '.join(made) or 'none yet'}.\n\n")  # fmt: skip
     lines = []
     for claim in claims.drop_duplicates("notebook").itertuples():
-        best = [one for one in found[claim.notebook] if one.claim.Index == claim.Index]
-        best = max(best, key=lambda one: (not one.reasons, not one.a[0].state, len(one.values)), default=None)
-        cells = [our_value(best), len(best.values), "no" if best.reasons else "yes", verdict(best)] if best else ["", 0, "", ""]
+        mine = [one for one in found[claim.notebook] if one.claim.Index == claim.Index]
+        columns = [(our_value(one), len(one.values), "no" if one.reasons else "yes", verdict(one)) for one in mine]
+        cells = in_lines(mine, columns) if mine else ["", "0", "", ""]
         lines.append([claim.notebook[:2], claim.claim, published_value(claim), *cells])
     return page + table(["", "claim", "published", "ours", "seeds", "its conditions?", "what came out"], lines)
 
