@@ -446,12 +446,12 @@ def test_names_that_others_chose_are_neither_markup_nor_links(tmp_path):
 # the page and the README
 
 
-def test_the_summary_shows_the_runs_that_leave_their_mode_least(tmp_path):
+def test_the_summary_shows_all_conditions_and_first_the_one_that_leaves_its_mode_least(tmp_path):
     for changes, d in (({"epochs": 3}, 0.9), ({}, 0.6)):
         for recipe, miou in (("A", 0.5), ("D", d)):
             put_run(tmp_path, recipe, 1, miou, changes=changes, settings={"epochs": changes.get("epochs", 12)}, dataset="camvid11", mode="laptop")
     summary = page_of(tmp_path).partition("\n## ")[2].partition("\n## ")[0]
-    assert "(A) | +0.41 | +10.00 | 1 |" in summary and "+40.00" not in summary
+    assert "(A) | +0.41 | +10.00<br>epochs3: +40.00 | 1 |" in summary
 
 
 def test_the_command_writes_the_page_and_leaves_the_readme_to_the_repos_own_runs(tmp_path, monkeypatch, capsys):
