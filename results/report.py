@@ -509,7 +509,8 @@ def camvid(runs: Sequence[Run]) -> str:
         rows.append([name, text(group[0].recorded["weights"]), len(group), number(mious)])
         by_class.append([name, *(f"{100 * np.mean(values):.1f}" for values in each)])
         best = max(best, 100 * np.mean(mious))
-    page = "\n## CamVid, test split, 11 classes\n\nOf each notebook the network that is best on val:\n\n" + table(["network", "weights", "seeds", "mIoU"], rows)
+    page = "\n## CamVid, test split, 11 classes\n\nOf each notebook the network that is best on val:\n\n"
+    page += table(["network", "weights", "seeds", "mIoU"], rows)
     bar = published_score(published, "ENet miou")
     page += f"\nThe best of ours, {best:.2f}, is {'above' if best > bar else 'below'} ENet's {bar:.2f}.\n" if best else ""
     page += "\nThe IoU of each class, where it is known:\n\n" + table(["network", *CAMVID_CLASSES], by_class)
