@@ -1410,7 +1410,7 @@ answer = common.predict(net, own, fits, **inputs)
 common.show(common.show_pair(own, answer, scheme))
 
 # %% [markdown]
-# On our toy street the pole is a grey blob, and the triangular sign is missed. A video becomes a labelled video:
+# On our toy street the pole is a grey blob, and the triangular sign is missed. If `photo` is a video, all of it is labelled:
 
 # %%
 from results import video

@@ -207,7 +207,7 @@ size = common.network_size(splits["train"][0], settings["height"])
 print({name: len(frames) for name, frames in splits.items()}, "at", size)
 
 # %% [markdown]
-# One street of forty will be our example:
+# We read forty streets of train. One of them will be our example:
 
 # %%
 import numpy as np
@@ -218,7 +218,7 @@ scenes = common.StreetScenes(common.evenly(splits["train"], 40), size, **scaling
 labels = [scenes.read(k)[1] for k in range(len(scenes))]
 
 # %% [markdown]
-# The one with much of both a car and a pole:
+# We take one with much of both a car and a pole:
 
 # %%
 best = max(range(len(scenes)),
@@ -297,7 +297,8 @@ print(outside.round(1)[:3], inside.round(1)[:4], sep="\n\n")
 # %% [markdown]
 # `outside` grows with the distance from the bus, `inside` grows to 3 in its middle. The *signed distance map* $\phi$ is
 # positive outside and negative inside. On the rim, the outermost pixels of the bus, it is to be 0, so we subtract 1 inside. A
-# class that the picture lacks, or that fills it, has no contour, and its map is 0:
+# class that the picture lacks, or that fills it, has no contour, and its map is 0. Void counts as outside of every class, and
+# the frame of the picture is no contour:
 
 # %%
 def signed_distance(mask):
@@ -360,8 +361,8 @@ def boundary_loss(probs, phi, label):
 # Its size depends on the unit of $\phi$. The source clips distances at 127 pixels [report, §3.4] and has them in [-1, 1]
 # [report, §3.3]; an example divides by each class's maximum [README]. What the runs did is not public. We divide by 127: to
 # save memory the map is stored in whole pixels, as int8, and `boundary_loss` divides. `norm = "none"` keeps pixels, as
-# Kervadec's code does [code]; `absmax`, `signwise` and `readme` divide by a class's largest distance. The map is made after its
-# label was mirrored:
+# Kervadec's code does [code]; `absmax`, `signwise` and `readme` divide by a class's largest distance. In training some labels
+# will be mirrored, and the map is made after that:
 
 # %%
 def distance_targets(label, num_classes, norm):
@@ -384,7 +385,7 @@ def soft_one_hot(label, num_classes=19, confidence=0.99):
 
 
 # %% [markdown]
-# What do the losses say of the truth, of the truth moved four pixels to the side, and of road everywhere?
+# What do the three losses say of the truth, of the truth moved four pixels to the side, and of road everywhere?
 
 # %%
 truth = torch.from_numpy(label.astype(np.int64))[None]  # (B, H, W)
@@ -397,9 +398,9 @@ for name, guess in guesses.items():
           f"  boundary {boundary_loss(probs, phi, truth):+.5f}")
 
 # %% [markdown]
-# All three put the guesses in the same order. From the truth to the moved truth cross-entropy rises by 1.13, Dice by .32, and
-# the boundary loss by .0004. (Dice is .27 even for the truth, as classes that the street lacks get some of the remaining 1 %.
-# And .0004 is little because $\phi$ is divided by 127 and the sum by 19.)
+# All three losses put the guesses in the same order. From the truth to the moved truth cross-entropy rises by 1.13, Dice by
+# .32, and the boundary loss by .0004. (Dice is .27 even for the truth, as classes that the street lacks get some of the
+# remaining 1 %. And .0004 is little because $\phi$ is divided by 127 and the sum by 19.)
 #
 # ## Four losses, one network
 #
@@ -423,8 +424,7 @@ def loss_terms(variant, recipe, lambda_d, lambda_b):
 
 
 # %% [markdown]
-# The whole sum, as it is written above. The function of a term of your own goes above the next cell (see
-# *To go further*):
+# The function of a term of your own goes above the next cell (see *To go further*), which adds such terms up:
 
 # %%
 OURS = ("ce", "dice", "boundary")
@@ -436,6 +436,9 @@ def sum_of_own(log_probs, label, terms, own):
     names = [name for name in terms if name not in OURS]
     return sum(terms[name] * (own or {})[name](log_probs, label) for name in names)
 
+
+# %% [markdown]
+# The whole sum, as it is written above:
 
 # %%
 def composite_as_written(logits, batch, terms, class_weights=None, own=None):
@@ -589,7 +592,7 @@ with common.network_errors(settings["encoder"]), torch.no_grad():
 #
 # ### The rest of the recipe
 #
-# Half of the photos are mirrored with their labels, all get other colours, half are blurred:
+# All photos get other colours:
 
 # %%
 import cv2
@@ -607,7 +610,7 @@ def jitter_colors(image, rng, jitter=0.25, hue=0.03):
 
 
 # %% [markdown]
-# A mirrored photo needs a mirrored label. Jitter and blur leave the label as it is:
+# Half of them are mirrored, each with its label, and half are blurred. Colours and blur leave the label as it is:
 
 # %%
 def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
@@ -621,7 +624,7 @@ def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
 
 
 # %% [markdown]
-# A class weight is, as in notebook 02, one over the root of a class's share:
+# A class weight is, as in notebook 02, one over the root of a class's share, here scaled to a mean of 1:
 
 # %%
 def frequency_weights(frames, scheme):
@@ -633,8 +636,10 @@ def frequency_weights(frames, scheme):
     weights = np.where(counts > 0, share**-0.5, 0)
     return torch.from_numpy(weights / weights[counts > 0].mean()).float()
 
+
 # %% [markdown]
-# `quick` and `laptop` last minutes, so cross-entropy gets class weights there:
+# `quick` and `laptop` train for few epochs. There, and in `author_config`, cross-entropy gets class weights, so that rare
+# classes are seen early:
 
 # %%
 class_weights = None
@@ -732,7 +737,7 @@ def train_variant(folder, terms, own, class_weights, settings, size, splits, wei
 # %% [markdown]
 # ## Train them
 #
-# A does not read $\lambda_b$. `unread` says so, and it is not trained again for another one:
+# A does not read $\lambda_b$, so for another $\lambda_b$ it is not trained again. `unread` lists what a loss does not read:
 
 # %%
 def unread(terms):
@@ -770,9 +775,9 @@ common.show(common.show_history(histories, ("miou", "iou_pole"), colors))
 # %% [markdown]
 # In twenty epochs mIoU comes to .43 and the IoU of poles to .11. At the end the four lie within .8 points of mIoU.
 #
-# ## The four streets
+# ## One street, four answers
 #
-# What do these differences look like? We load the four networks:
+# What do these differences look like? A function that loads the network of a finished run:
 
 # %%
 def load_variant(folder, settings, file="last.safetensors"):
@@ -783,7 +788,7 @@ def load_variant(folder, settings, file="last.safetensors"):
 
 
 # %% [markdown]
-# They look at the val street with the most pixels of poles, lights and signs:
+# All four predict the val street with the most pixels of poles, lights and signs:
 
 # %%
 models = {letter: load_variant(run.folder, settings) for letter, run in runs.items()}
@@ -816,7 +821,7 @@ for a, b in combinations(seen, 2):
 # On 5.8 to 7.6 % of this street. A and D, whose losses differ by the boundary loss alone, are no closer (6.2 %) than A and B
 # (5.8 %).
 #
-# And their scores? We compare three, and ours are strict:
+# And their scores? We compare three; of our own boundary F1 we take the strict one:
 
 # %%
 import pandas as pd
@@ -827,7 +832,8 @@ STRICT = {"miou": "mIoU", "boundary_f1_strict": "strict boundary F1",
 published = common.read_published(NOTEBOOK)
 
 # %% [markdown]
-# In per cent, beside the published ones, of 160 epochs on Cityscapes. The *majority class* names one class everywhere:
+# Here are ours in per cent, beside the published ones, of 160 epochs on Cityscapes. The *majority class* names one class
+# everywhere:
 
 # %%
 theirs = {METRICS[m]: common.headline(published, m).set_index("method")["value"]
@@ -1020,7 +1026,7 @@ common.show(fig)
 
 # %% [markdown]
 # Cross-entropy and Dice pull at contours and on objects that the network gets wrong. The boundary loss shows no clear line
-# anywhere, and pulls about a thousand times less. Which $\lambda_b$ would give it a tenth of cross-entropy's pull?
+# anywhere, and pulls thousands of times less. Which $\lambda_b$ would give it a tenth of cross-entropy's pull?
 
 # %%
 for unit in dict.fromkeys((norm, "none")):
@@ -1050,7 +1056,7 @@ small = common.StreetScenes(common.evenly(splits["train"], 16), half, targets=ta
 unseen = common.StreetScenes(common.evenly(splits["val"], 8), half, **inputs)
 
 # %% [markdown]
-# We train with one term only, for some sixty steps:
+# We train one network with cross-entropy alone and one with the boundary loss alone, for some sixty steps each:
 
 # %%
 for term in ("ce", "boundary"):
@@ -1068,7 +1074,7 @@ for term in ("ce", "boundary"):
 
 # %% [markdown]
 # With cross-entropy mIoU comes to .24 and nine classes are named, with the boundary loss alone to .14 and seven. Where $p$ is
-# near 0, its gradient vanishes: a class once given up hardly comes back. Here, at least, it does better as an addition.
+# near 0, its gradient vanishes: a class once given up hardly comes back. Here, at least, it cannot replace cross-entropy.
 #
 # ## What CamVid says
 #
@@ -1103,7 +1109,7 @@ def on_test(found, drive=""):
 
 
 # %% [markdown]
-# On all of test, seed by seed, and the means over the seeds on `Seq05VD` alone:
+# First all of test, seed by seed, then the means over the seeds on `Seq05VD` alone:
 
 # %%
 from IPython.display import display
@@ -1137,6 +1143,10 @@ def compare(folders, a, b, metric):
 # %%
 PAIRS = (("B", "A"), ("C", "D"), ("D", "A"), ("C", "B"), ("D strong", "A"))
 
+# %% [markdown]
+# For each pair a difference in points, its interval and, with several seeds, the $p$ over seeds after Holm. With one seed the
+# interval is over pictures alone:
+
 # %%
 if len(found):
     folders = found.pivot(index="seed", columns="name", values="folder")
@@ -1152,9 +1162,6 @@ if len(found):
     display(table)
 
 # %% [markdown]
-# A difference in points, its interval and, with several seeds, the $p$ over seeds after Holm. With one seed the interval is
-# over pictures alone.
-#
 # - **Dice** lifts the trimap IoU by 1.5 points beside A and .8 beside D (1.6 to 1.7 in the study), and beside A the strict
 #   boundary F1 by 1.0. In the study F1, its own and not strict, fell.
 # - **The boundary loss**: D is .8 points of mIoU above A, with an interval without 0; C is .3 below B, with one that holds it.
@@ -1170,9 +1177,8 @@ if len(found):
 #
 # ## Do short runs mislead?
 #
-# After 10 epochs of 160 the study's best loss is C, in the end D. It calls this exploratory; significant, it finds, is that C
-# and D change places [report, §4.2, §5.2]. From its public table, sixteen epochs of every run: who is best, and where is C - D
-# more than luck?
+# After 10 epochs of 160 the study's best loss is C, in the end D. It calls this exploratory, but finds it significant that C
+# and D change places [report, §4.2, §5.2]. From its public table, sixteen epochs of every run: who is best at each?
 
 # %%
 EPOCHS = [*range(10, 160, 10), "last"]
@@ -1181,7 +1187,7 @@ by_epoch = {160 if e == "last" else e: per_seed(published, "miou", str(e))
 print(" ".join(f"{e}:{table.mean().idxmax()}" for e, table in by_epoch.items()))
 
 # %% [markdown]
-# C minus D, a pair per seed, where $p$ is below .05:
+# And where is C - D more than luck? C minus D, a pair per seed, where $p$ is below .05:
 
 # %%
 reversal = {e: paired_t(table["C"], table["D"]) for e, table in by_epoch.items()}
@@ -1248,7 +1254,8 @@ if len(found) and len(short):
 # ## A perfect score for a wrong picture
 #
 # In version 0.1 of the source both contour scores had a fault, which its author found himself and mended in two weeks [report,
-# §4.2]. They took the map of class *numbers* for a mask: class 0, road, was the background, and all else one object. This is a contour:
+# §4.2]. They took the map of class *numbers* for a mask: class 0, road, was the background, and all else one object. A contour
+# is where a mask has both values within 3x3 pixels:
 
 # %%
 def contour(mask):
@@ -1311,7 +1318,7 @@ answer = common.predict(models[last], own_photo, fitting, **scaling)
 common.show(common.show_pair(own_photo, answer, scheme))
 
 # %% [markdown]
-# A video becomes a labelled video:
+# If `photo` is a video, all of it is labelled; else this cell does nothing:
 
 # %%
 from results import video
