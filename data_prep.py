@@ -2085,7 +2085,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted: run the same command again to go on.", file=sys.stderr)
         return 130
-    except OSError as error:  # a folder that one may not look into, for example
+    except PermissionError as error:  # a folder that one may not look into
         print(f"Cannot use {error.filename} ({error.strerror}): change its permissions, or choose another.", file=sys.stderr)
         return 1
     return 0
