@@ -542,6 +542,27 @@ def test_a_folder_that_may_not_be_entered_is_one_sentence_or_no_matter(camvid11)
     assert all("ermission" in text for text in said[:4])
 
 
+@pytest.mark.parametrize("line", ["toy --out {}", "toy --out {}/x", "camvid --source {} --out {}-2", "camvid --source {0}-3 --out {0}/x",
+                                  "pairs --source {} --out {}-2", "check {}", "check {}/x", "assignment 02 --out {}"])  # fmt: skip
+def test_a_link_to_itself_is_one_sentence(line, camvid11, tmp_path, capsys):
+    (folder := tmp_path / "here").mkdir()
+    loop = folder / "loop"
+    loop.symlink_to(loop)
+    (folder / "loop-3").symlink_to(camvid11)
+    assert data_prep.main([word.format(loop, loop) for word in line.split()]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert str(loop) in said and "symbolic links" in said
+    assert sorted(path.name for path in folder.iterdir()) == ["loop", "loop-3"]
+
+
+def test_a_looping_link_in_a_data_set_is_no_matter_to_the_rest(tmp_path, capsys):
+    root = tmp_path / "streets"
+    data_prep.main(["toy", "--size", "64x64", "--train", "2", "--val", "1", "--test", "1", "--out", str(root)])
+    (root / "leftImg8bit" / "train" / "loop").symlink_to("loop")
+    assert data_prep.main(["check", str(root)]) == 0
+    assert len(data_prep.list_frames(root, "train")) == 2
+
+
 @pytest.mark.parametrize("command", ["toy", "camvid", "pairs", "check"])
 def test_every_help_teaches_by_example(command, capsys):
     for arguments in ([command, "--help"], ["--help"]):
