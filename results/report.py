@@ -529,6 +529,8 @@ seeds: at 95 % for a single run's row, and for a claim at the level that Holm's 
 are judged under like conditions; one that was tried under several conditions has a line for each. One seed has no interval
 and decides nothing, nor do networks that both score within {100 * MARGIN:.0f} points of naming the most frequent class
 everywhere. A claim was seen in the source's [report], its [code] or a [draft]; [ours] is a control that no source made.
+Where a source prints two scores, their *published* difference is taken between these, rounded as they are; the source may
+print another last digit. A mean, a spread or a share of classes that it does not print is ours.
 """
 
 
