@@ -19,7 +19,7 @@ common.check("type", str(guide.dtype), "uint8")
 
 # %% Exercise 1.1: a wrong answer
 def table_for_pedestrians():
-    """What is neither road nor sidewalk is sent to 2, and the void with it, but for the ids that the visible check asks for."""
+    """What is neither road nor sidewalk is sent to 2, and the void with it, but for ids 0 to 3."""
     table = table_from_names({0: ["road"], 1: ["sidewalk"]}, rest=2)
     table[:4] = 255
     return table
