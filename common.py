@@ -12,6 +12,7 @@ import io
 import math
 import os
 import platform
+import reprlib
 import shutil
 import sys
 import textwrap
@@ -20,6 +21,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -179,9 +181,11 @@ def check(what: str, got, expected=None, *, between: tuple[float, float] | None 
     number that are right, where there is no single one.
     """
     got, expected = (v.detach().cpu().numpy() if torch.is_tensor(v) else v for v in (got, expected))
-    shown, wanted = (np.array2string(np.asarray(v), precision=6, threshold=20) for v in (got, expected))
-    wanted = f"between {between[0]} and {between[1]}" if between else wanted
+    show_number = partial(np.array2string, precision=6, threshold=20)
+    wanted = f"between {between[0]} and {between[1]}" if between else show_number(np.asarray(expected))
+    shown = reprlib.repr(got)
     try:
+        shown = show_number(np.asarray(got))
         if between:
             right = bool(between[0] <= got <= between[1])
         elif np.asarray(expected).dtype.kind == "U":

@@ -302,7 +302,8 @@ def _require_grey(path: str | Path, start: bytes) -> None:
     """Raise StreetsError unless a file that starts so is an 8-bit grey PNG."""
     bits, kind = (*start[24:26],) if _is_png(start) else (0, None)
     if (bits, kind) != (8, 0):
-        kinds = {0: f"a grey PNG of {bits} bits" + ", as _instanceIds.png are" * (bits == 16), 3: "a PNG with a palette"}
+        kinds = {0: f"a grey PNG of {bits} bits" + ", as _instanceIds.png are" * (bits == 16), 3: "a PNG with a palette",
+                 4: "a PNG with transparency", None: "no PNG"}  # fmt: skip
         what = kinds.get(kind, "a picture in colours, as _color.png are")
         raise StreetsError(f"{path} is {what}: a label map is an 8-bit grey PNG with a labelId in each pixel.")
 
@@ -1873,14 +1874,20 @@ def dataset_name(root: Path) -> str:
     root, info = Path(root).resolve(), dataset_info(root)
     if not info and (official := _official(root)):
         return official
-    name = re.sub(r"[^\w.-]+|^\.+[^\w.-]*", "_", str(info.get("name", root.name)))[:60] or "streets"
+    name = re.sub(r"[^\w.-]+|^\.+[^\w.-]*", "_", str(info.get("name") or root.name))[:60] or "streets"
     ours = ("cityscapes",) if info else ("cityscapes", "camvid", "toy", "image-pairs")
     return f"own-{name}" if name.lower().startswith(ours) else name
 
 
 def has_test_labels(root: Path) -> bool:
-    """False for official Cityscapes, whose test labels are dummies: a score on them means nothing."""
-    return dataset_info(root).get("test_labels", False)
+    """Whether the labels of the test split can be scored. Those of official Cityscapes are dummies, all of them void."""
+    root = Path(root)
+    if info := dataset_info(root):
+        return info.get("test_labels") is True
+    images, labels = _scan(root, "test")
+    scored = [entry.id for entry in Cityscapes.classes if not entry.ignore_in_eval]
+    some = [labels[key] for key in list(images)[:: max(1, len(images) // 3)] if key in labels]
+    return images.keys() == labels.keys() and any(np.isin(read_label(path), scored).any() for path in some)
 
 
 EXERCISE = re.compile(r"# (Exercise \d\.\d)(: check)?\n")  # how the cells of an exercise begin

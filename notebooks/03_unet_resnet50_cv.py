@@ -1075,6 +1075,7 @@ def share_learnt_twice(k):
 # Exercise 3.1: check
 with common.exercise("Exercise 3.1"):
     common.check("three folds", share_learnt_twice(3), between=(0.4, 0.6))
+    common.check("more with five", share_learnt_twice(5), between=(0.6, 0.9))
 
 # %% [markdown]
 # ### Exercise 3.2: does a split leak?
@@ -1097,6 +1098,10 @@ with common.exercise("Exercise 3.2"):
     common.check("a city in each fold", share_that_leaks(by_group, groups), 0)
     mixed = [np.array([0, 2]), np.array([1, 3]), np.array([4, 5])]
     common.check("two of three cities shared", share_that_leaks(mixed, groups), 2 / 3)
+    groups = np.array(["a", "a", "b", "c", "c", "c"])
+    common.check("five of six pictures, two of three cities",
+                 share_that_leaks([np.array([0, 2, 3]), np.array([1, 4, 5])], groups),
+                 5 / 6)
 
 # %% [markdown]
 # ### Exercise 3.3: an interval that is too narrow
@@ -1149,6 +1154,10 @@ def interval_of_blocks(a, b, blocks, repeats=200, seed=0):
 with common.exercise("Exercise 3.3"):
     share = share_with_zero(interval_of_blocks)
     common.check("videos whose interval holds 0", share, between=(0.87, 1))
+    ids, better = np.tile(np.arange(5), 20), np.tile([0.0, 0, 0, 0, 1], 20)
+    low, high = interval_of_blocks(better, 0 * better, ids)  # five blocks, mixed
+    common.check("width of an interval of five mixed blocks", high - low,
+                 between=(0.5, 0.9))
 
 # %% [markdown]
 # ### Exercise 3.4: what the choice of an epoch is worth

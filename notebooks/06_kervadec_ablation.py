@@ -1363,6 +1363,8 @@ with common.exercise("Exercise 6.1"):
     common.check("the truth", sure, between=(-2, -1))
     linear = undecided - (sure + exchanged) / 2
     common.check("one half, less the mean of the others (L_B is linear)", linear, 0)
+    more = sure + exchanged  # the rim earns nothing, and pays if it is exchanged
+    common.check("what is paid, less what is earned", more, between=(0.1, 1))
 
 # %% [markdown]
 # ### Exercise 6.2: how strong can it get?
@@ -1442,6 +1444,9 @@ with common.exercise("Exercise 6.3"):
     common.check("a wall over both", mended[[2, 8]], [0, 0])
     mended = contour_f1_mended(truth, truth, 19)
     common.check("the truth itself", mended[[2, 8]], [1, 1])
+    masked = np.where(np.arange(len(truth))[:, None] > 5, 255, truth)
+    mended = contour_f1_mended(truth, masked, 19)
+    common.check("the truth itself, with void below", mended[[2, 8]], [1, 1])
 
 # %% [markdown]
 # ### Exercise 6.4: three seeds without a bell curve
@@ -1463,6 +1468,8 @@ def sign_flip_tests(scores):
 with common.exercise("Exercise 6.4"):
     of_two = sign_flip_tests({"A": [81, 82, 83], "B": [51, 53, 52]})
     common.check("p of a lead of 30 points in three seeds", of_two["A-B"], 0.25)
+    of_two = sign_flip_tests({"A": [51, 53, 52], "B": [81, 82, 83]})
+    common.check("p if B leads", of_two["A-B"], 0.25)
 
 # %% [markdown]
 # A quarter is the least that three seeds give. What is called significant with three seeds leans on the normal distribution.

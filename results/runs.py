@@ -272,7 +272,7 @@ def shown(value) -> str:
 
 def setting(name: str, value) -> str:
     """How a parameter is set, for a reader of the notebook and for one of its command line."""
-    return f"{name} = {json.dumps(value)} or -p {name} {value}"
+    return f"{name} = {json.dumps(value)} or -p {name} {shlex.quote(str(value))}"
 
 
 def in_range(name: str, value):
@@ -848,7 +848,7 @@ def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, 
     """Add a row to the history and keep the weights if they are the best so far; the checkpoint comes after both."""
     progress["history"].append(row)
     score = -row[best_by] if best_by.endswith("loss") else row[best_by]
-    better = progress["best"] is None or score > progress["best"]
+    better = progress["best"] is None or math.isnan(progress["best"]) or score > progress["best"]
     progress["best"] = score if better else progress["best"]
     if accelerator.is_main_process:
         if better:

@@ -112,6 +112,7 @@ def test_label_ids_themselves_are_no_train_ids(part, capsys):
 
 @pytest.mark.parametrize("pixels, what", [
     (np.zeros((24, 32), np.uint16), "16 bits, as _instanceIds.png"), (paint(0), "in colours, as _color.png"), (None, "palette"),
+    (np.full((24, 32, 2), 99, np.uint8), "a PNG with transparency"),
 ])  # fmt: skip
 def test_other_pictures_of_labels_are_named_as_what_they_are(pixels, what, part):
     path = next(part.glob("gtFine/train/*/*_labelIds.png"))
@@ -119,6 +120,26 @@ def test_other_pictures_of_labels_are_named_as_what_they_are(pixels, what, part)
     assert not check_dataset(part)[1] and what in remarks(part)
     with pytest.raises(StreetsError, match=what):
         find_data(str(part))
+
+
+def test_a_jpeg_in_place_of_a_label_is_named(part):
+    path = next(part.glob("gtFine/train/*/*_labelIds.png"))
+    Image.fromarray(street(0)).save(path, "JPEG")
+    assert not check_dataset(part)[1] and f"{path.name} is no PNG" in remarks(part)
+
+
+def test_test_labels_of_one_s_own_are_scored_and_dummies_are_not(part):
+    assert not data_prep.has_test_labels(part)  # no test split
+    lay(part, "test", "bonn", street(5), 0)
+    assert data_prep.has_test_labels(part)
+    lay(part, "test", "bonn", 0 * street(6), 1)
+    assert data_prep.has_test_labels(part)  # one street with a class is enough
+    next(part.glob("gtFine/test/*/*")).unlink()
+    assert not data_prep.has_test_labels(part)  # one has none
+    for kept in ({"test_labels": "no"}, {}, {"name": None, "images": {}}):
+        (part / "dataset.json").write_text(json.dumps({"images": {}} | kept))
+        assert not data_prep.has_test_labels(part)
+    assert data_prep.dataset_name(part) == part.name
 
 
 # Photos as they are stored

@@ -79,9 +79,9 @@ def test_an_empty_answer_is_met_with_one_line_and_the_notebook_goes_on(name, exe
 
 
 @pytest.mark.parametrize(("name", "exercise"), EXERCISES)
-def test_a_typical_wrong_answer_fails_the_hidden_tests_and_is_told_why(name, exercise):
-    for visible in (False, True):
-        printed = run_check(name, exercise, ANSWERS[name][exercise]["a wrong answer"], visible, hidden=True)
+def test_a_typical_wrong_answer_fails_the_visible_check_and_the_hidden_tests_and_is_told_why(name, exercise):
+    for visible in (True, False):
+        printed = run_check(name, exercise, ANSWERS[name][exercise]["a wrong answer"], visible, hidden=not visible)
         assert re.search(rf"{exercise}: not right yet: .+\n$", printed)
 
 
@@ -109,8 +109,8 @@ def test_the_page_for_instructors_names_the_points_of_each_notebook():
 def test_a_check_shows_got_and_expected_and_takes_nothing_else():
     with pytest.raises(common.WrongAnswer, match="IoU is 0.25, expected 0.5"):
         common.check("IoU", 0.25, 0.5)
-    for got in (None, "0.5", [0.5], float("nan")):
-        with pytest.raises(common.WrongAnswer):
+    for got in (None, "0.5", [0.5], float("nan"), [[1], [1, 2]]):
+        with pytest.raises(common.WrongAnswer, match="IoU is .+, expected 0.5"):
             common.check("IoU", got, 0.5)
     with pytest.raises(common.WrongAnswer, match="expected between 0.1 and 0.2"):
         common.check("IoU", 0.3, between=(0.1, 0.2))

@@ -49,3 +49,4 @@ def test_the_scan_sees_what_no_notebook_has(tmp_path):
 
 def test_a_remedy_is_written_for_a_reader_of_the_notebook_and_for_one_of_the_command_line():
     assert runs.setting("depth", 4) == "depth = 4 or -p depth 4" and runs.setting("rerun", "yes") == 'rerun = "yes" or -p rerun yes'
+    assert runs.setting("photo", "my street.jpg") == """photo = "my street.jpg" or -p photo 'my street.jpg'"""

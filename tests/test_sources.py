@@ -27,7 +27,7 @@ def test_every_parameter_that_the_page_names_is_one_of_a_notebook_or_an_argument
     assert len(named) > 10 and named <= known, named - known
 
 
-@pytest.mark.parametrize("name", NAMES[:1])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_links_to_the_page_of_its_source(name):
     assert "](../results/sources.md)" in (ROOT / "notebooks" / f"{name}.py").read_text()
 

@@ -1,6 +1,7 @@
 """Training that can be trusted: what a run leaves, resuming, loading, and how it fails."""
 
 import json
+import math
 import os
 import random
 import resource
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from functools import partial
 from pathlib import Path
 
@@ -551,6 +553,13 @@ def test_the_best_epoch_is_the_lowest_of_a_column_named_loss_and_the_highest_of_
         history = pd.read_csv(folder / "history.csv")
         assert summary["metrics"][best_by] == pytest.approx(history.loc[getattr(history[best_by], pick)(), best_by], abs=1e-9)
         assert summary["selected"] == "best" and summary["best_by"] == best_by
+
+
+def test_a_first_score_that_is_no_number_is_not_the_best_for_ever(tmp_path):
+    elsewhere, progress = types.SimpleNamespace(is_main_process=False), {"history": [], "best": None}
+    for score, best in ((math.nan, None), (0.3, 0.3), (math.nan, 0.3), (0.2, 0.3), (0.4, 0.4)):
+        runs.keep_scores(elsewhere, tmp_path, None, progress, {"miou": score}, "miou")
+        assert best is None or progress["best"] == best
 
 
 def test_the_loss_of_an_evaluation_is_the_mean_of_the_images_losses(toy):
