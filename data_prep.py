@@ -885,7 +885,7 @@ def convert_camvid(source: str | Path | list | None, out: str | Path, force: boo
             "test_labels": True,
             "split": "standard, by frame number: no frame is in two splits, but drives are. 0016E5 is in train and val "
             "(neighbouring frames), 0001TP in train and test. Count drives rather than frames as evidence.",
-            "labels": "rider includes the cycle; in camvid11 traffic sign includes traffic lights",
+            "labels": "rider includes the cycle" + "; traffic sign includes traffic lights" * (name == "camvid11"),
             "licence": "CamVid (Brostow, Fauqueur, Cipolla 2009): non-commercial research and teaching",
         }
         table = np.full(1 << 24, 255, np.uint8)  # labelId by colour 0xRRGGBB; 255 where this form has no such colour

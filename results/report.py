@@ -555,17 +555,21 @@ def report(out_dir: str | Path = "", quick: bool = False) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write results/README.md from finished runs and published numbers.")
     parser.add_argument("--out-dir", default="", help="results folder (default: results/ of this repo)")
-    parser.add_argument("--quick", action="store_true", help="print quick runs too; they are never written to the file")
-    args, readme = parser.parse_args(), REPO / "README.md"
+    parser.add_argument("--quick", action="store_true", help="print the page with quick runs, too; they are not written")
+    args, written = parser.parse_args(), {}
     page, summary = report(args.out_dir)
+    written[results_folder(args.out_dir) / "README.md"] = page
+    if not args.out_dir:
+        readme = (REPO / "README.md").read_text(encoding="utf-8")
+        written[REPO / "README.md"] = README_BLOCK.sub(lambda old: old[1] + summary + old[2], readme)
     try:
-        common.write_atomic(results_folder(args.out_dir) / "README.md", page.encode())
-        if not args.out_dir:
-            filled = README_BLOCK.sub(lambda old: old[1] + summary + old[2], readme.read_text(encoding="utf-8"))
-            common.write_atomic(readme, filled.encode())
+        for path, text in written.items():
+            common.write_atomic(path, text.encode())
     except common.StreetsError as error:
         sys.exit(str(error))
-    print(report(args.out_dir, quick=True)[0] if args.quick else page)
+    if args.quick:
+        print(report(args.out_dir, quick=True)[0])
+    print("written:", ", ".join(map(str, written)))
 
 
 if __name__ == "__main__":

@@ -578,13 +578,31 @@ def lock_folder(folder: Path):
         raise StreetsError(f"Cannot write to {folder} ({error.strerror}): choose another out_dir.") from None
 
 
+def can_be_restored(folder: Path) -> bool:
+    """Whether git holds the records in a folder as they are, as it does those that the repository comes with."""
+    try:
+        changed = git_output(folder, "status", "--porcelain", "-uno", "--", ".")
+        return bool(git_output(folder, "ls-files", "summary.json")) and not changed
+    except StreetsError:  # no git, or no repository
+        return False
+
+
 def prepare_folder(folder: Path, config: dict, rerun: str, parent: bool = False) -> None:
-    """Make `folder` ready for a run of `config`: clear a finished one that is to be repeated, refuse another's."""
+    """Make `folder` ready for a run of `config`: clear a finished one that is to be repeated, refuse another's.
+
+    The repository comes with scores of finished runs and without their weights. Such a run, if it is wanted, is trained.
+    """
     summary, old = read_json(folder / "summary.json"), read_json(folder / "config.json")
+    differing = differing_keys(config, old) if old else []
+    trained = any((folder / name).exists() for name in ("best.safetensors", "last.safetensors"))
     again = rerun == "yes" or (summary and config["parameters"]["mode"] == "quick")
     if parent and summary:
         complete = (folder / "best.safetensors").exists()
-        again = not complete or (again and differing_keys(config, old))
+        again = not complete or (again and differing)
+    elif summary and not (again or differing or trained) and can_be_restored(folder):
+        print(f"{folder.name}: the repository has its scores and not its weights, so it is trained here; "
+              f"git restore {shlex.quote(os.path.relpath(folder))} brings those scores back")
+        again = True
     if again:
         # summary.json first and config.json last: what a kill leaves is an unfinished run, and never a mixture of two
         remove_ours(folder)
@@ -592,7 +610,7 @@ def prepare_folder(folder: Path, config: dict, rerun: str, parent: bool = False)
     if not old:
         write_json(folder / "config.json", config)
         return
-    if differing := differing_keys(config, old):
+    if differing:
         raise StreetsError(f"{folder} holds a run that differs in {', '.join(differing)}: "
                            f"choose another out_dir, or train over it with {setting('rerun', 'yes')}.")
     if summary:
@@ -756,6 +774,9 @@ def is_watched() -> bool:
     return kernel.get_parent().get("content", {}).get("allow_stdin", True)
 
 
+LOG_SECONDS = 10  # between two lines of a training that nobody watches
+
+
 class LogLines:
     """What tqdm writes to where nobody watches: a line for each update, in the notebook and in papermill's terminal."""
 
@@ -774,10 +795,11 @@ class LogLines:
 
 
 def progress_bar(total: int, done: int, name: str, disable: bool) -> tqdm:
-    """A bar over `total` images that moves every other second, or some fifteen lines for a run where nobody watches."""
+    """A bar over `total` images that moves every other second, or lines where nobody watches: up to fifteen for a run, and
+    at most one in ten seconds, so that a training of a minute in a page to read does not fill it."""
     options = {"file": sys.stdout, "mininterval": 2}
     if not is_watched():
-        options = {"file": LogLines(), "miniters": max(1, total // 15), "mininterval": 0, "maxinterval": math.inf,
+        options = {"file": LogLines(), "miniters": max(1, total // 15), "mininterval": LOG_SECONDS, "maxinterval": math.inf,
                    "leave": False, "ncols": 100}
     return tqdm(total=total, initial=done, desc=name, unit="img", disable=disable, **options)
 

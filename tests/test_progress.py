@@ -19,10 +19,12 @@ with bar:
 """
 
 
-def test_a_log_gets_a_line_now_and_then_and_the_last_one_says_how_it_ended(capsys):
+@pytest.mark.parametrize(("seconds", "fewest", "most"), [(0, 10, 20), (10, 2, 2)])
+def test_a_log_gets_a_line_now_and_then_and_the_last_one_says_how_it_ended(seconds, fewest, most, capsys, monkeypatch):
+    monkeypatch.setattr(common.runs, "LOG_SECONDS", seconds)
     exec(TRAINING, {"common": common})
     lines = capsys.readouterr().out.splitlines()
-    assert 10 <= len(lines) <= 20
+    assert fewest <= len(lines) <= most
     assert all(line.startswith("D_seed42:") and "img/s" in line for line in lines)
     assert "100%" in lines[-1] and "1000/1000" in lines[-1] and "val mIoU 0.300" in lines[-1]
 
@@ -74,7 +76,7 @@ def printed(kernel, code, watched):
 
 
 def test_papermill_leaves_at_most_twenty_lines_in_the_notebook_and_the_same_in_its_terminal(kernel, terminal):
-    text = printed(kernel, TRAINING, watched=False)
+    text = printed(kernel, f"common.runs.LOG_SECONDS = 0\n{TRAINING}", watched=False)
     lines = text.splitlines()
     assert 10 <= len(lines) <= 20 and "\r" not in text and "val mIoU 0.300" in lines[-1]
     assert [line.strip() for line in terminal.read_text().splitlines() if "img/s" in line] == lines

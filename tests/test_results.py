@@ -462,6 +462,7 @@ def test_the_command_writes_the_page_and_leaves_the_readme_to_the_repos_own_runs
     report.main()
     page, printed = (tmp_path / "README.md").read_text(), capsys.readouterr().out
     assert page == page_of(tmp_path) and "| D |" in page and "quick" not in page.split("## In short")[1]
+    assert printed.endswith(f"written: {tmp_path / 'README.md'}\n")
     assert "| A | cityscapes, quick |" in printed and (common.HERE / "README.md").read_bytes() == before
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -122,6 +123,43 @@ def test_max_hours_stops_cleanly_and_the_next_start_finishes(toy, tmp_path, caps
     assert "run again to resume" in capsys.readouterr().out
     _, summary = tiny_run.run(toy, tmp_path, epochs=2)
     assert summary["epochs"] == 2 and "resuming after epoch 1 of 2" in capsys.readouterr().out
+
+
+def in_git(folder, *arguments):
+    named = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    return subprocess.run(["git", "-C", folder, *named, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def test_a_run_of_which_the_repository_holds_only_the_scores_is_trained(toy, tmp_path, capsys, monkeypatch):
+    in_git(tmp_path, "init", "-q")
+    (tmp_path / ".gitignore").write_text("*.safetensors\n*.npz\n.lock\ncheckpoint/\n")
+    folder, summary = tiny_run.run(toy, tmp_path / "runs", epochs=1)
+    in_git(tmp_path, "add", "."), in_git(tmp_path, "commit", "-qm", "scores")
+    clone = tmp_path / "a clone"
+    in_git(tmp_path, "clone", "-q", tmp_path, clone)
+    (clone / folder.relative_to(tmp_path) / "notes.txt").write_text("mine")
+    capsys.readouterr()
+    monkeypatch.chdir(clone)
+    again, there = tiny_run.run(toy, clone / "runs", epochs=1)
+    said = capsys.readouterr().out
+    assert "has its scores and not its weights, so it is trained here" in said and (again / "last.safetensors").exists()
+    assert runs.flat(there["metrics"]) == pytest.approx(runs.flat(summary["metrics"])) and (again / "notes.txt").read_text() == "mine"
+    tiny_run.run(toy, clone / "runs", epochs=1)
+    assert "repeats it" in capsys.readouterr().out
+    subprocess.run(re.search(r"git restore .*(?= brings)", said)[0], shell=True, check=True)
+    assert in_git(clone, "status", "--porcelain", "-uno") == ""
+
+
+def test_scores_that_git_cannot_bring_back_are_kept_without_their_weights(toy, tmp_path, capsys):
+    folder, summary = tiny_run.run(toy, tmp_path / "runs", epochs=1)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    for prepare in ([], ["init", "-q"], ["add", "."], ["commit", "-qm", "scores"]):
+        in_git(tmp_path, *prepare) if prepare else None
+        if prepare[:1] == ["commit"]:
+            (folder / "history.csv").write_text("edited")
+        assert tiny_run.run(toy, tmp_path / "runs", epochs=1)[1] == summary
+        assert "repeats it" in capsys.readouterr().out and not (folder / "last.safetensors").exists()
 
 
 def test_a_finished_run_is_loaded_and_rerun_yes_repeats_it(toy, tmp_path, capsys):
