@@ -216,15 +216,18 @@ class Streets(Dataset):
         return torch.tensor(photo).movedim(-1, 0) / 255, torch.tensor(label).long()
 
 
+# %%
+small = Streets(common.evenly(splits["train"], 40), 128)
+image, label = small[0]
+print(len(small), "streets; photo", tuple(image.shape), "label", tuple(label.shape))
+
 # %% [markdown]
-# Forty streets will do for now. To one of them we come back again and again, the one with the most pixels of people:
+# To one of these forty streets we come back again and again, the one with the most pixels of people:
 
 # %%
 PERSON = 4  # the class that this notebook is about
-small = Streets(common.evenly(splits["train"], 40), 128)
 most = max(range(len(small)), key=lambda k: (small[k][1] == PERSON).sum())
 street, truth = small[most]
-print(len(small), "streets; photo", tuple(street.shape), "label", tuple(truth.shape))
 picture = (255 * street).byte().movedim(0, -1).numpy()  # (H, W, 3), for matplotlib
 common.show(common.show_pair(picture, truth.numpy(), scheme))
 
@@ -843,7 +846,7 @@ table.rename(columns=columns).round(1)
 #
 # A run keeps the confusion matrix of each test picture, so we can score it without a network. From the row and the column of
 # people we take two more numbers: the *recall*, the share of their pixels that is found, and the *precision*, the share of all
-# pixels called person that is right. The test split has two drives; nothing was trained on one of them, `Seq05VD`:
+# pixels called person that is right:
 
 # %%
 def scores_of(folder, drive=""):
@@ -858,12 +861,19 @@ def scores_of(folder, drive=""):
     return {name: 100 * score for name, score in scores.items()}
 
 
+# %% [markdown]
+# The test split has two drives, and nothing was trained on one of them, `Seq05VD`. A table of all runs, on both or on one:
+
+# %%
+def table_of(found, drive=""):
+    """`scores_of` the runs in a table of runs, a row per (stage, seed)."""
+    rows = [scores_of(folder, drive) for folder in found["folder"]]
+    return pd.DataFrame(rows, pd.MultiIndex.from_frame(found[["method", "seed"]]))
+
+
 # %%
 if len(found):
-    at = pd.MultiIndex.from_frame(found[["method", "seed"]])
-    tables = {drive or "test": [scores_of(folder, drive) for folder in found["folder"]]
-              for drive in ("", "Seq05VD")}
-    tables = {where: pd.DataFrame(rows, at) for where, rows in tables.items()}
+    tables = {"test": table_of(found), "Seq05VD": table_of(found, "Seq05VD")}
     camvid = pd.concat(tables, axis=1).sort_index().reindex(list(STAGES), level=0)
     display(camvid.round(1))
 

@@ -1043,6 +1043,8 @@ own_size = (size[0], max(32, round(w * size[0] / h / 32) * 32))
 scheme = common.SCHEMES["cityscapes19"]
 prediction = common.predict(model, own, own_size, **scaling)
 common.show(common.show_pair(own, prediction, scheme))
+
+# %%
 video.show(photo, run.folder, scheme, model, own_size, **scaling)
 
 # %% [markdown]

@@ -564,8 +564,7 @@ def show_pull(axis, truth, predicted, force, largest):
     """A pull (H, W) on one axis, titled with its mean on the missed pixels."""
     axis.imshow(force, cmap="RdBu", vmin=-largest, vmax=largest)
     axis.contour(truth[0], levels=[0.5], colors="black", linewidths=0.7)
-    missed = force[(truth > predicted)[0]].mean()
-    axis.set_title(f"missed: {missed:.2f}", fontsize=9)
+    axis.set_title(f"missed: {force[(truth > predicted)[0]].mean():.2f}", fontsize=9)
     axis.set(xticks=[], yticks=[])
 
 
@@ -986,8 +985,7 @@ for draw in range(200):
     before = scenes.read(draw % len(scenes))
     after = copy_paste(*before, np.random.default_rng(draw), scenes, share=1.0)[1]
     added += np.bincount(after[after != before[1]], minlength=256)[:7]
-shares = added / max(1, added.sum())
-print({name: f"{share:.0%}" for name, share in zip(scheme.classes[1:], shares[1:])})
+(pd.Series(added[1:], scheme.classes[1:]) / max(1, added.sum())).round(2)
 
 # %% [markdown]
 # Nine tenths are trees and cars: each class that the source street holds has the same chance, but a tree is larger than a pole.
@@ -1273,9 +1271,11 @@ if camvid:
     camvid = pd.DataFrame(camvid).set_index(["approach", "seed"]).sort_index()
     means = camvid.groupby("approach").mean()
     display(means.reindex(list(APPROACHES)).round(1))
-    if camvid.index.get_level_values("seed").nunique() > 1:
-        each = camvid[["pole", "mean of five"]].unstack("seed")
-        display(each.reindex(list(APPROACHES)).round(1))
+
+# %%
+if len(camvid) and camvid.index.get_level_values("seed").nunique() > 1:
+    each = camvid[["pole", "mean of five"]].unstack("seed")  # each seed by itself
+    display(each.reindex(list(APPROACHES)).round(1))
 
 # %% [markdown]
 # The poles gain most: 16.5 with cross-entropy alone, 21.9 with SSIM and soft IoU added (`bas`), 25.5 with `ssim_lovasz`; on the
