@@ -479,6 +479,22 @@ common.show(common.show_confusion(confusion, scheme.classes))
 # Hardly a pixel of people is called person. Most become vehicle or building, the others background, vegetation or road. People have
 # one or two pixels in a hundred, so the network loses little by hardly ever naming them.
 #
+# Numbers hide much, so look at what goes worst, here the two val streets with the fewest pixels right:
+
+# %%
+answers = [predict(model, val[k][0][None], device)[0] for k in range(len(val))]
+right = [(answers[k] == val[k][1]).float().mean().item() for k in range(len(val))]
+panels = {}
+for k in sorted(range(len(val)), key=right.__getitem__)[:2]:
+    image, label = val[k]
+    panels[f"street {k}"] = (255 * image).byte().movedim(0, -1).numpy()
+    panels |= {f"its label ({k})": label.numpy(),
+               f"street {k}: {right[k]:.0%} right": answers[k].numpy()}
+common.show(common.show_panels(panels, scheme, columns=3))
+
+# %% [markdown]
+# 84 % of the pixels are right, and everybody is gone: who stands on the right has become background, riders are vehicles.
+#
 # ## The same loop on real streets
 #
 # `common.fit` is this loop (a test of the course compares their losses), and also resumes after a stop and runs on several GPUs.
@@ -903,9 +919,9 @@ if len(found) and "continued" in set(found["method"]):
 # %% [markdown]
 # ## Where the source is wrong
 #
-# Three points from which one learns, a mistake and two open questions; [results/sources.md](../results/sources.md) has the
-# others. We can see them because the author published his notebooks. The source's scores on 250 pictures of Cityscapes [code],
-# with means that are ours:
+# Beside the shares that were typed in (*Idea 1*) and the mean over batches (exercise 2.3) three points teach most, a mistake
+# and two open questions; [results/sources.md](../results/sources.md) has the others. We can see them because the author
+# published his notebooks. The source's scores on 250 pictures of Cityscapes [code], with means that are ours:
 
 # %%
 published = common.read_published(NOTEBOOK)
