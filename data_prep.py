@@ -20,7 +20,6 @@ never removed or replaced, also not with --force.
 from __future__ import annotations
 
 import argparse
-import base64
 import errno
 import inspect
 import io
@@ -32,7 +31,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import textwrap
 import threading
 import time
 import zipfile
@@ -1794,6 +1792,18 @@ def quantise_distance_maps(maps: np.ndarray) -> np.ndarray:
     return np.rint(maps * CLIP_RADIUS).astype(np.int8)
 
 
+def git_output(home: Path, *arguments: str, ends: tuple[int, ...] = (0,)) -> str:
+    """What a git command prints in the repository `home`; StreetsError unless it `ends` with one of these exit codes."""
+    try:
+        done = subprocess.run(["git", "-C", home, *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace")
+        why = "" if done.returncode in ends else done.stderr.partition("\n")[0] or "it failed"
+    except OSError as error:
+        why = str(error)
+    if why:
+        raise StreetsError(f"git cannot look into {home} ({why}): make a release in a clone of the repository.")
+    return done.stdout
+
+
 def writable_folder(default: Path) -> Path:
     """`default`, or the same name below the working directory where this repository is read-only (Kaggle's input)."""
     return default if os.access(HERE, os.W_OK) else Path.cwd() / default.relative_to(HERE)
@@ -1890,140 +1900,21 @@ def has_test_labels(root: Path) -> bool:
     return images.keys() == labels.keys() and any(np.isin(read_label(path), scored).any() for path in some)
 
 
-EXERCISE = re.compile(r"# (Exercise \d\.\d)(: check)?\n")  # how the cells of an exercise begin
+def assignment_of(number: str, out: str) -> None:
+    """Make an assignment for nbgrader of a notebook: its exercises solved, with hidden tests and points."""
+    from results import editions
+
+    editions.make_assignment(number, out)
 
 
-def read_solutions(path: Path) -> dict[str, dict]:
-    """{"Exercise 1.1": {"solution", "hidden tests", "a wrong answer": source of the cell, "points": int}} of a file of
-    tests/solutions."""
-    found: dict[str, dict] = {}
-    cells = re.split(r"(?m)^# %% (Exercise \d\.\d): ([a-z ]+?)(?: \((\d+) points?\))?\n", path.read_text(encoding="utf-8"))
-    for exercise, kind, points, source in zip(*(cells[k::4] for k in (1, 2, 3, 4)), strict=True):
-        found.setdefault(exercise, {})[kind] = source.strip("\n") + "\n"
-        if points:
-            found[exercise]["points"] = int(points)
-    return found
+def release_of(repo: str, tag: str) -> None:
+    """Set the address and the tag of a release in all notebooks, their badges and README.md.
 
-
-def make_assignment(number: str, out: str | Path) -> Path:
-    """Make an assignment for nbgrader of a notebook: its exercises solved, with hidden tests and points.
-
-    `out` is the folder of the assignment in the course's source/, new or empty. The notebook's helpers go beside it,
-    from where nbgrader hands them to every student. Returns the notebook's path.
+    Prints the git commands that remain.
     """
-    import jupytext
+    from results import editions
 
-    out = user_path("--out", out)
-    known = {path.stem[:2]: path for path in sorted((HERE / "notebooks").glob("[0-9][0-9]_*.py"))}
-    if number not in known:
-        raise StreetsError(f"There is no notebook {number!r}: use {' or '.join(known)}.")
-    if not (solutions := HERE / "tests" / "solutions" / known[number].name).is_file():
-        raise StreetsError(f"{solutions} is missing: an assignment is made from a whole copy of the repository.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StreetsError(f"{out} is not empty: name a new folder with --out.")
-    notebook, answers = jupytext.read(known[number]), read_solutions(solutions)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            _attach_pictures(cell, known[number].parent)
-        elif begins := EXERCISE.match(cell.source):
-            _grade(cell, answers[begins[1]], begins[1].lower().translate({32: "_", 46: "_"}), check=bool(begins[2]))
-    helpers = [HERE / "common.py", HERE / "data_prep.py", *HERE.glob("results/*.py"), *HERE.glob("results/*.csv")]
-    with _told("write", out):
-        for helper in helpers:
-            target = out / helper.relative_to(HERE)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(helper.read_bytes())
-        jupytext.write(notebook, made := out / f"{known[number].stem}.ipynb")
-    print(f"{made}: {len(answers)} exercises, {sum(answer['points'] for answer in answers.values())} points")
-    return made
-
-
-def _grade(cell, answer: dict, grade_id: str, check: bool) -> None:
-    """Turn a stub into nbgrader's cell with the solution, or a visible check into the one with hidden tests."""
-    title = cell.source.partition("\n")[0]
-    cell.metadata["nbgrader"] = {"schema_version": 3, "task": False, "grade": check, "locked": check, "solution": not check,
-                                 "grade_id": grade_id + ("_check" if check else "")}
-    if check:  # a check ends with its `with` block
-        hidden = f"### BEGIN HIDDEN TESTS\n{answer['hidden tests']}### END HIDDEN TESTS"
-        cell.source = f"{cell.source.rstrip()}\n{textwrap.indent(hidden, '    ')}"
-        cell.metadata["nbgrader"]["points"] = answer["points"]
-    else:
-        cell.source = f"{title}\n{answer['solution'].rstrip()}"
-
-
-def _attach_pictures(cell, folder: Path) -> None:
-    """Put the pictures that a cell of text links to into the cell: an assignment is a notebook without its repository."""
-    for link in re.findall(r"\]\((\.\./\.github/[^)]+)\)", cell.source):
-        name = PurePosixPath(link).name
-        data = base64.b64encode((folder / link).read_bytes()).decode()
-        cell.setdefault("attachments", {})[name] = {"image/jpeg": data}
-        cell.source = cell.source.replace(link, f"attachment:{name}")
-
-
-# in a notebook's script and in its JSON: where it gets the helpers if it is opened alone, and its badges
-REPO_TAG = re.compile(r'(REPO, TAG = (\\?")https://github\.com/)([\w./-]+)(\2, \2)[^"\\]*(?=\2)')
-BADGE_SITES = ("colab.research.google.com/github/", "kaggle.com/kernels/welcome?src=https://github.com/")
-BADGE = re.compile(rf"({'|'.join(map(re.escape, BADGE_SITES))})[\w.-]+/[\w.-]+/blob/[\w.-]+(?=/notebooks/(\w+)\.ipynb)")
-
-
-def make_release(repo: str, tag: str) -> list[Path]:
-    """Set the address and the tag of a release in all notebooks and README.md.
-
-    That is where a notebook that is opened alone gets its helpers, where the badges lead, and every other mention of the
-    address: all of it, or nothing is changed. Prints the git commands that remain; returns the changed files.
-    """
-    repo = repo.removesuffix("/").removesuffix(".git")
-    if not re.fullmatch(r"https://github\.com/[a-z\d][a-z\d-]*/[\w.-]*\w[\w.-]*", repo, re.ASCII | re.IGNORECASE):
-        raise StreetsError(f"--repo cannot be {repo!r}: use https://github.com/OWNER/NAME, as the badges open nothing else.")
-    if not re.fullmatch(r"v\d+\.\d+(\.\d+)?", tag, re.ASCII):
-        raise StreetsError(f"--tag cannot be {tag!r}: use a version such as v1.1 or v1.1.2.")
-    if dirty := git_output(HERE, "status", "--porcelain"):
-        raise StreetsError(f"{HERE} has changes ({dirty.splitlines()[0][3:]}): commit or remove them before a release.")
-    if git_output(HERE, "tag", "--list", tag):
-        raise StreetsError(f"The tag {tag} is taken, and others may have fetched it: choose the next one.")
-    notebooks = sorted(HERE.glob("notebooks/[0-9][0-9]_*.py"))
-    paths = [path.with_suffix(end) for path in notebooks for end in (".py", ".ipynb")] + [HERE / "README.md"]
-    before = {path: read_file(path).decode() for path in paths}
-    address, after = repo.removeprefix("https://github.com/"), {}
-    old = {match[3] for text in before.values() for match in REPO_TAG.finditer(text)}
-    mention = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, old)) or '(?!)'})(?![\w-])")
-    folders = (re.escape(name.rpartition("/")[2]) for name in old)
-    enter = re.compile(rf"(?m)(?<=^cd )({'|'.join(folders) or '(?!)'})$")  # what git clone makes
-    for path, text in before.items():
-        places = [match.groups() for match in BADGE.finditer(text)]
-        wanted = sorted((site, path.stem) for site in BADGE_SITES)
-        if path.suffix != ".md" and (len(REPO_TAG.findall(text)), sorted(places)) != (1, wanted):
-            raise StreetsError(f"{path} has not one line `REPO, TAG = ...` and one badge each for Colab and Kaggle: restore it.")
-        text = REPO_TAG.sub(rf"\g<1>{address}\g<4>{tag}", BADGE.sub(rf"\g<1>{address}/blob/{tag}", text))
-        after[path] = enter.sub(address.partition("/")[2], mention.sub(address, text))
-    known = [f":(exclude,literal){path.relative_to(HERE).as_posix()}" for path in before]
-    for name in old - {address}:
-        if files := git_output(HERE, "grep", "-lF", "-e", name, "--", ".", *known, ends=(0, 1)).split("\n")[0]:
-            raise StreetsError(f"{files} names {name}, too, which only you can change: edit and commit it first.")
-    changed = [path for path in after if after[path] != before[path]]
-    try:
-        for path in changed:
-            write_atomic(path, after[path].encode())
-    except BaseException:
-        for path in changed:
-            if read_file(path) != before[path].encode():
-                write_atomic(path, before[path].encode())
-        raise
-    print(f"{repo} and {tag} stand in {len(before)} files, {len(changed)} of them changed. What remains:")
-    print(f'  git commit -am "Release {tag}"\n' * bool(changed) + f"  git tag {tag}\n  git push {repo} HEAD:main {tag}")
-    return changed
-
-
-def git_output(home: Path, *arguments: str, ends: tuple[int, ...] = (0,)) -> str:
-    """What a git command prints in the repository `home`; StreetsError unless it `ends` with one of these exit codes."""
-    try:
-        done = subprocess.run(["git", "-C", home, *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace")
-        why = "" if done.returncode in ends else done.stderr.partition("\n")[0] or "it failed"
-    except OSError as error:
-        why = str(error)
-    if why:
-        raise StreetsError(f"git cannot look into {home} ({why}): make a release in a clone of the repository.")
-    return done.stdout
+    editions.make_release(repo, tag)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -2064,10 +1955,10 @@ def _parser() -> argparse.ArgumentParser:
         writer.add_argument("--force", action="store_true", help=force)
     check.add_argument("root", metavar="ROOT", help="the folder that holds leftImg8bit/ and gtFine/")
     check.add_argument("--deep", action="store_true", help="decode all files and check label values (minutes)")
-    assignment = command("assignment", make_assignment)
+    assignment = command("assignment", assignment_of)
     assignment.add_argument("number", metavar="NN", help="number of the notebook: 01 to 06")
     assignment.add_argument("--out", required=True, metavar="DIR", help="a new folder in the course's source/")
-    release = command("release", make_release)
+    release = command("release", release_of)
     release.add_argument("--repo", required=True, metavar="URL", help="https://github.com/OWNER/NAME")
     release.add_argument("--tag", required=True, metavar="TAG", help="a new version, such as v1.1")
     return parser
@@ -2099,4 +1990,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import data_prep  # what results/editions.py imports is to be this very program, not its second copy
+
+    sys.exit(data_prep.main())

@@ -590,19 +590,24 @@ def can_be_restored(folder: Path) -> bool:
 def prepare_folder(folder: Path, config: dict, rerun: str, parent: bool = False) -> None:
     """Make `folder` ready for a run of `config`: clear a finished one that is to be repeated, refuse another's.
 
-    The repository comes with scores of finished runs and without their weights. Such a run, if it is wanted, is trained.
+    The repository comes with scores of finished runs and without their weights. Such a run, if it is wanted or others
+    start from it, is trained; scores that git cannot bring back are kept.
     """
     summary, old = read_json(folder / "summary.json"), read_json(folder / "config.json")
     differing = differing_keys(config, old) if old else []
     trained = any((folder / name).exists() for name in ("best.safetensors", "last.safetensors"))
     again = rerun == "yes" or (summary and config["parameters"]["mode"] == "quick")
+    without_weights = summary and not (again or trained)
     if parent and summary:
         complete = (folder / "best.safetensors").exists()
         again = not complete or (again and differing)
-    elif summary and not (again or differing or trained) and can_be_restored(folder):
+    if without_weights and (parent or not differing) and can_be_restored(folder):
         print(f"{folder.name}: the repository has its scores and not its weights, so it is trained here; "
               f"git restore {shlex.quote(os.path.relpath(folder))} brings those scores back")
         again = True
+    elif without_weights and parent:
+        raise StreetsError(f"{folder} has scores and not the weights that are needed here: "
+                           "choose another out_dir, or move that folder away.")
     if again:
         # summary.json first and config.json last: what a kill leaves is an unfinished run, and never a mixture of two
         remove_ours(folder)

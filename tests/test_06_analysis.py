@@ -56,7 +56,7 @@ def test_the_sources_slips_are_found_from_its_own_numbers(by_epoch):
 
 def test_c_and_d_change_places_with_one_sign_in_all_seeds(nb, by_epoch):
     found = {e: (table["C"] - table["D"]) for e, table in by_epoch.items() if nb.paired_t(table["C"], table["D"])[2] < 0.05}
-    assert {e: int(np.sign(d.mean())) for e, d in found.items()} == {10: 1, 20: 1, 30: 1, 50: 1, 70: 1, 130: -1, 150: -1, 160: -1}
+    assert {e: int(np.sign(d.mean())) for e, d in found.items()} == {10: 1, 20: 1, 30: 1, 50: 1, 70: 1, 130: -1, 140: -1, 150: -1, 160: -1}
     assert all(abs(np.sign(d).sum()) == 3 for d in found.values())
     assert by_epoch[120].loc["456", "A"] > by_epoch[120].loc["456", "D"]
 

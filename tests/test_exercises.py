@@ -18,10 +18,11 @@ from test_other_classes import SMALL, classes_scored, with_classes
 
 import common
 import data_prep
+from results import editions
 
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 SOLUTION = re.compile(r"([ ]*)### BEGIN SOLUTION\n.*?### END SOLUTION", re.S)
-ANSWERS = {name: data_prep.read_solutions(ROOT / "tests" / "solutions" / f"{name}.py") for name in NAMES}
+ANSWERS = {name: editions.read_solutions(ROOT / "tests" / "solutions" / f"{name}.py") for name in NAMES}
 EXERCISES = [(name, exercise) for name in NAMES for exercise in ANSWERS[name]]
 
 
@@ -147,7 +148,7 @@ def test_an_assignment_replaces_nothing(tmp_path, capsys):
 
 
 def test_an_assignment_carries_the_pictures_that_its_text_shows(tmp_path):
-    made = data_prep.make_assignment("01", tmp_path / "remapping")
+    made = editions.make_assignment("01", tmp_path / "remapping")
     opening = nbformat.read(made, as_version=4).cells[0]
     [name] = opening.attachments
     assert f"](attachment:{name})" in opening.source and "../.github" not in opening.source
@@ -165,7 +166,7 @@ def course(tmp_path_factory):
     root = tmp_path_factory.mktemp("course")
     source, release, submitted = (root / step for step in ("source/streets", "release/streets", "submitted"))
     for name in NAMES:
-        made = data_prep.make_assignment(name[:2], root / "made" / name)
+        made = editions.make_assignment(name[:2], root / "made" / name)
         shutil.copytree(made.parent, source, dirs_exist_ok=True)
     assert nbgrader(root, "generate_assignment", "streets").returncode == 0
     shutil.copytree(source, submitted / "solved" / "streets")

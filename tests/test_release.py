@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 import data_prep
+from results import editions
 
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 NEW, TAG = "https://github.com/someone/street-course.v2", "v2.10"
@@ -80,7 +81,7 @@ def test_a_release_sets_address_and_tag_in_all_places_and_changes_nothing_else(c
 
 
 def test_after_a_release_scripts_and_notebooks_still_agree_and_outputs_are_kept(clone):
-    data_prep.make_release(NEW, TAG)
+    editions.make_release(NEW, TAG)
     for name in NAMES:
         script = jupytext.read(clone / "notebooks" / f"{name}.py")
         notebook = nbformat.read(clone / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -91,14 +92,14 @@ def test_after_a_release_scripts_and_notebooks_still_agree_and_outputs_are_kept(
 
 
 def test_a_second_release_needs_a_new_tag_and_one_that_was_set_already_changes_nothing(clone, capsys):
-    data_prep.make_release(NEW, TAG)
+    editions.make_release(NEW, TAG)
     git(clone, "commit", "--quiet", "-am", "Release")
     capsys.readouterr()
-    assert data_prep.make_release(NEW, TAG) == [] and not changed(clone)
+    assert editions.make_release(NEW, TAG) == [] and not changed(clone)
     assert capsys.readouterr().out.splitlines()[1:] == [f"  git tag {TAG}", f"  git push {NEW} HEAD:main {TAG}"]
     git(clone, "tag", TAG)
     assert f"The tag {TAG} is taken" in refusal(capsys)
-    assert len(data_prep.make_release(NEW, "v2.11")) == 13
+    assert len(editions.make_release(NEW, "v2.11")) == 13
 
 
 @pytest.mark.parametrize("repo", ["", "x", "--upload-pack=x", "-x", "git@github.com:a/b", "http://github.com/a/b", "https://github.com/a",

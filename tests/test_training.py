@@ -162,6 +162,27 @@ def test_scores_that_git_cannot_bring_back_are_kept_without_their_weights(toy, t
         assert "repeats it" in capsys.readouterr().out and not (folder / "last.safetensors").exists()
 
 
+def test_a_run_that_others_start_from_is_trained_again_only_where_git_can_bring_its_scores_back(tmp_path, capsys):
+    folder = tmp_path / "parent"
+    config = {"method": "m", "parameters": {"mode": "course", "seed": 1}, "recorded": {"started": "2026-01-01", "definitions": ""}}
+
+    def train(folder):
+        runs.write_atomic(folder / "best.safetensors", b"")
+        common.write_json(folder / "summary.json", {"epochs": 1})
+
+    in_git(tmp_path, "init", "-q")
+    runs.train_or_load(folder, config, train, parent=True)
+    (folder / "best.safetensors").unlink()
+    (tmp_path / ".gitignore").write_text("*.safetensors\n.lock\n")
+    for changes in ({}, {"settings": {"epochs": 2}}):
+        with pytest.raises(common.StreetsError, match="has scores and not the weights that are needed here: choose another out_dir"):
+            runs.train_or_load(folder, config | changes, train, parent=True)
+        assert common.read_json(folder / "summary.json") == {"epochs": 1}
+    in_git(tmp_path, "add", "."), in_git(tmp_path, "commit", "-qm", "scores")
+    runs.train_or_load(folder, config, train, parent=True)
+    assert "so it is trained here" in capsys.readouterr().out and (folder / "best.safetensors").exists()
+
+
 def test_a_finished_run_is_loaded_and_rerun_yes_repeats_it(toy, tmp_path, capsys):
     folder, first = tiny_run.run(toy, tmp_path, epochs=1)
     stamp = (folder / "last.safetensors").stat().st_mtime_ns
