@@ -17,9 +17,9 @@
 # # What can a U-Net learn from nothing?
 #
 # You build a U-Net, write the loop that trains it, and watch it learn streets from random weights. On real streets it learns
-# road and sky well, and overlooks most pixels of people. Then you try three recipes to make it see them, beside a control: more
-# epochs of the old loss, with smaller steps. Weighted cross-entropy does it: with each of three seeds the network finds about
-# 60 % of people's pixels, the control 32 to 40. But it calls so much else person that the IoU of people gains nothing.
+# road and sky well, and overlooks most pixels of people. Then you try three recipes to make it see them, beside a control that
+# only trains longer. Weighted cross-entropy does it: with each of three seeds the network finds about 60 % of people's pixels,
+# the control 32 to 40. But it calls so much else person that the IoU of people gains nothing.
 #
 # ![A street of CamVid, its label, and what the U-Net makes of it after 50 epochs and after 12 more](../.github/02_camvid.jpg)
 #
@@ -348,8 +348,21 @@ for name in ("down", "bottleneck", "up", "merge"):
 print(f"in all     {sum(p.numel() for p in net.parameters()):9,} parameters")
 
 # %% [markdown]
-# 7,703,367 parameters, as many as the source's code makes [code], and nearly half of them in the bottleneck. The U-Net of
-# Ronneberger et al. has four poolings, the source's three [code].
+# 7,703,367 parameters, as many as the source's code makes [code], and nearly half of them in the bottleneck. (The U-Net of
+# Ronneberger et al. has four poolings.)
+#
+# How much of the street can one pixel's answer depend on? That is its *receptive field*. We send the gradient of the middle
+# pixel's logits back to the photo, and look where it is not 0. (With `eval`, or batch norm would mix all pixels.)
+
+# %%
+image = batch.clone().requires_grad_()
+net.eval()(image)[0, :, 64, 64].sum().backward()
+reached = image.grad.abs().sum(dim=(0, 1)) > 0  # (H, W)
+rows, columns = (reached.any(dim=d).sum().item() for d in (1, 0))
+print(f"it sees {rows} rows and {columns} columns")
+
+# %% [markdown]
+# It sees a square of 92x92, three quarters of each side of our street, and a third of the source's 256.
 #
 # ## Write the loop that trains it
 #
@@ -370,8 +383,8 @@ print("images", tuple(images.shape), "labels", tuple(labels.shape))
 # 3. Compute the loss, and send its gradient back through the network.
 # 4. Let the *optimizer*, the rule for the steps, change every weight a little, against its gradient.
 #
-# Before the first batch `model.train()` sets the training mode, as `predict` below leaves the network in the other one; and
-# `loss.item()` is the loss as a Python number, without the graph behind it.
+# `model.train()` sets the training mode, which `predict` below leaves; `loss.item()` is the loss as a Python number, without the
+# graph behind it.
 
 # %%
 def train_epoch(model, loader, optimizer, device="cpu"):
@@ -389,8 +402,6 @@ def train_epoch(model, loader, optimizer, device="cpu"):
 
 
 # %% [markdown]
-# The network changes after every batch, so this mean belongs to no single set of weights. It only shows progress.
-#
 # A prediction is the class with the highest logit, pixel by pixel. With `eval`, batch norm uses the statistics it gathered in
 # training, so that a prediction does not depend on its batch. With `no_grad`, nothing is stored for a backward pass:
 
@@ -418,9 +429,8 @@ def confusion_of(model, data, device="cpu"):
 
 
 # %% [markdown]
-# To be quick we take 16 channels on the first level, a quarter of the source's. The optimizer *Adam* adapts the step of every
-# weight to the size of its recent gradients. The *learning rate* `lr` scales all steps: if it is too large the loss jumps, if
-# it is too small the loss hardly moves.
+# To be quick we take a quarter of the source's channels. The optimizer *Adam* adapts the step of every weight to the size of its
+# recent gradients. The *learning rate* `lr` scales all steps: too large, and the loss jumps; too small, and it hardly moves.
 
 # %%
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -429,9 +439,8 @@ model = UNet(width=16).to(device)
 optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 
 # %% [markdown]
-# We train for twenty epochs, and look at our street after the first, the fifth and the last. The last epoch need not be the
-# best. So we score val after each, and keep the best weights so far. We need a copy of them, as the next step changes the
-# tensors that `state_dict` returns:
+# We train for twenty epochs, and look at our street after the first, the fifth and the last. The last need not be the best, so
+# we score val after each, and keep a copy of the best weights (the next step changes the tensors that `state_dict` returns):
 
 # %%
 import copy
@@ -476,8 +485,8 @@ print("IoU of person", common.iou_per_class(confusion)[PERSON].round(3))
 common.show(common.show_confusion(confusion, scheme.classes))
 
 # %% [markdown]
-# Hardly a pixel of people is called person. Most become vehicle or building, the others background, vegetation or road. People have
-# one or two pixels in a hundred, so the network loses little by hardly ever naming them.
+# Hardly a pixel of people is called person; most become vehicle or building. People have one or two pixels in a hundred, so the
+# network loses little by hardly ever naming them.
 #
 # Numbers hide much, so look at what goes worst, here the two val streets with the fewest pixels right:
 
@@ -520,9 +529,9 @@ if len(found):
     common.show(common.show_history(histories, columns))
 
 # %% [markdown]
-# Above are the losses on train and on val (`eval loss`), below the mean IoU and the IoU of people on val. With each of the
-# three seeds the validation loss is lowest at one of the last two epochs, and has not begun to rise. For twenty epochs, or nearly thirty, hardly anybody is found; then the IoU of people rises in jumps.
-# How large are these in the last ten epochs? And is the network still learning?
+# Above are the losses on train and on val (`eval loss`), below the mean IoU and the IoU of people on val. For twenty epochs, or
+# nearly thirty, hardly anybody is found; then the IoU of people rises in jumps. How large are these in the last ten epochs? And is
+# the network still learning?
 
 # %%
 for name, history in histories.items() if len(found) else ():
@@ -532,9 +541,8 @@ for name, history in histories.items() if len(found) else ():
     print(pd.DataFrame({f"{name}: jump": jump, "rise": rise}).round(1))
 
 # %% [markdown]
-# From one epoch to the next the mean IoU jumps by 1.7 to 2.4 points on average, that of people by 3.6 to 7.8: which epoch we
-# keep is partly luck. And the network still learns: the last five epochs are 1.4 to 2.4 points better than the five before, for
-# people 1.8 to 8.6.
+# From one epoch to the next the mean IoU jumps by 1.7 to 2.4 points on average, that of people by 3.6 to 7.8: which epoch we keep
+# is partly luck. And the network still learns: the last five epochs are 1.4 to 2.4 points better than the five before.
 #
 # Which classes has it learnt? The IoU of each, in per cent, in the kept epoch:
 
@@ -709,11 +717,10 @@ def dice_and_cross_entropy(logits, label, weights):
 # | `weighted_occlusion` | `weighted` | weighted cross-entropy | 60 % | new_best_model_2 |
 # | `dice_occlusion` | `scratch` | 0.3 weighted cross-entropy + 0.7 weighted Dice | 80 % | new_best_model_3 |
 #
-# The report sets the later stages beside the first [report]. But the later ones start from a trained network, train longer, and
-# take smaller steps [code]. A better score can come from any of that. So we add `continued`, with the epochs and the learning
-# rate of the others and the old loss. It is a fair control for `weighted`, and a rough one for the last two:
-# `weighted_occlusion` has had up to twice as many extra epochs, and `dice_occlusion` takes twice as many steps per epoch, as
-# its batches are half as large.
+# The report sets the later stages beside the first [report]. But they start from a trained network, train longer, and take smaller
+# steps [code]: a better score can come from any of that. So we add `continued`, with their epochs and learning rate and the old
+# loss. It is a fair control for `weighted`, and a rough one for the last two: `weighted_occlusion` starts after other extra epochs,
+# and `dice_occlusion` takes twice as many steps per epoch, as its batches are half as large.
 #
 # In every stage we keep the epoch with the highest mean IoU on val (`select`). Six functions make up a stage. The first picks
 # the loss; the batches of `common.fit` are dictionaries:
@@ -811,8 +818,8 @@ def train_stage(folder, recipe, settings, splits, frequency, fill, select, seed,
 
 
 # %% [markdown]
-# `train_runs` trains what is not there yet, parents first. `UNUSED` names the parameters that a stage does not read. You can
-# add a stage of your own to `STAGES`; `check_stages` refuses what cannot be trained.
+# `train_runs` trains what is not there yet, parents first. `UNUSED` names the parameters that a stage does not read. A stage of
+# your own goes into `STAGES`.
 
 # %%
 UNUSED = {
@@ -905,9 +912,8 @@ if len(found) and "continued" in set(found["method"]):
 # %% [markdown]
 # **Weighted cross-entropy makes the network see people.** With every seed `weighted` finds 57 to 62 % of their pixels, the
 # control 32 to 40; on `Seq05VD` 61 to 66 against 30 to 40. It pays in precision: only 24 to 28 % of what it calls person is
-# right, with the control 34 to 42. In the IoU the two cancel out (-2.1 to 1.7 points). So is it better? That depends on the use:
-# a car that brakes for people wants recall. With occlusion it finds fewer, 44 to 52 %, and with Dice 29 to 46 %, no clear gain on
-# the control.
+# right, with the control 34 to 42. In the IoU the two cancel out (-2.1 to 1.7 points). So is it better? That depends on the use: a car that brakes for people wants recall. With occlusion it finds fewer, 44 to
+# 52 %, and with Dice 29 to 46 %, no clear gain.
 #
 # **In mean IoU** every later stage gains 1.3 to 2.5 points over `scratch` with seeds 42 and 43. Each recipe looks like a success,
 # until one looks at the control, which gains as much. With seed 44 the control *loses* 1.2 points, and so do both weighted stages (1.0 and .8). Only `dice_occlusion` gains with all
@@ -916,9 +922,8 @@ if len(found) and "continued" in set(found["method"]):
 # %% [markdown]
 # ## Where the source is wrong
 #
-# Beside the shares that were typed in (*Idea 1*) and the mean over batches (exercise 2.5) three points teach most, a mistake
-# and two open questions; [results/sources.md](../results/sources.md) has the others. We can see them because the author
-# published his notebooks. The source's scores on 250 pictures of Cityscapes [code], with means that are ours:
+# Three points teach most, a mistake and two open questions; [results/sources.md](../results/sources.md) has the others. We can see
+# them because the author published his notebooks. The source's scores on 250 pictures of Cityscapes [code], the means ours:
 
 # %%
 published = common.read_published(NOTEBOOK)
@@ -930,9 +935,7 @@ pd.DataFrame({"mean IoU": means, "person": people}).reindex(means.index)
 # %% [markdown]
 # **1. Two stages, one caption.** Figure 3 of the report is called "Weighted CE and Occlusion" and shows the numbers of
 # `weighted`, which hides nobody [code]. Beside it the report notes that "this fine tuning" lowered the IoU of people [report].
-# With occlusion, in the public notebook, people *gain* .29 points on `scratch` and 1.01 on `weighted` [code]. But that network
-# trained up to 30 epochs longer than `weighted`, with another weight for people, and each is one run: not even this measures
-# occlusion.
+# With occlusion, in the public notebook, people *gain* .29 points on `scratch` and 1.01 on `weighted` [code]. But that network trained up to 30 epochs longer than `weighted`, with another weight for people, and each is one run.
 #
 # **2. A gain without a control.** The report calls the last stage a "notable improvement" and names no control [report]. Beside
 # `scratch` it trained up to 30 epochs longer [code], which alone can raise a score, as we saw.
