@@ -355,9 +355,9 @@ print(f"in all     {sum(p.numel() for p in net.parameters()):9,} parameters")
 # pixel's logits back to the photo, and look where it is not 0. (With `eval`, or batch norm would mix all pixels.)
 
 # %%
-image = batch.clone().requires_grad_()
-net.eval()(image)[0, :, 64, 64].sum().backward()
-reached = image.grad.abs().sum(dim=(0, 1)) > 0  # (H, W)
+source = batch.clone().requires_grad_()
+net.eval()(source)[0, :, 64, 64].sum().backward()
+reached = source.grad.abs().sum(dim=(0, 1)) > 0  # (H, W)
 rows, columns = (reached.any(dim=d).sum().item() for d in (1, 0))
 print(f"it sees {rows} rows and {columns} columns")
 
@@ -1003,7 +1003,7 @@ video.show(photo, runs[last].folder, scheme, model, size, **inputs)
 
 # %%
 # Exercise 2.1
-def way_up(net, x, skips):
+def decode(net, x, skips):
     """Logits (B, num_classes, H, W) of a UNet, from the lowest map and the skips."""
     raise NotImplementedError
 
@@ -1016,7 +1016,7 @@ with common.exercise("Exercise 2.1"):
     large = tiny.down[0](noisy)
     half = tiny.down[1](F.max_pool2d(large, 2))
     lowest = tiny.bottleneck(F.max_pool2d(half, 2))
-    common.check("logits", way_up(tiny, lowest, [large, half]), tiny(noisy))
+    common.check("logits", decode(tiny, lowest, [large, half]), tiny(noisy))
 
 # %% [markdown]
 # ### Exercise 2.2: write the loop, and overfit one picture

@@ -1,7 +1,7 @@
 """Solutions, hidden tests and typical wrong answers to the exercises of notebooks/02_unet_from_scratch.py, cell by cell."""
 
 # %% Exercise 2.1: solution (2 points)
-def way_up(net, x, skips):
+def decode(net, x, skips):
     """Logits (B, num_classes, H, W) of a UNet, from the lowest map and the skips."""
     ### BEGIN SOLUTION
     for up, merge, skip in zip(net.up, net.merge, reversed(skips)):
@@ -17,11 +17,11 @@ for block in deep.eval().down:
     maps.append(block(x))
     x = F.max_pool2d(maps[-1], 2)
 x = deep.bottleneck(x)
-common.check("two pictures, three levels", way_up(deep, x, maps), deep(images))
+common.check("two pictures, three levels", decode(deep, x, maps), deep(images))
 common.check("the maps are still there", len(maps), 3)
 
 # %% Exercise 2.1: a wrong answer
-def way_up(net, x, skips):
+def decode(net, x, skips):
     """Joins the maps in the other order: the weights of `merge` then meet the wrong channels."""
     for up, merge, skip in zip(net.up, net.merge, reversed(skips)):
         x = merge(torch.cat([skip, up(x)], dim=1))
