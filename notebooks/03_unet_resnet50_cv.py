@@ -18,15 +18,15 @@
 #
 # The networks of a published report score 67.7 per cent on street pictures that were held back, and 65.5 on pictures of other
 # cities. They have learnt from neither. What should you expect of them on *your* streets? You train such networks in two ways.
-# A *drive* is one trip of the camera car: some networks may learn from the drives that they are scored on, others may not. On
-# real streets the very same pictures score 7.2 ± 1.0 points higher in the first way (three seeds). So a score *by image* tells
-# you about more pictures of known streets, and only one *by drive* about new streets.
+# A *drive* is one trip of the camera car: some networks learn from other pictures of the drive that they are scored on, others
+# do not. On real streets the very same pictures score 7.2 ± 1.0 points higher in the first way (three seeds). So a score *by
+# image* speaks of known streets, and only one *by drive* of new ones.
 #
 # ![A held-out street, its truth, and what networks of either kind of folds make of it](../.github/03_leak.jpg)
 #
 # *A held-out street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching. One network has learnt from other pictures
-# of this drive, the other from other drives only. On this picture they score 34 and 25 per cent with seed 43; with seeds 42 and
-# 44 it is 35 and 31, and 35 and 29.*
+# of this drive, the other from other drives only. They score 34 and 25 per cent here with seed 43; 35 and 31, and 35 and 29,
+# with seeds 42 and 44.*
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
@@ -34,9 +34,9 @@
 # Notebook 3 of 6 · before it: [02 U-Net from scratch](02_unet_from_scratch.ipynb) · after it: [04 thin
 # structures](04_segformer_thin_structures.ipynb) · [all six](../README.md)
 #
-# **Source.** *The cross-validation report*: D. Drabik, a student's course report of 7 June 2025 with its training code. Marks
-# tell where a thing was read: [report] its text, [code] its code, [README] the notes beside the code.
-# [results/sources.md](../results/sources.md) says more.
+# **Source.** *The cross-validation report*: D. Drabik, a student's course report of 7 June 2025 with its code;
+# [results/sources.md](../results/sources.md) says more. Marks tell where a thing was read: [report] its text, [code] its code,
+# [README] the notes beside the code.
 #
 # **You need** notebook 02: the U-Net, its training loop, and the mean IoU; from statistics, the standard deviation. Reading
 # takes about 45 minutes.
@@ -123,8 +123,7 @@ importlib.invalidate_caches()
 
 # %% [markdown]
 # A *mode* is a recipe. `paper` is the source's, with its scaling mended (`augment`): ResNet-50, pictures of 512x1024 [report],
-# batches of 2, 65 epochs of Adam, and 13 validations [code]. `quick` and `laptop` put the same decoder on a small encoder,
-# EfficientNet-Lite0, and validate 13 times, too.
+# 65 epochs of Adam, 13 validations [code]. `quick` and `laptop` put its decoder on a small encoder, EfficientNet-Lite0.
 
 # %%
 MODES = {
@@ -166,11 +165,10 @@ print(common.device_line())
 # ## The puzzle
 #
 # *Three-fold cross-validation* deals the pictures out to three parts, the *folds*. Three networks are trained. Each learns from
-# two folds and is scored on the third, which is *held out*. So every picture is scored once by a network that has not learnt
-# from it.
+# two folds and is scored on the third, which is *held out*. So it is never scored on a picture that it has learnt from.
 #
-# The source did this with the 2975 training pictures of Cityscapes. Then it scored the same three networks on the 500 pictures
-# of the official validation split [code]. Its numbers, mean IoU in per cent [report]:
+# The source did this with the 2975 training pictures of Cityscapes, and then scored the same networks on its 500 official
+# validation pictures [code]. Its numbers, mean IoU in per cent [report]:
 
 # %%
 import pandas as pd
@@ -185,12 +183,12 @@ published
 
 # %% [markdown]
 # All three fall, on average from 67.7 to 65.5. Three things changed: the **pictures**, the **resolution** and the **epoch**
-# whose score was taken. Which of them made the scores fall? We begin with the pictures: were those of a held-out fold really
-# new to the network?
+# whose score was taken. Which of them lowered the scores? We begin with the pictures: were those of a held-out fold really new
+# to the network?
 #
 # ## Folds, and how they leak
 #
-# We deal out the training split. The other splits stay aside, to be scored at the end:
+# We deal out the training split. The others are scored at the end:
 
 # %%
 import numpy as np
@@ -207,7 +205,7 @@ print({name: len(one) for name, one in others.items()}, "aside")
 
 
 # %% [markdown]
-# The source shuffles the pictures, without a seed, and cuts the list into three [code]. Our seed is `fold_seed`:
+# The source shuffles the pictures, without a seed, and cuts the list into three [code]. We do it with a seed:
 
 # %%
 def folds_by_image(frames, fold_seed, k=3):
@@ -218,8 +216,7 @@ def folds_by_image(frames, fold_seed, k=3):
     return np.array_split(np.random.default_rng(fold_seed).permutation(len(frames)), k)
 
 # %% [markdown]
-# We can also deal out whole cities: the largest first, each to the fold that is the smallest so far. scikit-learn's
-# `GroupKFold` does the same:
+# We can also deal out whole cities: the largest first, each to the smallest fold so far, as scikit-learn's `GroupKFold` does:
 
 # %%
 def folds_by_city(frames, k=3):
@@ -244,7 +241,7 @@ else:
     print("too few cities for folds by city: only folds by image are trained")
 
 # %% [markdown]
-# In this drawing every column is a picture, and its colour is its fold. The dashed lines separate the cities:
+# Every column is a picture, its colour is its fold, and dashed lines separate the cities:
 
 # %%
 import matplotlib.pyplot as plt
@@ -267,7 +264,7 @@ common.show(fig)
 
 # %% [markdown]
 # By image every city lies in all three folds, by city in one. Here is a held-out picture, and one from which its network
-# learns, of the same city where there is one:
+# learns, of the same city if possible:
 
 # %%
 k = int(parts["image"][0][0])
@@ -280,14 +277,13 @@ common.show(common.show_panels(panels))
 
 # %% [markdown]
 # By image the network learns from the same city, with the same yellow trees. This is a *leak*: what a network is tested on
-# reaches its training after all. A video leaks more. CamVid's pictures are mostly a second apart, so by image a network mostly
-# learns from the second before or after the held-out one.
+# reaches its training after all. A video leaks more: CamVid's pictures are mostly a second apart, and by image a network mostly
+# learns from the one before or after the held-out one.
 #
 # ## What real streets say
 #
 # CamVid's training pictures come from three drives of a car, and a fold by city is one drive. The repository keeps runs of this
-# notebook on them, in mode `laptop`. We look at their scores before we build such a network: the mean IoU on the held-out fold
-# after the last epoch, in per cent.
+# notebook on them (mode `laptop`). Their mean IoU on the held-out fold after the last epoch, in per cent:
 
 # %%
 from IPython.display import display
@@ -312,8 +308,7 @@ if len(committed):
 # and five of eleven classes, such as poles and people, are hardly found.)
 #
 # Do folds by drive just make worse networks? The test split can tell. Its drive *Seq05VD* is new to all six networks. Its other
-# drive, *0001TP*, is known to five of them: they have learnt from other pictures of it. The sixth, fold 3 by drive, held it
-# out.
+# drive, *0001TP*, is known to five of them. The sixth, fold 3 by drive, held it out.
 
 # %%
 rows = []
@@ -327,20 +322,19 @@ if rows:
     display(pd.DataFrame(rows).pivot_table("mIoU", index, ["seed", "drive"]).round(1))
 
 # %% [markdown]
-# Look at fold 3 by drive. It has learnt from the most pictures, 305, and on the new drive it is second of six with seeds 42 and
-# 43, and fourth with seed 44. But on 0001TP it is last with every seed, with 30.7 to 36.5, where all that know this drive have
-# 37.2 to 41.7. It is no bad network. It just does not know these streets. Known streets are scored higher: this is the leak.
+# Fold 3 by drive is no bad network: on the new drive it is second of six with seeds 42 and 43, and fourth with seed 44. But on
+# 0001TP it is last with every seed, with 30.7 to 36.5, where all that know this drive have 37.2 to 41.7. This is the leak.
 #
 # So there are two questions. By image: how good is the network on more pictures of the streets it knows? By drive: how good is
 # it on other streets? Report the second if a car is to go anywhere new.
 #
 # ## The network
 #
-# The source's U-Net has an *encoder* that was trained before, ResNet-50 on a million photos of ImageNet [report]. Only what
-# follows starts from nothing: a *bottleneck*, and the *decoder*, which enlarges the maps step by step [code].
+# The source's U-Net has an *encoder* that was trained before, ResNet-50 on ImageNet [report]. Only the *bottleneck* and the
+# *decoder*, which enlarges the maps, start from nothing [code].
 #
-# The encoder, in blue, halves a picture five times. Green is the bottleneck, and orange are the steps back up, each with its
-# number of channels. (The device `meta` makes networks without weights, which cost no memory.)
+# In the drawing the encoder is blue and halves a picture five times, the bottleneck is green, and the steps back up are orange,
+# each with its number of channels. (The device `meta` makes networks without weights.)
 
 # %%
 import segmentation_models_pytorch as smp
@@ -430,8 +424,8 @@ for name, part in {"in all": net, "bottleneck": net.bottleneck}.items():
 #
 # ## Training
 #
-# A training picture is changed at random: one in four is scaled by .8 to 1.2, half are mirrored, and half get other colours. A
-# picture that got smaller gets a margin, black in the photo and void in the label; a larger one is cropped:
+# Of the training pictures, one in four is scaled by .8 to 1.2, half are mirrored, and half get other colours. A smaller picture
+# gets a margin, black in the photo and void in the label; a larger one is cropped:
 
 # %%
 import cv2
@@ -521,8 +515,8 @@ common.show(common.show_panels(panels))
 
 
 # %% [markdown]
-# Now the network with its weights, pretrained where they can be had. Lite0 was trained on pixels between -1 and 1, ResNet-50 on
-# pixels normalised by ImageNet's mean and spread, so ours are given to them like that:
+# Now the network, with pretrained weights where they can be had. Lite0 learnt from pixels between -1 and 1, ResNet-50 from
+# pixels normalised by ImageNet's mean and spread; they get the same from us:
 
 # %%
 def build_network(encoder, network, weights):
@@ -610,9 +604,9 @@ def evaluation_grid(folder, model, accelerator, data):
 # %% [markdown]
 # ### One fold
 #
-# The validations on the held-out fold pick the *best* epoch. (The source keeps its score, but only the last epoch's weights
-# [code].) The third validation in a row without a new best halves the learning rate. So the held-out fold steers the training
-# that it is meant to judge.
+# Validations on the held-out fold pick the *best* epoch. (The source keeps its score, but the last epoch's weights [code].) The
+# third validation in a row without a new best halves the learning rate. So the held-out fold steers the training that it is
+# meant to judge:
 
 # %%
 def train_fold(folder, splits, settings, size, native, version, network, weights, seed,
@@ -673,7 +667,7 @@ runs = common.train_runs(globals(), jobs, settings, root, images, wanted=wanted,
 # %% [markdown]
 # ## What came out
 #
-# Each line is a network, and each point its score on its held-out fold. A ring marks the best one:
+# Here are the scores on the held-out folds; a ring marks the best epoch:
 
 # %%
 kinds = list(dict.fromkeys(name.split("-fold")[0] for name in runs))
@@ -722,9 +716,9 @@ scores.drop(columns=["kind", "runs", "folder", "final"]).round(1)
 #
 # $$\bar x \pm q \, \frac{s}{\sqrt n}$$
 #
-# with a number $q$, often 1.96, and the standard deviation $s$. The squares in $s$ are divided by $n$, which describes these
-# $n$ scores, or by $n - 1$, which estimates the spread of further ones. We draw three scores around 67, many times. The
-# interval should hold the 67 in 95 % of all cases:
+# with a number $q$, often 1.96, and the standard deviation $s$. In $s$ we can divide by $n$, which describes these scores, or
+# by $n-1$, which estimates the spread of further ones. We draw three scores around 67, many times. The interval should hold the
+# 67 in 95 % of all cases:
 
 # %%
 draws = np.random.default_rng(0).normal(67, 1, (20000, 3))  # the true mean is 67
@@ -743,16 +737,15 @@ for kind, of_kind in scores.groupby("folds"):
     print(f"{kind}: {mean:.1f} ± {half:.1f}")
 
 # %% [markdown]
-# By city we know hardly anything, as one of three cities is hard. By image the interval is narrow. That is no sign of a good
-# estimate: all three folds have the same leak.
+# By city we know hardly anything, as one of three cities is hard. By image the interval is narrow, but that is no sign of a
+# good estimate: all three folds have the same leak.
 #
-# And the interval is for independent scores, but networks 1 and 2 both learn from fold 3. (No estimate of the variance from
-# such scores is unbiased: Bengio and Grandvalet, 2004.) We use Student's t over *seeds*, runs that differ in nothing but
-# chance.
+# And the interval is for independent scores, while networks 1 and 2 both learn from fold 3 (Bengio and Grandvalet, 2004). So we
+# use it over *seeds*, runs that differ in nothing but chance.
 #
 # ### The same pictures, scored by two networks
 #
-# Every picture was held out twice, once by image and once by city. So we can pair two confusion matrices *of the same picture*:
+# Every picture was held out twice, by image and by city. So we can pair two confusion matrices *of the same picture*:
 
 # %%
 def paired_matrices(folders):
@@ -767,8 +760,7 @@ def paired_matrices(folders):
     return pictures, a, b
 
 # %% [markdown]
-# The leak, in points, is the difference of two mean IoUs, each of one confusion matrix summed over all pictures (*pooled*). We
-# compute it for these runs and for those on CamVid, one seed at a time:
+# We sum the matrices over all pictures. The leak is the difference of the two mean IoUs, in points:
 
 # %%
 def leak(by_image, by_city):
@@ -799,21 +791,16 @@ if len(leaks) > 1:
     print(f"CamVid, {len(leaks)} seeds: {mean:.1f} ± {half:.1f} points")
 
 # %% [markdown]
-# (Pooled scores differ a little from the means of three folds above: CamVid's seed 42 has 6.8 here and 6.9 there, the toy
-# streets 2.3 and 1.6.)
-#
-# The three seeds agree within a point: 6.8, 7.2 and 7.6. So the leak is no chance of training. Two drives score higher by image
-# with every seed, 0016E5 by 8.5 to 10.0 points and 0006R0 by 3.7 to 5.8. The third, 0001TP, does so with two seeds (5.9 and
-# 8.8), and with seed 43 it does not (0.0). What 0016E5 gains may be owed in part to the few pictures that its network by drive
-# learnt from, 163. The other two had *more* pictures than those by image. On the toy streets most comes from brunhaven, the
-# city of fold 3.
+# The three seeds agree within a point: 6.8, 7.2 and 7.6. So the leak is more than the chance of training. Drive by drive it is
+# 3.7 to 10.0 points, but 0.0 for 0001TP with seed 43. (0016E5's network by drive learnt from few pictures, 163; the other two
+# from *more* than those by image.) On the toy streets most comes from brunhaven, the city of fold 3. (Means of three folds
+# differ a little: 1.6 there, not 2.3.)
 #
 # ### The paired bootstrap
 #
 # Would other pictures show the difference, too? We have no others. But we can draw from ours, with replacement, as many as
-# there are, and compute the score again, two thousand times. This is the **bootstrap**. What we draw are *units*: single
-# pictures, or groups that belong together. We add up the confusion matrices of all drawn units, a unit drawn twice counting
-# twice, and take the mIoU of the sum.
+# there are, and compute the score again, two thousand times. This is the **bootstrap**. What we draw are *units*: pictures, or
+# groups of them. We add up the matrices of all drawn units and take the mIoU of the sum:
 
 # %%
 def bootstrap(matrices, units, seed=0, repeats=2000):
@@ -827,12 +814,11 @@ def bootstrap(matrices, units, seed=0, repeats=2000):
 
 # %% [markdown]
 # The same `seed` draws the same units for both networks. That makes it **paired**: in each draw both are scored on the same
-# pictures, and what makes these easy or hard cancels in the difference of the two mIoUs. Of the two thousand differences, the
-# middle 95 % is the interval.
+# pictures, and what makes these easy or hard cancels in the difference. Of the two thousand differences, the middle 95 % is the
+# interval.
 #
 # Which units? In a video, neighbours are nearly the same picture, and drawing them apart makes the data look richer than it is.
-# We compare three units: a picture, a block of ten neighbours, a whole city or drive. (`film_blocks` gives each ten pictures of
-# a drive one id, in the order of their names. The toy streets are no film, and a block of ten means little there.)
+# We compare a picture, a block of ten neighbours (which means little on toy streets), and a whole city or drive:
 
 # %%
 def units_of(pictures):
@@ -842,7 +828,7 @@ def units_of(pictures):
             "city or drive": drives}
 
 # %% [markdown]
-# The middle 95 % of two thousand differences, for each of them:
+# The interval for each of them, in points:
 
 # %%
 rows = {}
@@ -856,13 +842,11 @@ pd.DataFrame(rows).T.round(1)
 # %% [markdown]
 # **Draw the unit that you want to speak about.**
 #
-# - *Ten neighbours*: with the six networks of seed 42, other stretches of the same drives could well have given anything from
-#   5.5 to 7.9 points on CamVid; with the other seeds 5.6 to 8.8 and 6.6 to 8.6. By single pictures seed 42 has 6.3 to 7.3: too
-#   narrow for a video.
-# - *City or drive*: would other cities leak, too? There are only three, so the interval reaches from the smallest of the three
-#   differences to the largest. On CamVid all three are positive with seeds 42 and 44; with seed 43 the smallest, 0001TP's, is
-#   0.0. On the toy streets 0 lies inside (-.7 to 4.8), since only one of three cities differs much. By picture 0 lies outside
-#   (1.2 to 3.3), but that speaks of these three cities only.
+# - *Ten neighbours*: with the six networks of seed 42, other stretches of CamVid's drives could well have given anything from
+#   5.5 to 7.9 points. Single pictures give 6.3 to 7.3: too narrow for a video.
+# - *City or drive*: would other cities leak, too? There are only three, so the interval reaches from the smallest difference to
+#   the largest. On CamVid all three are positive with seeds 42 and 44; with seed 43 the smallest is 0.0. On the toy streets 0
+#   lies inside (-.7 to 4.8). By picture it lies outside (1.2 to 3.3), but that speaks of these three cities only.
 #
 # What does the pairing gain?
 
@@ -902,8 +886,8 @@ if pairs:
 #
 # ## The drop, taken apart
 #
-# Back to the puzzle. Between the source's two scores three things change. We change one at a time. (CamVid's val is a piece of
-# 0016E5, a drive of the folds. So the other pictures are the test split, where there is one.)
+# Back to the puzzle: between the source's two scores three things change. We change one at a time. (CamVid's val is a piece of
+# 0016E5, a drive of the folds, so its test split serves as the other pictures.)
 
 # %%
 def one_at_a_time(final, other):
@@ -926,11 +910,10 @@ for _, run in every.iterrows():
 pd.DataFrame(rows).groupby("runs").mean().round(1)
 
 # %% [markdown]
-# Each column differs from the one before in one thing. The resolution changes next to nothing; the epoch changes .7 points at
-# most, and that is a rise (seed 44, by drive). On CamVid the pictures make the difference: they cost 2.3 to 3.3 points by image
-# (before rounding). By drive they *gain* 2.5 to 2.8. (A quarter of the test streets are of 0001TP, which two of the three
-# networks know.) So the score by image lies 2 to 4 points above the test score here, and the score by drive as much below.
-# Three drives are few.
+# Each column changes one thing more than the one before. The resolution changes next to nothing; the epoch changes .7 points at
+# most, and that is a rise. On CamVid the pictures make the difference: they cost 2.3 to 3.3 points by image (before rounding).
+# By drive they *gain* 2.5 to 2.8. (A quarter of the test streets are of 0001TP, which two of the three networks know.) So here
+# the score by image is 2 to 4 points too high, and the score by drive as much too low. Three drives are few.
 #
 # And the epoch? The best of 13 validations is never below the last, and some of that is luck. Suppose that a network no longer
 # improves, so that its validations are one value and noise of spread 1:
@@ -940,8 +923,8 @@ noise = np.random.default_rng(0).normal(0, 1, (40000, 13))
 print(f"best minus last: {(noise.max(axis=1) - noise[:, -1]).mean():.2f} spreads")
 
 # %% [markdown]
-# If the source's validations scattered by half a point around one value, luck made .8 of its 2.2 points. (On CamVid 13 of 18
-# networks were best at the last epoch.)
+# If the source's validations scattered by half a point, luck made .8 of its 2.2 points. (On CamVid 13 of 18 networks were best
+# at the last epoch.)
 #
 # So why did the scores fall from 67.7 to 65.5? On CamVid, by image, it is the pictures: all of it with two seeds, and 3.3 of
 # 3.5 points with seed 43. For the source we cannot know, as we did not measure Cityscapes. Its folds share every city [code],
@@ -949,15 +932,15 @@ print(f"best minus last: {(noise.max(axis=1) - noise[:, -1]).mean():.2f} spreads
 #
 # ## Where the source is wrong
 #
-# Three points from which one learns; [results/sources.md](../results/sources.md) has the others.
+# [results/sources.md](../results/sources.md) has more.
 #
-# **1. One drop, three changes.** The report reads the fall as one from low to full resolution [report]. Its README says openly
-# that the pictures and the choice of the epoch differ, too [README]. In our runs the resolution changes next to nothing. But
-# they have 160 rows or fewer and find no thin things, so they say little of 512x1024.
+# **1. One drop, three changes.** The report reads the fall as one from low to full resolution [report]; its README says openly
+# that the pictures and the epoch differ, too [README]. In our runs the resolution changes next to nothing, but with 160 rows
+# they find no thin things, and say little of 512x1024.
 #
-# **2. Scaling that scales nothing.** The report describes a scaling by .8 to 1.2 [report]. The library that its code calls,
-# Albumentations, *adds 1* to these numbers, and the enlarged picture is then resized as a whole [code]. How wide does the
-# network see a square of 32 pixels?
+# **2. Scaling that scales nothing.** The report scales by .8 to 1.2 [report]. Albumentations, the library that its code calls,
+# *adds 1* to these numbers, and the enlarged picture is then resized as a whole [code]. How wide does the network see a square
+# of 32 pixels?
 
 # %%
 rng, square = np.random.default_rng(0), np.zeros((128, 256), np.uint8)
@@ -973,16 +956,15 @@ for factor in (0.8, 1.2):
 # As intended, the square gets smaller or larger. As published, it stays: what is enlarged and then shrunk as a whole is the
 # same picture again. So look at what reaches your network.
 #
-# **3. A spread of 1 % read as stability** [report]. The printed spreads, .94 and 1.20, divide the squares by $n$; divided by $n
-# - 1$ they are 1.15 and 1.46 points. And the networks share half of their training pictures [code]. All this describes one deal
-# of the pictures, not what another would give.
+# **3. A spread of 1 % read as stability** [report]. The printed spreads, .94 and 1.20, divide by $n$; divided by $n-1$ they are
+# 1.15 and 1.46 points. And the networks share half of their training pictures [code].
 #
-# All three folds are published, not only the best [report]. Without that, none of this could have been asked.
+# But all three folds are published, not only the best [report].
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG, a PNG or a short video of yours. The network that was trained last labels it. Without one, a street
-# serves that was not trained on:
+# Set `photo` to a JPEG, a PNG or a short video of yours, for the network that was trained last. Without one, a street serves
+# that was not trained on:
 
 # %%
 from results import video
@@ -1036,8 +1018,8 @@ with common.exercise("Exercise 3.1"):
 # %% [markdown]
 # ### Exercise 3.2: does a split leak?
 #
-# `parts` is a list of folds, arrays of indices as above, and `groups` (N,) names the city of each picture. Return the
-# share of all pictures whose city also lies in another fold. By city it is 0.
+# `parts` is a list of folds, arrays of indices as above, and `groups` (N,) names the city of each picture. Return the share of
+# all pictures whose city also lies in another fold. By city it is 0.
 
 # %%
 # Exercise 3.2
@@ -1062,8 +1044,8 @@ with common.exercise("Exercise 3.2"):
 # %% [markdown]
 # ### Exercise 3.3: an interval that is too narrow
 #
-# Find and mend. Somebody bootstraps the difference of two networks on a video. The data below are made so that both are
-# equally good, and ten neighbouring frames are always alike. So 0 should lie in the interval of 95 in 100 videos.
+# Find and mend. Somebody bootstraps the difference of two networks on a video. The data below are made so that both are equally
+# good, and ten neighbouring frames are always alike. So 0 should lie in the interval of 95 in 100 videos.
 
 # %%
 # Exercise 3.3: as given
@@ -1118,8 +1100,8 @@ with common.exercise("Exercise 3.3"):
 # ### Exercise 3.4: what the choice of an epoch is worth
 #
 # After each epoch a network is scored on the held-out fold, which chooses the best epoch, and on a test split, which chooses
-# nothing. How many points more than the last has the chosen epoch, on either? Of equal scores the first is chosen. The check
-# takes epochs that are only noise: the choice gains where it was made, and nothing elsewhere.
+# nothing. How many points more than the last has the chosen epoch, on either? Of equal scores the first is chosen. (In the
+# check all epochs are noise: the choice should gain where it was made, and nothing elsewhere.)
 
 # %%
 # Exercise 3.4
@@ -1139,18 +1121,13 @@ with common.exercise("Exercise 3.4"):
 # %% [markdown]
 # ### To go further
 #
-# These need training and are not checked.
-#
-# - `fold_seed = 1`: how much does another deal of the pictures change?
-# - Cut the training pictures of all folds by city to the smallest number. What is left of the leak?
+# Cut the training pictures of all folds by city to the smallest number, and train: what is left of the leak?
 #
 # ## References
 #
 # - O. Ronneberger, P. Fischer, T. Brox, *U-Net: Convolutional Networks for Biomedical Image Segmentation*, MICCAI 2015.
-# - K. He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016.
 # - Y. Bengio, Y. Grandvalet, *No Unbiased Estimator of the Variance of K-Fold Cross-Validation*, JMLR 5, 2004.
 # - B. Efron, R. J. Tibshirani, *An Introduction to the Bootstrap*, Chapman & Hall 1993.
-# - G. J. Brostow, J. Fauqueur, R. Cipolla, *Semantic Object Classes in Video: A High-Definition Ground Truth Database*
-#   (CamVid), Pattern Recognition Letters 2009.
+# - G. J. Brostow, J. Fauqueur, R. Cipolla, *Semantic Object Classes in Video* (CamVid), Pattern Recognition Letters 2009.
 #
 # **Next:** [04 Can a loss make a network see thin things?](04_segformer_thin_structures.ipynb)
