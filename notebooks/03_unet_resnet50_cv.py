@@ -46,7 +46,7 @@
 # | `quick` | toy streets, made on the spot | any CPU | 3 min with two threads (November 2026) | with seed 42, mean IoU 18.4 by image and 16.8 by city (majority class 1.8): too few streets to tell |
 # | `laptop` | CamVid, 367 real streets | any CPU | 3 to 13 min a fold on one core, 33 to 38 for all six | mean IoU 42 to 44 by image and 35 to 36 by drive (three seeds; majority class about 3) |
 # | `course` | CamVid, or 900 images of Cityscapes, at 512 rows | one 16 GB GPU: at most 5.3 GiB, computed | not yet measured | the same comparison with the source's network |
-# | `paper` | Cityscapes, 512x1024 | one 16 GB GPU: 4.7 GiB, computed | not yet measured (the source does not tell) | the published table |
+# | `paper` | Cityscapes, 512x1024 | one 16 GB GPU: 4.7 GiB, computed | not yet measured | the published table |
 
 # %% [markdown]
 # ## Parameters
@@ -152,7 +152,7 @@ def kinds_of(folds):
     kinds = ("image", "city")
     return list(kinds) if folds == "both" else common.several("folds", folds, kinds)
 
-# %%
+
 choices = {"augment": ("intended", "as_published"),
            "network": ("published", "no_bottleneck"),
            "encoder": ("lite0", "resnet18", "resnet34", "resnet50"),
@@ -165,7 +165,7 @@ print(common.device_line())
 # ## The puzzle
 #
 # *Three-fold cross-validation* deals the pictures out to three parts, the *folds*. Three networks are trained. Each learns from
-# two folds and is scored on the third, which is *held out*. So it is never scored on a picture that it has learnt from.
+# two folds and is scored on the third, which is *held out*. So no network is scored on a picture from which it has learnt.
 #
 # The source did this with the 2975 training pictures of Cityscapes, and then scored the same networks on its 500 official
 # validation pictures [code]. Its numbers, mean IoU in per cent [report]:
@@ -188,7 +188,7 @@ published
 #
 # ## Folds, and how they leak
 #
-# We deal out the training split. The others are scored at the end:
+# We deal out the training split. The other splits are scored at the end:
 
 # %%
 import numpy as np
@@ -202,7 +202,6 @@ few = (settings["images"] + 3) // 4  # 0 takes all
 others = {name: common.evenly(one, few) for name, one in others.items()}
 print(len(frames), "for the folds")
 print({name: len(one) for name, one in others.items()}, "aside")
-
 
 # %% [markdown]
 # The source shuffles the pictures, without a seed, and cuts the list into three [code]. We do it with a seed:
@@ -267,11 +266,11 @@ common.show(fig)
 # learns, of the same city if possible:
 
 # %%
-k = int(parts["image"][0][0])
-panels = {f"held out ({frames[k].city})": common.read_image(frames[k].image)}
+shown = int(parts["image"][0][0])
+panels = {f"held out ({frames[shown].city})": common.read_image(frames[shown].image)}
 for kind, split in parts.items():
-    learnt = [frames[i] for part in split if k not in part for i in part]
-    other = max(learnt, key=lambda frame: frame.city == frames[k].city)
+    learnt = [frames[i] for part in split if shown not in part for i in part]
+    other = max(learnt, key=lambda frame: frame.city == frames[shown].city)
     panels[f"learnt from, by {kind} ({other.city})"] = common.read_image(other.image)
 common.show(common.show_panels(panels))
 
@@ -323,7 +322,8 @@ if rows:
 
 # %% [markdown]
 # Fold 3 by drive is no bad network: on the new drive it is second of six with seeds 42 and 43, and fourth with seed 44. But on
-# 0001TP it is last with every seed, with 30.7 to 36.5, where all that know this drive have 37.2 to 41.7. This is the leak.
+# 0001TP it is last with every seed, with 30.7 to 36.5, where all that know this drive have 37.2 to 41.7. This is the leak. (On
+# Seq05VD five networks have 38.6 to 43.5; the sixth learnt from 163 pictures only.)
 #
 # So there are two questions. By image: how good is the network on more pictures of the streets it knows? By drive: how good is
 # it on other streets? Report the second if a car is to go anywhere new.
@@ -513,10 +513,9 @@ for title, k in {"mirrored": 2, "smaller, other colours": 25,
     panels[title], _ = street_view(street, label, rng, size, augment)
 common.show(common.show_panels(panels))
 
-
 # %% [markdown]
-# Now the network, with pretrained weights where they can be had. Lite0 learnt from pixels between -1 and 1, ResNet-50 from
-# pixels normalised by ImageNet's mean and spread; they get the same from us:
+# Now the network, with pretrained weights where they can be had. It gets pixels as these weights know them: between -1 and 1
+# for Lite0, normalised by ImageNet's mean and spread for ResNet-50:
 
 # %%
 def build_network(encoder, network, weights):
@@ -605,8 +604,8 @@ def evaluation_grid(folder, model, accelerator, data):
 # ### One fold
 #
 # Validations on the held-out fold pick the *best* epoch. (The source keeps its score, but the last epoch's weights [code].) The
-# third validation in a row without a new best halves the learning rate. So the held-out fold steers the training that it is
-# meant to judge:
+# third validation in a row without a new best halves the learning rate. So the held-out fold steers the training that it should
+# judge:
 
 # %%
 def train_fold(folder, splits, settings, size, native, version, network, weights, seed,
@@ -644,7 +643,7 @@ def split_of_fold(frames, parts, number):
     return learnt, [frames[i] for i in sorted(held_out)]
 
 # %% [markdown]
-# Now all six of them, each under a name such as `city-fold2`:
+# Now all six, each under a name such as `city-fold2`:
 
 # %%
 train = partial(train_fold, settings=settings, size=size, native=native,
@@ -737,8 +736,8 @@ for kind, of_kind in scores.groupby("folds"):
     print(f"{kind}: {mean:.1f} ± {half:.1f}")
 
 # %% [markdown]
-# By city we know hardly anything, as one of three cities is hard. By image the interval is narrow, but that is no sign of a
-# good estimate: all three folds have the same leak.
+# By city we know hardly anything, as one of three cities is hard. By image the interval is narrow, but all three folds have the
+# same leak.
 #
 # And the interval is for independent scores, while networks 1 and 2 both learn from fold 3 (Bengio and Grandvalet, 2004). So we
 # use it over *seeds*, runs that differ in nothing but chance.
@@ -793,14 +792,14 @@ if len(leaks) > 1:
 # %% [markdown]
 # The three seeds agree within a point: 6.8, 7.2 and 7.6. So the leak is more than the chance of training. Drive by drive it is
 # 3.7 to 10.0 points, but 0.0 for 0001TP with seed 43. (0016E5's network by drive learnt from few pictures, 163; the other two
-# from *more* than those by image.) On the toy streets most comes from brunhaven, the city of fold 3. (Means of three folds
-# differ a little: 1.6 there, not 2.3.)
+# from *more* than those by image.) On the toy streets most of the 2.3 comes from brunhaven, the city of fold 3. (Means of three
+# folds differ from one score of all pictures: there, 18.4 and 16.8 are 1.6 apart.)
 #
 # ### The paired bootstrap
 #
-# Would other pictures show the difference, too? We have no others. But we can draw from ours, with replacement, as many as
-# there are, and compute the score again, two thousand times. This is the **bootstrap**. What we draw are *units*: pictures, or
-# groups of them. We add up the matrices of all drawn units and take the mIoU of the sum:
+# Would other pictures show the difference, too? We have no others, but we can draw from ours, with replacement, as many as
+# there are, and score these, two thousand times: the **bootstrap**. What we draw are *units*: pictures, or groups of them. We
+# add up the matrices of all drawn units and take the mIoU of the sum:
 
 # %%
 def bootstrap(matrices, units, seed=0, repeats=2000):
@@ -864,7 +863,7 @@ if pairs:
 # %% [markdown]
 # If each network has draws of its own, easy blocks for one meet hard ones for the other, and the interval gets wider.
 #
-# Which classes lose most?
+# Which classes lose?
 
 # %%
 if pairs:
@@ -887,7 +886,7 @@ if pairs:
 # ## The drop, taken apart
 #
 # Back to the puzzle: between the source's two scores three things change. We change one at a time. (CamVid's val is a piece of
-# 0016E5, a drive of the folds, so its test split serves as the other pictures.)
+# 0016E5, a drive of the folds, so its test split serves as the other pictures.) The means over three folds:
 
 # %%
 def one_at_a_time(final, other):
@@ -898,10 +897,7 @@ def one_at_a_time(final, other):
             "and other pictures": 100 * aside["full"]["best"],
             "and last epoch": 100 * aside["full"]["last"]}
 
-# %% [markdown]
-# The means over three folds:
 
-# %%
 rows = []
 for _, run in every.iterrows():
     other = other_set if run["runs"] == "these runs" else "test"
@@ -916,7 +912,7 @@ pd.DataFrame(rows).groupby("runs").mean().round(1)
 # the score by image is 2 to 4 points too high, and the score by drive as much too low. Three drives are few.
 #
 # And the epoch? The best of 13 validations is never below the last, and some of that is luck. Suppose that a network no longer
-# improves, so that its validations are one value and noise of spread 1:
+# improves: its validations are one value and noise of spread 1:
 
 # %%
 noise = np.random.default_rng(0).normal(0, 1, (40000, 13))
@@ -959,7 +955,7 @@ for factor in (0.8, 1.2):
 # **3. A spread of 1 % read as stability** [report]. The printed spreads, .94 and 1.20, divide by $n$; divided by $n-1$ they are
 # 1.15 and 1.46 points. And the networks share half of their training pictures [code].
 #
-# But all three folds are published, not only the best [report].
+# The source publishes all three folds, not only the best [report]. So should you.
 #
 # ## Your own photo
 #
@@ -983,7 +979,7 @@ video.show(photo, run.folder, scheme, model, own_size, **scaling)
 
 
 # %% [markdown]
-# It learnt from 27 toy streets: road, buildings and sky are found, and the bus is lost.
+# With 27 toy streets to learn from, it finds road, buildings and sky, and misses the bus.
 #
 # ## What we learnt
 #
@@ -998,9 +994,8 @@ video.show(photo, run.folder, scheme, model, own_size, **scaling)
 #
 # ### Exercise 3.1: more folds, more independent scores?
 #
-# With three folds, two networks share half of their training pictures. Do ten folds make the scores less dependent? Give the
-# share for `k` folds of equal size, as a formula: of the pictures that one network learns from, which part has another learnt
-# from, too?
+# With three folds, two networks share half of their training pictures. Do ten folds make the scores less dependent? Give a
+# formula for `k` folds of equal size: of the pictures that one network learns from, which part has another learnt from, too?
 
 # %%
 # Exercise 3.1
@@ -1014,6 +1009,7 @@ def share_learnt_twice(k):
 with common.exercise("Exercise 3.1"):
     common.check("three folds", share_learnt_twice(3), between=(0.4, 0.6))
     common.check("more with five", share_learnt_twice(5), between=(0.6, 0.9))
+
 
 # %% [markdown]
 # ### Exercise 3.2: does a split leak?
@@ -1040,6 +1036,7 @@ with common.exercise("Exercise 3.2"):
     common.check("five of six pictures, two of three cities",
                  share_that_leaks([np.array([0, 2, 3]), np.array([1, 4, 5])], groups),
                  5 / 6)
+
 
 # %% [markdown]
 # ### Exercise 3.3: an interval that is too narrow
@@ -1095,6 +1092,7 @@ with common.exercise("Exercise 3.3"):
     low, high = interval_of_blocks(better, 0 * better, ids)  # five blocks, mixed
     common.check("width of an interval of five mixed blocks", high - low,
                  between=(0.5, 0.9))
+
 
 # %% [markdown]
 # ### Exercise 3.4: what the choice of an epoch is worth
