@@ -22,7 +22,7 @@
 # do not. On real streets the very same pictures score 7.2 ± 1.0 points higher in the first way (three seeds). So a score *by
 # image* speaks of known streets, and only one *by drive* of new ones.
 #
-# ![A held-out street, its truth, and what networks of either kind of folds make of it](../.github/03_leak.jpg)
+# ![A held-out street, its label, and the predictions of two networks](../.github/03_leak.jpg)
 #
 # *A held-out street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching. One network has learnt from other pictures
 # of this drive, the other from other drives only. They score 34 and 25 per cent here with seed 43; 35 and 31, and 35 and 29,
