@@ -195,12 +195,14 @@ import numpy as np
 
 root = common.find_data(data_dir, mode)
 frames = common.evenly(common.list_frames(root, "train"), settings["images"])
+print(len(frames), "for the folds")
+
+# %%
 others = {"official_val": common.list_frames(root, "val")}
 if common.has_test_labels(root):
     others["test"] = common.list_frames(root, "test")
 few = (settings["images"] + 3) // 4  # 0 takes all
 others = {name: common.evenly(one, few) for name, one in others.items()}
-print(len(frames), "for the folds")
 print({name: len(one) for name, one in others.items()}, "aside")
 
 # %% [markdown]
@@ -296,6 +298,7 @@ if len(committed):
     committed = committed.groupby("seed").filter(lambda of_seed: len(of_seed) == 6)
 
 if len(committed):
+    committed["runs"] = "CamVid, seed " + committed["seed"].astype(str)
     committed["folds"] = "by " + committed["kind"].replace("city", "drive")
     column = "final_held_out_low_last"
     table = 100 * committed.pivot_table(column, "fold", ["seed", "folds"])
@@ -349,6 +352,7 @@ common.show(common.show_encoder_unet(resnet50.out_channels[1:]))
 
 # %%
 from torch import nn
+from torch.nn import functional as F
 
 
 class DoubleConv(nn.Sequential):
@@ -504,8 +508,9 @@ def street_view(image, label, rng, size, version):
 # %%
 size = common.network_size(frames[0], settings["height"])  # (H, W) for the network
 native = common.read_label(frames[0].label).shape  # (H, W) of the photos
-
 street, label = common.StreetScenes(frames, native).read(0)
+
+# %%
 panels = {"photo": street}
 for title, k in {"mirrored": 2, "smaller, other colours": 25,
                  "larger, other colours": 34}.items():
@@ -544,9 +549,6 @@ def make_data(frames, size, encoder, **options):
 # The loss is the cross-entropy of notebook 02, without void:
 
 # %%
-from torch.nn import functional as F
-
-
 def pixel_loss(model, batch):
     """Cross-entropy over the pixels that are not void; 0 where all are."""
     logits, label = model(batch["image"]).float(), batch["label"]
@@ -556,7 +558,7 @@ def pixel_loss(model, batch):
 
 # %% [markdown]
 # For the puzzle we need scores at two resolutions, the network's (`low`) and the photo's own (`full`). The network always sees
-# the small photo. For `full`, its logits are enlarged to the large label:
+# the small photo:
 
 # %%
 from functools import partial
@@ -566,7 +568,10 @@ def shrink_photo(image, label, rng, size):
     """The photo at the network's size, the label as it is; scoring enlarges logits."""
     return common.resize_pair(image, label, size)[0], label
 
+# %% [markdown]
+# For `full`, its logits are enlarged to the large label:
 
+# %%
 def both_resolutions(frames, size, native, encoder):
     """{"low": data at the network's size, "full": with labels at the photo's size}."""
     shrink = partial(shrink_photo, size=size)
@@ -767,15 +772,14 @@ def leak(by_image, by_city):
     return 100 * (common.miou(by_image.sum(axis=0)) - common.miou(by_city.sum(axis=0)))
 
 # %%
-every = scores
-if len(committed):
-    named = committed.assign(runs=[f"CamVid, seed {n}" for n in committed["seed"]])
-    every = pd.concat([scores, named])
-
+every = pd.concat([scores, committed]) if len(committed) else scores
 pairs = {}
 for name, some in every.groupby("runs", sort=False):
     pairs[name] = paired_matrices(dict(list(some.groupby("kind")["folder"])))
 pairs = {name: pair for name, pair in pairs.items() if pair[0]}
+
+# %% [markdown]
+# The leak in all pictures, in those of each city or drive, and over CamVid's seeds:
 
 # %%
 for name, (pictures, by_image, by_city) in pairs.items():
@@ -784,6 +788,8 @@ for name, (pictures, by_image, by_city) in pairs.items():
     for drive in np.unique(drives):
         mine = drives == drive
         print(f"   {drive}: {leak(by_image[mine], by_city[mine]):+.1f}")
+
+# %%
 leaks = [leak(*pair[1:]) for name, pair in pairs.items() if name != "these runs"]
 if len(leaks) > 1:
     mean, half = common.student_interval(leaks)
@@ -834,9 +840,8 @@ rows = {}
 for name, (pictures, by_image, by_city) in pairs.items():
     for unit, ids in units_of(pictures).items():
         differences = bootstrap(by_image, ids) - bootstrap(by_city, ids)
-        low, high = np.quantile(differences, [0.025, 0.975])
-        rows[name, unit] = {"units": len(np.unique(ids)), "from": low, "to": high}
-pd.DataFrame(rows).T.round(1)
+        rows[name, unit] = [len(set(ids)), *np.quantile(differences, [0.025, 0.975])]
+pd.DataFrame(rows, ["units", "from", "to"]).T.round(1)
 
 # %% [markdown]
 # **Draw the unit that you want to speak about.**
@@ -886,18 +891,20 @@ if pairs:
 # ## The drop, taken apart
 #
 # Back to the puzzle: between the source's two scores three things change. We change one at a time. (CamVid's val is a piece of
-# 0016E5, a drive of the folds, so its test split serves as the other pictures.) The means over three folds:
+# 0016E5, a drive of the folds, so its test split serves as the other pictures.)
 
 # %%
 def one_at_a_time(final, other):
     """mIoU in % from the source's first score to its second, in a grid of scores."""
-    held_out, aside = final["held_out"], final[other]
-    return {"held out, low, best epoch": 100 * held_out["low"]["best"],
-            "full resolution": 100 * held_out["full"]["best"],
-            "and other pictures": 100 * aside["full"]["best"],
-            "and last epoch": 100 * aside["full"]["last"]}
+    return {"held out, low, best epoch": 100 * final["held_out"]["low"]["best"],
+            "full resolution": 100 * final["held_out"]["full"]["best"],
+            "and other pictures": 100 * final[other]["full"]["best"],
+            "and last epoch": 100 * final[other]["full"]["last"]}
 
+# %% [markdown]
+# The means over three folds:
 
+# %%
 rows = []
 for _, run in every.iterrows():
     other = other_set if run["runs"] == "these runs" else "test"
@@ -968,11 +975,12 @@ from results import video
 run, scaling = list(runs.values())[-1], scaling_of(settings["encoder"])
 model, _ = build_network(settings["encoder"], network, "none")
 model = common.load_weights(run.folder / "last.safetensors", model).eval()
+scheme = common.SCHEMES["cityscapes19"]
 
+# %%
 own = common.own_photo(photo, others[other_set][0])
 h, w = own.shape[:2]
 own_size = (size[0], max(32, round(w * size[0] / h / 32) * 32))
-scheme = common.SCHEMES["cityscapes19"]
 prediction = common.predict(model, own, own_size, **scaling)
 common.show(common.show_pair(own, prediction, scheme))
 video.show(photo, run.folder, scheme, model, own_size, **scaling)
@@ -1068,6 +1076,8 @@ def share_with_zero(interval, videos=100):
     return held / videos
 
 
+# %%
+# Exercise 3.3: the symptom
 share = share_with_zero(interval_as_given)
 print(f"the interval as given holds 0 in {share:.0%} of the videos")
 
