@@ -17,16 +17,16 @@
 # # What does a cross-validated score tell you?
 #
 # The networks of a published report score 67.7 per cent on street pictures that were held back, and 65.5 on pictures of other
-# cities, from which they have not learnt either. What should you expect of them on *your* streets? You train such networks in two
-# ways. A *drive* is one trip of the camera car: some networks may learn from the drives that they are scored on, others may
-# not. On real streets the very same pictures score 7.2 ± 1.0 points higher in the first way (three seeds). So a score *by
-# image* tells you about more pictures of known streets, and only one *by drive* about new streets.
+# cities. They have learnt from neither. What should you expect of them on *your* streets? You train such networks in two ways.
+# A *drive* is one trip of the camera car: some networks learn from other pictures of the drive that they are scored on, others
+# do not. On real streets the very same pictures score 7.2 ± 1.0 points higher in the first way (three seeds). So a score *by
+# image* speaks of known streets, and only one *by drive* of new ones.
 #
-# ![A held-out street, its truth, and what networks of either kind of folds make of it](../.github/03_leak.jpg)
+# ![A held-out street, its label, and the predictions of two networks](../.github/03_leak.jpg)
 #
 # *A held-out street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching. One network has learnt from other pictures
-# of this drive, the other from other drives only. On this picture they score 34 and 25 per cent with seed 43; with seeds 42 and
-# 44 it is 35 and 31, and 35 and 29.*
+# of this drive, the other from other drives only. They score 34 and 25 per cent here with seed 43; 35 and 31, and 35 and 29,
+# with seeds 42 and 44.*
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
@@ -34,9 +34,9 @@
 # Notebook 3 of 6 · before it: [02 U-Net from scratch](02_unet_from_scratch.ipynb) · after it: [04 thin
 # structures](04_segformer_thin_structures.ipynb) · [all six](../README.md)
 #
-# **Source.** *The cross-validation report*: D. Drabik, a student's course report of 7 June 2025 with its training code.
-# [results/sources.md](../results/sources.md) says more. Marks tell where a thing was read: [report] its text, which we read
-# once, [code] its code, [README] the notes beside the code.
+# **Source.** *The cross-validation report*: D. Drabik, a student's course report of 7 June 2025 with its code;
+# [results/sources.md](../results/sources.md) says more. Marks tell where a thing was read: [report] its text, [code] its code,
+# [README] the notes beside the code.
 #
 # **You need** notebook 02: the U-Net, its training loop, and the mean IoU; from statistics, the standard deviation. Reading
 # takes about 45 minutes.
@@ -46,7 +46,7 @@
 # | `quick` | toy streets, made on the spot | any CPU | 3 min with two threads (November 2026) | with seed 42, mean IoU 18.4 by image and 16.8 by city (majority class 1.8): too few streets to tell |
 # | `laptop` | CamVid, 367 real streets | any CPU | 3 to 13 min a fold on one core, 33 to 38 for all six | mean IoU 42 to 44 by image and 35 to 36 by drive (three seeds; majority class about 3) |
 # | `course` | CamVid, or 900 images of Cityscapes, at 512 rows | one 16 GB GPU: at most 5.3 GiB, computed | not yet measured | the same comparison with the source's network |
-# | `paper` | Cityscapes, 512x1024 | one 16 GB GPU: 4.7 GiB, computed | not yet measured (the source does not tell) | the published table |
+# | `paper` | Cityscapes, 512x1024 | one 16 GB GPU: 4.7 GiB, computed | not yet measured | the published table |
 
 # %% [markdown]
 # ## Parameters
@@ -122,9 +122,8 @@ if missing and subprocess.run(install).returncode:
 importlib.invalidate_caches()
 
 # %% [markdown]
-# A *mode* is a recipe. `paper` is the source's, but for its scaling (`augment = "as_published"`): ResNet-50, pictures at
-# 512x1024 [report], batches of 2, 65 epochs of Adam, and a validation every 5 epochs, so 13 in all [code]. `quick` and `laptop`
-# put the same decoder on a small encoder, EfficientNet-Lite0, and validate 13 times, too.
+# A *mode* is a recipe. `paper` is the source's, with its scaling mended (`augment`): ResNet-50, pictures of 512x1024 [report],
+# 65 epochs of Adam, 13 validations [code]. `quick` and `laptop` put its decoder on a small encoder, EfficientNet-Lite0.
 
 # %%
 MODES = {
@@ -139,7 +138,7 @@ MODES = {
 }
 
 # %% [markdown]
-# Folds can be dealt out by image, by city, or both ways:
+# A run can train one kind of folds, or both:
 
 # %%
 import common
@@ -147,13 +146,13 @@ import common
 NOTEBOOK = "03_unet_resnet50_cv"
 FOLD_NUMBERS = ("1", "2", "3")
 
-# %%
+
 def kinds_of(folds):
     """The kinds of folds that a text names: ["image"], ["city"] or both."""
     kinds = ("image", "city")
     return list(kinds) if folds == "both" else common.several("folds", folds, kinds)
 
-# %%
+
 choices = {"augment": ("intended", "as_published"),
            "network": ("published", "no_bottleneck"),
            "encoder": ("lite0", "resnet18", "resnet34", "resnet50"),
@@ -165,12 +164,11 @@ print(common.device_line())
 # %% [markdown]
 # ## The puzzle
 #
-# *Three-fold cross-validation* deals the pictures out to three parts, the *folds*. Three networks are trained; each learns
-# from two folds and is scored on the third, which is *held out*. So every picture is scored once by a network that has
-# not learnt from it.
+# *Three-fold cross-validation* deals the pictures out to three parts, the *folds*. Three networks are trained. Each learns from
+# two folds and is scored on the third, which is *held out*. So no network is scored on a picture from which it has learnt.
 #
-# The source did this with the 2975 training pictures of Cityscapes [code]. Then it scored the same three networks on the 500
-# pictures of the official validation split [code]. Its numbers, mean IoU in per cent [report]:
+# The source did this with the 2975 training pictures of Cityscapes, and then scored the same networks on its 500 official
+# validation pictures [code]. Its numbers, mean IoU in per cent [report]:
 
 # %%
 import pandas as pd
@@ -184,22 +182,20 @@ published = pd.DataFrame({
 published
 
 # %% [markdown]
-# All three fall, on average from 67.7 to 65.5. Three things changed: the **pictures**, the **resolution** and the
-# **epoch** whose score was taken. Which of them made the scores fall? We begin with the pictures: were those of a held-out
-# fold really new to the network?
+# All three fall, on average from 67.7 to 65.5. Three things changed: the **pictures**, the **resolution** and the **epoch**
+# whose score was taken. Which of them lowered the scores? We begin with the pictures: were those of a held-out fold really new
+# to the network?
 #
 # ## Folds, and how they leak
 #
-# We deal out the training split:
+# We deal out the training split. The other splits are scored at the end:
 
 # %%
 import numpy as np
 
 root = common.find_data(data_dir, mode)
 frames = common.evenly(common.list_frames(root, "train"), settings["images"])
-
-# %% [markdown]
-# The other splits stay aside, to be scored at the end:
+print(len(frames), "for the folds")
 
 # %%
 others = {"official_val": common.list_frames(root, "val")}
@@ -207,11 +203,10 @@ if common.has_test_labels(root):
     others["test"] = common.list_frames(root, "test")
 few = (settings["images"] + 3) // 4  # 0 takes all
 others = {name: common.evenly(one, few) for name, one in others.items()}
-print(len(frames), "for the folds")
 print({name: len(one) for name, one in others.items()}, "aside")
 
 # %% [markdown]
-# The source shuffles the pictures, without a seed [code], and cuts the list into three. Our seed is `fold_seed`:
+# The source shuffles the pictures, without a seed, and cuts the list into three [code]. We do it with a seed:
 
 # %%
 def folds_by_image(frames, fold_seed, k=3):
@@ -222,8 +217,7 @@ def folds_by_image(frames, fold_seed, k=3):
     return np.array_split(np.random.default_rng(fold_seed).permutation(len(frames)), k)
 
 # %% [markdown]
-# We can also deal out whole cities: the largest first, each to the fold that is the smallest so far. This is what
-# scikit-learn's `GroupKFold` does:
+# We can also deal out whole cities: the largest first, each to the smallest fold so far, as scikit-learn's `GroupKFold` does:
 
 # %%
 def folds_by_city(frames, k=3):
@@ -240,9 +234,6 @@ def folds_by_city(frames, k=3):
         smallest.extend(np.flatnonzero(cities == city))
     return [np.sort(part) for part in dealt]
 
-# %% [markdown]
-# For folds by city there have to be three cities:
-
 # %%
 parts = {"image": folds_by_image(frames, fold_seed)}
 if folds == "city" or len({frame.city for frame in frames}) >= 3:
@@ -251,7 +242,7 @@ else:
     print("too few cities for folds by city: only folds by image are trained")
 
 # %% [markdown]
-# In this drawing every column is a picture, and its colour is its fold. The dashed lines separate the cities:
+# Every column is a picture, its colour is its fold, and dashed lines separate the cities:
 
 # %%
 import matplotlib.pyplot as plt
@@ -273,27 +264,27 @@ fig.colorbar(band, ax=axes, ticks=(1, 2, 3), label="fold")
 common.show(fig)
 
 # %% [markdown]
-# By image every city lies in all three folds. By city each lies in one. Here is a held-out picture, and one from which
-# its network learns, of the same city where there is one:
+# By image every city lies in all three folds, by city in one. Here is a held-out picture, and one from which its network
+# learns, of the same city if possible:
 
 # %%
-k = int(parts["image"][0][0])
-panels = {f"held out ({frames[k].city})": common.read_image(frames[k].image)}
+shown = int(parts["image"][0][0])
+panels = {f"held out ({frames[shown].city})": common.read_image(frames[shown].image)}
 for kind, split in parts.items():
-    learnt = [frames[i] for part in split if k not in part for i in part]
-    other = max(learnt, key=lambda frame: frame.city == frames[k].city)
+    learnt = [frames[i] for part in split if shown not in part for i in part]
+    other = max(learnt, key=lambda frame: frame.city == frames[shown].city)
     panels[f"learnt from, by {kind} ({other.city})"] = common.read_image(other.image)
 common.show(common.show_panels(panels))
 
 # %% [markdown]
 # By image the network learns from the same city, with the same yellow trees. This is a *leak*: what a network is tested on
-# reaches its training after all. On a video it is worse. CamVid's pictures were taken mostly one each second, so by image a
-# network mostly learns from the second before or after the held-out one.
+# reaches its training after all. A video leaks more: CamVid's pictures are mostly a second apart, and by image a network mostly
+# learns from the one before or after the held-out one.
 #
 # ## What real streets say
 #
-# CamVid's training pictures come from three drives of a car, and a fold by city is one drive. The repository keeps runs of
-# this notebook on them, in mode `laptop`. We look at their scores before we build such a network.
+# CamVid's training pictures come from three drives of a car, and a fold by city is one drive. The repository keeps runs of this
+# notebook on them (mode `laptop`). Their mean IoU on the held-out fold after the last epoch, in per cent:
 
 # %%
 from IPython.display import display
@@ -306,11 +297,8 @@ if len(committed):
     committed = committed.assign(kind=names[0], fold=names[1]).dropna(subset="fold")
     committed = committed.groupby("seed").filter(lambda of_seed: len(of_seed) == 6)
 
-# %% [markdown]
-# The mean IoU on the held-out fold after the last epoch, in per cent:
-
-# %%
 if len(committed):
+    committed["runs"] = "CamVid, seed " + committed["seed"].astype(str)
     committed["folds"] = "by " + committed["kind"].replace("city", "drive")
     column = "final_held_out_low_last"
     table = 100 * committed.pivot_table(column, "fold", ["seed", "folds"])
@@ -318,13 +306,11 @@ if len(committed):
     display(table.round(1))
 
 # %% [markdown]
-# The mean is 42.2 to 43.5 by image and 35.3 to 36.2 by drive. Both columns of a seed cover the same 367 pictures, but no row
-# compares the same ones. (All are low: the pictures are small, and five of eleven classes, such as poles and people, are hardly
-# found.)
+# The mean is 42.2 to 43.5 by image and 35.3 to 36.2 by drive, on the same 367 pictures. (All are low: the pictures are small,
+# and five of eleven classes, such as poles and people, are hardly found.)
 #
 # Do folds by drive just make worse networks? The test split can tell. Its drive *Seq05VD* is new to all six networks. Its other
-# drive, *0001TP*, is known to five of them: they have learnt from other pictures of it. The sixth, fold 3 by drive, held it
-# out.
+# drive, *0001TP*, is known to five of them. The sixth, fold 3 by drive, held it out.
 
 # %%
 rows = []
@@ -338,23 +324,20 @@ if rows:
     display(pd.DataFrame(rows).pivot_table("mIoU", index, ["seed", "drive"]).round(1))
 
 # %% [markdown]
-# Look at fold 3 by drive. It has learnt from the most pictures, 305, and on the new drive it is second of six with seeds 42 and
-# 43, and fourth with seed 44. But on 0001TP it is last with every seed, with 30.7 to 36.5, where all that know this drive have
-# 37.2 to 41.7. It is no bad network. It just does not know these streets. Known streets are scored higher: this is the leak.
-# (Which kind of folds makes better networks stays open: on Seq05VD five have 38.6 to 43.5, and the sixth learnt from 163
-# pictures only.)
+# Fold 3 by drive is no bad network: on the new drive it is second of six with seeds 42 and 43, and fourth with seed 44. But on
+# 0001TP it is last with every seed, with 30.7 to 36.5, where all that know this drive have 37.2 to 41.7. This is the leak. (On
+# Seq05VD five networks have 38.6 to 43.5; the sixth learnt from 163 pictures only.)
 #
-# So there are two questions. By image: how good is the network on more pictures of the streets it knows? By drive: how
-# good is it on other streets? Report the second if a car is to go anywhere new.
+# So there are two questions. By image: how good is the network on more pictures of the streets it knows? By drive: how good is
+# it on other streets? Report the second if a car is to go anywhere new.
 #
 # ## The network
 #
-# The source's U-Net has an *encoder* that was trained before, ResNet-50 on a million photos of ImageNet [report]. Only what
-# follows it starts from nothing: a *bottleneck*, and the *decoder*, which enlarges the maps step by step. Encoder, bottleneck,
-# decoder and head are as in its code [code].
+# The source's U-Net has an *encoder* that was trained before, ResNet-50 on ImageNet [report]. Only the *bottleneck* and the
+# *decoder*, which enlarges the maps, start from nothing [code].
 #
-# The encoder, in blue, halves a picture five times. A bottleneck, in green, follows, and orange are the steps back up, each
-# with its number of channels. (The device `meta` makes networks without weights, which cost no memory.)
+# In the drawing the encoder is blue and halves a picture five times, the bottleneck is green, and the steps back up are orange,
+# each with its number of channels. (The device `meta` makes networks without weights.)
 
 # %%
 import segmentation_models_pytorch as smp
@@ -365,13 +348,13 @@ with torch.device("meta"):
 common.show(common.show_encoder_unet(resnet50.out_channels[1:]))
 
 # %% [markdown]
-# Four skips lead across; notebook 02 had three. The block is that of notebook 02, without biases, which batch norm would
-# undo:
+# Four skips lead across; notebook 02 had three. The block is that of notebook 02, without biases, which batch norm would undo:
 
 # %%
 from torch import nn
+from torch.nn import functional as F
 
-# %%
+
 class DoubleConv(nn.Sequential):
     """(3x3 convolution, batch norm, ReLU) twice, from in_channels to out_channels."""
 
@@ -401,8 +384,8 @@ class UpStep(nn.Module):
         return self.merge(torch.cat([self.up(x), skip], dim=1))
 
 # %% [markdown]
-# The whole adds the bottleneck, with a dropout of whole channels, and a head that doubles the sides once more. The modes
-# `quick` and `laptop` put the same steps on a smaller encoder, `lite0`:
+# The whole adds the bottleneck, with a dropout of whole channels, and a head that doubles the sides once more. `lite0` is the
+# small encoder of `quick` and `laptop`:
 
 # %%
 from itertools import pairwise
@@ -441,18 +424,17 @@ for name, part in {"in all": net, "bottleneck": net.bottleneck}.items():
     print(f"{name}: {sum(p.numel() for p in part.parameters()):,} parameters")
 
 # %% [markdown]
-# That is our count of the source's network [code], without ResNet-50's classifier, 2 million parameters that it keeps and never
-# uses. Half of the 147 million sit in the bottleneck.
+# That is our count of the source's network [code]. Half of it sits in the bottleneck.
 #
 # ## Training
 #
-# A training picture is changed at random: one in four is scaled by .8 to 1.2, half are mirrored, and half get other
-# colours. A picture that got smaller gets a margin, black in the photo and void in the label; a larger one is cropped:
+# Of the training pictures, one in four is scaled by .8 to 1.2, half are mirrored, and half get other colours. A smaller picture
+# gets a margin, black in the photo and void in the label; a larger one is cropped:
 
 # %%
 import cv2
 
-# %%
+
 def scale_intended(image, label, factor, rng):
     """Scale image (H, W, 3) and label (H, W), pad (0, void 255) or crop to (H, W)."""
     h, w = label.shape
@@ -469,8 +451,7 @@ def scale_intended(image, label, factor, rng):
     return image[window], label[window]
 
 # %% [markdown]
-# This is what the report's scaling by .8 to 1.2 means [report]; margin and crop are ours. The source's code does this instead
-# [code]:
+# So we read the report's scaling [report]; margin and crop are ours. The source's code does this instead [code]:
 
 # %%
 def scale_as_published(image, label, factor):
@@ -527,9 +508,9 @@ def street_view(image, label, rng, size, version):
 # %%
 size = common.network_size(frames[0], settings["height"])  # (H, W) for the network
 native = common.read_label(frames[0].label).shape  # (H, W) of the photos
+street, label = common.StreetScenes(frames, native).read(0)
 
 # %%
-street, label = common.StreetScenes(frames, native).read(0)
 panels = {"photo": street}
 for title, k in {"mirrored": 2, "smaller, other colours": 25,
                  "larger, other colours": 34}.items():
@@ -538,7 +519,8 @@ for title, k in {"mirrored": 2, "smaller, other colours": 25,
 common.show(common.show_panels(panels))
 
 # %% [markdown]
-# Now the network with its weights, pretrained where they can be had:
+# Now the network, with pretrained weights where they can be had. It gets pixels as these weights know them: between -1 and 1
+# for Lite0, normalised by ImageNet's mean and spread for ResNet-50:
 
 # %%
 def build_network(encoder, network, weights):
@@ -550,9 +532,6 @@ def build_network(encoder, network, weights):
     name = "lite0" if encoder == "lite0" else "imagenet"
     return common.with_weights(build, weights, name=name)
 
-# %% [markdown]
-# Pixels are normalised as the encoder knows them: between -1 and 1 for Lite0, by ImageNet's mean and spread for ResNet-50:
-
 # %%
 LITE0_SCALING = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
@@ -561,7 +540,7 @@ def scaling_of(encoder):
     """How an encoder wants its pixels scaled; {} means ImageNet's mean and spread."""
     return LITE0_SCALING if encoder == "lite0" else {}
 
-# %%
+
 def make_data(frames, size, encoder, **options):
     """common.StreetScenes of 19 classes, its photos scaled as the encoder wants."""
     return common.StreetScenes(frames, size, **scaling_of(encoder), **options)
@@ -570,9 +549,6 @@ def make_data(frames, size, encoder, **options):
 # The loss is the cross-entropy of notebook 02, without void:
 
 # %%
-from torch.nn import functional as F
-
-
 def pixel_loss(model, batch):
     """Cross-entropy over the pixels that are not void; 0 where all are."""
     logits, label = model(batch["image"]).float(), batch["label"]
@@ -581,8 +557,8 @@ def pixel_loss(model, batch):
     return F.cross_entropy(logits, label, ignore_index=255)
 
 # %% [markdown]
-# For the puzzle we need scores at two resolutions. For the photo's own the network sees the small photo, and its logits are
-# enlarged to the large label:
+# For the puzzle we need scores at two resolutions, the network's (`low`) and the photo's own (`full`). The network always sees
+# the small photo:
 
 # %%
 from functools import partial
@@ -593,7 +569,7 @@ def shrink_photo(image, label, rng, size):
     return common.resize_pair(image, label, size)[0], label
 
 # %% [markdown]
-# So every set of pictures comes at the network's size (`low`) and at the photo's (`full`):
+# For `full`, its logits are enlarged to the large label:
 
 # %%
 def both_resolutions(frames, size, native, encoder):
@@ -603,16 +579,14 @@ def both_resolutions(frames, size, native, encoder):
             "full": make_data(frames, native, encoder, augment=shrink)}
 
 # %% [markdown]
-# We also keep the confusion matrix of each held-out picture:
+# Each network is scored on each set of pictures, at both resolutions, after the last epoch and after the best. We also keep the
+# confusion matrix of each held-out picture:
 
 # %%
 def save_matrices(path, data, per_image):
     """Keep the confusion matrix of each picture under its name."""
     names = [f"{frame.city}/{frame.name}" for frame in data.frames]
     np.savez_compressed(path, image=np.array(names), confusion=per_image["confusion"])
-
-# %% [markdown]
-# All scores of one network: on each set of pictures, at both resolutions, after the last epoch and after the best:
 
 # %%
 def evaluation_grid(folder, model, accelerator, data):
@@ -634,9 +608,9 @@ def evaluation_grid(folder, model, accelerator, data):
 # %% [markdown]
 # ### One fold
 #
-# Validations on the held-out fold pick the *best* epoch. (The source keeps its score, but only the last epoch's weights
-# [code].) A scheduler halves the learning rate when the third validation in a row brings no new best. So the held-out
-# fold steers the training that it is meant to judge.
+# Validations on the held-out fold pick the *best* epoch. (The source keeps its score, but the last epoch's weights [code].) The
+# third validation in a row without a new best halves the learning rate. So the held-out fold steers the training that it should
+# judge:
 
 # %%
 def train_fold(folder, splits, settings, size, native, version, network, weights, seed,
@@ -674,14 +648,13 @@ def split_of_fold(frames, parts, number):
     return learnt, [frames[i] for i in sorted(held_out)]
 
 # %% [markdown]
-# Now all six of them, each under a name such as `city-fold2`:
+# Now all six, each under a name such as `city-fold2`:
 
 # %%
 train = partial(train_fold, settings=settings, size=size, native=native,
                 version=augment, network=network, weights=weights, seed=seed,
                 max_hours=max_hours)
 
-# %%
 jobs, images, unused = {}, {}, {}
 for kind in kinds_of(folds):
     for number in (1, 2, 3) if kind in parts else ():
@@ -698,7 +671,7 @@ runs = common.train_runs(globals(), jobs, settings, root, images, wanted=wanted,
 # %% [markdown]
 # ## What came out
 #
-# Each line is a network, and each point its score on its held-out fold. A ring marks the best one:
+# Here are the scores on the held-out folds; a ring marks the best epoch:
 
 # %%
 kinds = list(dict.fromkeys(name.split("-fold")[0] for name in runs))
@@ -717,22 +690,23 @@ axes[0, 0].set_ylabel("mean IoU in %, held out")
 common.show(fig)
 
 # %% [markdown]
-# By image the three curves lie together: each fold is a bit of everything. By city they part, and fold 3 is the hardest
-# city. The scores after the last epoch, in per cent, beside those on a split that is in no fold:
+# By image the three curves lie together: each fold is a bit of everything. By city they part, and fold 3 is the hardest city.
+# The scores after the last epoch, in per cent, beside those on a split that is in no fold:
 
 # %%
 other_set = "test" if "test" in others else "official_val"
 rows = []
 for name, run in runs.items():
+    kind, number = name.split("-fold")
     final = run.summary["final"]
-    rows.append({"kind": name.split("-fold")[0], "fold": name[-1],
+    rows.append({"folds": f"by {kind}", "fold": number,
                  "learnt from": run.summary["n_train"],
                  "held out": 100 * final["held_out"]["low"]["last"],
-                 other_set: 100 * final[other_set]["low"]["last"],
+                 other_set: 100 * final[other_set]["low"]["last"], "kind": kind,
                  "runs": "these runs", "folder": run.folder, "final": final})
 print(f"majority class: {100 * run.summary['majority_baseline']['miou']:.1f}")
 scores = pd.DataFrame(rows)
-scores.drop(columns=["runs", "folder", "final"]).round(1)
+scores.drop(columns=["kind", "runs", "folder", "final"]).round(1)
 
 # %% [markdown]
 # All are far above the majority class, and far from good: they learnt from 26 or 27 small pictures. The held-out scores have a
@@ -746,9 +720,9 @@ scores.drop(columns=["runs", "folder", "final"]).round(1)
 #
 # $$\bar x \pm q \, \frac{s}{\sqrt n}$$
 #
-# with a number $q$, often 1.96, and the standard deviation $s$. The squared distances in $s$ can be added up and divided by
-# $n$, which describes these $n$ scores, or by $n - 1$, which estimates the spread of further ones. We draw three scores around
-# 67, many times. The interval should hold the 67 in 95 % of all cases:
+# with a number $q$, often 1.96, and the standard deviation $s$. In $s$ we can divide by $n$, which describes these scores, or
+# by $n-1$, which estimates the spread of further ones. We draw three scores around 67, many times. The interval should hold the
+# 67 in 95 % of all cases:
 
 # %%
 draws = np.random.default_rng(0).normal(67, 1, (20000, 3))  # the true mean is 67
@@ -758,26 +732,24 @@ for q, divisor in ((1.96, "n"), (1.96, "n - 1"), (4.303, "n - 1")):
     print(f"q = {q}, divided by {divisor}: {np.mean(error <= q * s / np.sqrt(3)):.0%}")
 
 # %% [markdown]
-# With 1.96 the interval is too narrow, as three values often give an $s$ that is much too small. *Student's t* makes up for
-# it with a $q$ of 4.30 for three scores. For our folds:
+# With 1.96 the interval is too narrow, as three values often give an $s$ that is much too small. *Student's t* makes up for it
+# with a $q$ of 4.30. For our folds:
 
 # %%
-for kind, of_kind in scores.groupby("kind"):
+for kind, of_kind in scores.groupby("folds"):
     mean, half = common.student_interval(of_kind["held out"])
-    print(f"by {kind}: {mean:.1f} ± {half:.1f}")
+    print(f"{kind}: {mean:.1f} ± {half:.1f}")
 
 # %% [markdown]
-# By city we know hardly anything, as one of three cities is hard. By image the interval is narrow. That is no sign of a good
-# estimate: all three folds have the same leak.
+# By city we know hardly anything, as one of three cities is hard. By image the interval is narrow, but all three folds have the
+# same leak.
 #
-# And even this interval is for independent scores. But networks 1 and 2 both learn from fold 3, and no estimate of the
-# variance from such scores is unbiased (Bengio and Grandvalet, 2004). We use Student's t over *seeds*, runs that differ in
-# nothing but chance.
+# And the interval is for independent scores, while networks 1 and 2 both learn from fold 3 (Bengio and Grandvalet, 2004). So we
+# use it over *seeds*, runs that differ in nothing but chance.
 #
 # ### The same pictures, scored by two networks
 #
-# Every picture was held out twice, once by image and once by city. So we can pair two confusion matrices *of the same
-# picture*:
+# Every picture was held out twice, by image and by city. So we can pair two confusion matrices *of the same picture*:
 
 # %%
 def paired_matrices(folders):
@@ -792,30 +764,22 @@ def paired_matrices(folders):
     return pictures, a, b
 
 # %% [markdown]
-# The leak, in points, is the difference of their mean IoUs, each of one confusion matrix summed over all pictures (*pooled*):
+# We sum the matrices over all pictures. The leak is the difference of the two mean IoUs, in points:
 
 # %%
 def leak(by_image, by_city):
     """Points of mean IoU between the sums of two lists of matrices (N, C, C)."""
     return 100 * (common.miou(by_image.sum(axis=0)) - common.miou(by_city.sum(axis=0)))
 
-# %% [markdown]
-# We pair these runs, and those on CamVid, one seed at a time:
-
 # %%
-every = scores
-if len(committed):
-    named = committed.assign(runs=[f"CamVid, seed {n}" for n in committed["seed"]])
-    every = pd.concat([scores, named])
-
-# %%
+every = pd.concat([scores, committed]) if len(committed) else scores
 pairs = {}
 for name, some in every.groupby("runs", sort=False):
     pairs[name] = paired_matrices(dict(list(some.groupby("kind")["folder"])))
 pairs = {name: pair for name, pair in pairs.items() if pair[0]}
 
 # %% [markdown]
-# The leak in all pictures, and in those of each city or drive:
+# The leak in all pictures, in those of each city or drive, and over CamVid's seeds:
 
 # %%
 for name, (pictures, by_image, by_city) in pairs.items():
@@ -825,21 +789,23 @@ for name, (pictures, by_image, by_city) in pairs.items():
         mine = drives == drive
         print(f"   {drive}: {leak(by_image[mine], by_city[mine]):+.1f}")
 
+# %%
+leaks = [leak(*pair[1:]) for name, pair in pairs.items() if name != "these runs"]
+if len(leaks) > 1:
+    mean, half = common.student_interval(leaks)
+    print(f"CamVid, {len(leaks)} seeds: {mean:.1f} ± {half:.1f} points")
+
 # %% [markdown]
-# (These are pooled scores, the tables above are means of three folds. So for CamVid's seed 42 we get 6.8 here, but 6.9 from the
-# means of the folds; for the toy streets 2.3, but 1.6.)
-#
-# On CamVid two drives score higher by image with every seed, 0016E5 by 8.5 to 10.0 points and 0006R0 by 3.7 to 5.8. The third,
-# 0001TP, does so with two seeds (5.9 and 8.8), and with seed 43 it does not (0.0). What 0016E5 gains may be owed in part to the
-# few pictures that its network by drive learnt from, 163. The other two had *more* pictures than those by image, and still
-# score lower, except for 0001TP with seed 43. On the toy streets most comes from brunhaven, the city of fold 3.
+# The three seeds agree within a point: 6.8, 7.2 and 7.6. So the leak is more than the chance of training. Drive by drive it is
+# 3.7 to 10.0 points, but 0.0 for 0001TP with seed 43. (0016E5's network by drive learnt from few pictures, 163; the other two
+# from *more* than those by image.) On the toy streets most of the 2.3 comes from brunhaven, the city of fold 3. (Means of three
+# folds differ from one score of all pictures: there, 18.4 and 16.8 are 1.6 apart.)
 #
 # ### The paired bootstrap
 #
-# Would other pictures show the difference, too? We have no others. But we can draw from ours, with replacement, as many as
-# there are, and compute the score again, two thousand times. This is the **bootstrap**. What we draw are *units*: single
-# pictures, or groups that belong together. For each draw we add up the confusion matrices of all drawn units, a unit drawn
-# twice counting twice, and take one mIoU of the sum.
+# Would other pictures show the difference, too? We have no others, but we can draw from ours, with replacement, as many as
+# there are, and score these, two thousand times: the **bootstrap**. What we draw are *units*: pictures, or groups of them. We
+# add up the matrices of all drawn units and take the mIoU of the sum:
 
 # %%
 def bootstrap(matrices, units, seed=0, repeats=2000):
@@ -852,14 +818,12 @@ def bootstrap(matrices, units, seed=0, repeats=2000):
     return np.array(scores)
 
 # %% [markdown]
-# The same `seed` draws the same units for both networks. That makes it **paired**: in each draw both networks are scored on the
-# same pictures, and what makes these easy or hard cancels in the difference. We subtract one mIoU from the other. Of the two
-# thousand differences, the middle 95 % is the interval.
+# The same `seed` draws the same units for both networks. That makes it **paired**: in each draw both are scored on the same
+# pictures, and what makes these easy or hard cancels in the difference. Of the two thousand differences, the middle 95 % is the
+# interval.
 #
 # Which units? In a video, neighbours are nearly the same picture, and drawing them apart makes the data look richer than it is.
-# We compare three units: a picture, a block of ten neighbours, a whole city or drive. (`film_blocks` numbers the pictures of
-# each drive in the order of their names, which on CamVid is that of time; every ten get one id. The toy streets are no film,
-# and a block of ten means little there.)
+# We compare a picture, a block of ten neighbours (which means little on toy streets), and a whole city or drive:
 
 # %%
 def units_of(pictures):
@@ -869,27 +833,24 @@ def units_of(pictures):
             "city or drive": drives}
 
 # %% [markdown]
-# The middle 95 % of two thousand differences, for each of them:
+# The interval for each of them, in points:
 
 # %%
 rows = {}
 for name, (pictures, by_image, by_city) in pairs.items():
     for unit, ids in units_of(pictures).items():
         differences = bootstrap(by_image, ids) - bootstrap(by_city, ids)
-        low, high = np.quantile(differences, [0.025, 0.975])
-        rows[name, unit] = {"units": len(np.unique(ids)), "from": low, "to": high}
-pd.DataFrame(rows).T.round(1)
+        rows[name, unit] = [len(set(ids)), *np.quantile(differences, [0.025, 0.975])]
+pd.DataFrame(rows, ["units", "from", "to"]).T.round(1)
 
 # %% [markdown]
 # **Draw the unit that you want to speak about.**
 #
-# - *Ten neighbours*: with the six networks of seed 42, other stretches of the same drives could well have given anything from
-#   5.5 to 7.9 points on CamVid; with the other seeds 5.6 to 8.8 and 6.6 to 8.6. By single pictures seed 42 has 6.3 to 7.3: too
-#   narrow for a video.
-# - *City or drive*: would other cities leak, too? There are only three, so the interval reaches from the smallest of the three
-#   differences to the largest, and cannot tell more. On CamVid all three are positive with seeds 42 and 44; with seed 43 the
-#   smallest, 0001TP's, is 0.0. On the toy streets 0 lies inside (-.7 to 4.8), since only one of three cities differs much. By
-#   picture 0 lies outside (1.2 to 3.3), but that speaks of these three cities only.
+# - *Ten neighbours*: with the six networks of seed 42, other stretches of CamVid's drives could well have given anything from
+#   5.5 to 7.9 points. Single pictures give 6.3 to 7.3: too narrow for a video.
+# - *City or drive*: would other cities leak, too? There are only three, so the interval reaches from the smallest difference to
+#   the largest. On CamVid all three are positive with seeds 42 and 44; with seed 43 the smallest is 0.0. On the toy streets 0
+#   lies inside (-.7 to 4.8). By picture it lies outside (1.2 to 3.3), but that speaks of these three cities only.
 #
 # What does the pairing gain?
 
@@ -907,27 +868,14 @@ if pairs:
 # %% [markdown]
 # If each network has draws of its own, easy blocks for one meet hard ones for the other, and the interval gets wider.
 #
-# What all this leaves out is the chance of training. For that we take other seeds and Student's t, where there are runs with
-# several:
-
-# %%
-leaks = [leak(*pair[1:]) for name, pair in pairs.items() if name != "these runs"]
-if len(leaks) > 1:
-    mean, half = common.student_interval(leaks)
-    print(f"CamVid, {len(leaks)} seeds: {mean:.1f} ± {half:.1f} points")
-
-# %% [markdown]
-# The three seeds agree within a point: 6.8, 7.2 and 7.6. So the leak is no chance of training. (This interval, too, speaks of
-# these three drives.)
-#
-# Which classes lose most?
+# Which classes lose?
 
 # %%
 if pairs:
     iou = [100 * common.iou_per_class(m.sum(axis=0)) for m in (by_image, by_city)]
     present = np.flatnonzero(by_image.sum(axis=(0, 2)))
     fig, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
-    for k, title in enumerate(("by image", "by city")):
+    for k, title in enumerate(("by image", "by city or drive")):
         axis.bar(np.arange(len(present)) + 0.4 * k, iou[k][present], 0.4, label=title,
                  color=common.CURVES[k])
     classes = common.SCHEMES["cityscapes19"].classes
@@ -937,70 +885,65 @@ if pairs:
     common.show(fig)
 
 # %% [markdown]
-# (*By city* means by drive here.) On streets that it does not know, the network loses 40 to 52 % of the sidewalk's IoU: with
-# seed 42 it falls from 66 to 35, cars from 71 to 52, the road from 95 to 91. Fence, pole, sign, person and rider stay below 5
-# either way.
+# On streets that it does not know, the network loses 40 to 52 % of the sidewalk's IoU: with seed 42 it falls from 66 to 35,
+# cars from 71 to 52, the road from 95 to 91. Fence, pole, sign, person and rider stay below 5 either way.
 #
 # ## The drop, taken apart
 #
-# Back to the puzzle. Between the source's two scores three things change. We change one at a time:
+# Back to the puzzle: between the source's two scores three things change. We change one at a time. (CamVid's val is a piece of
+# 0016E5, a drive of the folds, so its test split serves as the other pictures.)
 
 # %%
 def one_at_a_time(final, other):
     """mIoU in % from the source's first score to its second, in a grid of scores."""
-    held_out, aside = final["held_out"], final[other]
-    return {"first": 100 * held_out["low"]["best"],
-            "full resolution": 100 * held_out["full"]["best"],
-            "other pictures": 100 * aside["full"]["best"],
-            "last epoch": 100 * aside["full"]["last"]}
+    return {"held out, low, best epoch": 100 * final["held_out"]["low"]["best"],
+            "full resolution": 100 * final["held_out"]["full"]["best"],
+            "and other pictures": 100 * final[other]["full"]["best"],
+            "and last epoch": 100 * final[other]["full"]["last"]}
 
 # %% [markdown]
-# CamVid's val is a piece of 0016E5, a drive of the folds. So for the other pictures we take the test split where there is one.
 # The means over three folds:
 
 # %%
 rows = []
 for _, run in every.iterrows():
     other = other_set if run["runs"] == "these runs" else "test"
-    rows.append({"runs": f"{run['runs']}, by {run['kind']}"}
+    rows.append({"runs": f"{run['runs']}, {run['folds']}"}
                 | one_at_a_time(run["final"], other))
 pd.DataFrame(rows).groupby("runs").mean().round(1)
 
 # %% [markdown]
-# Each column differs from the one before in one thing. The resolution changes next to nothing; the epoch changes .7 points at
-# most, and that is a rise (seed 44, by drive). On CamVid the pictures make the difference: they cost 2.3 to 3.3 points by image
-# (before rounding). By drive (the rows *by city*) they *gain* 2.5 to 2.8: with every seed two of the three networks score
-# higher on the test streets than on the drive held out. A quarter of the test streets are of 0001TP, which two of the three
-# know. So the score by image lies 2 to 4 points above the test score here, and the score by drive as much below. Three drives
-# are few.
+# Each column changes one thing more than the one before. The resolution changes next to nothing; the epoch changes .7 points at
+# most, and that is a rise. On CamVid the pictures make the difference: they cost 2.3 to 3.3 points by image (before rounding).
+# By drive they *gain* 2.5 to 2.8. (A quarter of the test streets are of 0001TP, which two of the three networks know.) So here
+# the score by image is 2 to 4 points too high, and the score by drive as much too low. Three drives are few.
 #
-# And the epoch? The best of 13 validations is never below the last, and some of that is luck. Suppose that a network no
-# longer improves, so that its validations are one value and noise of spread 1:
+# And the epoch? The best of 13 validations is never below the last, and some of that is luck. Suppose that a network no longer
+# improves: its validations are one value and noise of spread 1:
 
 # %%
 noise = np.random.default_rng(0).normal(0, 1, (40000, 13))
 print(f"best minus last: {(noise.max(axis=1) - noise[:, -1]).mean():.2f} spreads")
 
 # %% [markdown]
-# If the source's validations scattered by half a point around one value, luck made .8 of its 2.2 points. (On CamVid 13
-# of 18 networks were best at the last epoch.)
+# If the source's validations scattered by half a point, luck made .8 of its 2.2 points. (On CamVid 13 of 18 networks were best
+# at the last epoch.)
 #
 # So why did the scores fall from 67.7 to 65.5? On CamVid, by image, it is the pictures: all of it with two seeds, and 3.3 of
-# 3.5 points with seed 43. For the source we cannot know: its folds share every city [code], its official pictures are of other
-# cities, and part may be the choice of the epoch: .8, if its validations scatter by half a point. We did not measure
-# Cityscapes.
+# 3.5 points with seed 43. For the source we cannot know, as we did not measure Cityscapes. Its folds share every city [code],
+# its official pictures are of other cities, and part may be the choice of the epoch.
 #
 # ## Where the source is wrong
 #
-# Three points from which one learns; [results/sources.md](../results/sources.md) has the others.
+# [results/sources.md](../results/sources.md) has more.
 #
-# **1. One drop, three changes.** The report reads the fall from 67.7 to 65.5 as one from low to full resolution [report].
-# Its README says openly that the pictures and the choice of the epoch differ, too [README]. In our runs the resolution
-# changes next to nothing. But they have 160 rows or fewer and find no thin things, so they say little of 512x1024.
+# **1. One drop, three changes.** The report reads the fall as one from low to full resolution [report]; its README says openly
+# that the pictures and the epoch differ, too [README]. In our runs the resolution changes next to nothing, but with 160 rows
+# they find no thin things, and say little of 512x1024.
 #
-# **2. Scaling that scales nothing.** The report describes a scaling by .8 to 1.2 [report]. The library that its code
-# calls, Albumentations, *adds 1* to these numbers, and the enlarged picture is then resized as a whole [code]. How wide
-# does the network see a square of 32 pixels?
+# **2. Scaling that scales nothing.** The report scales by .8 to 1.2 [report]. Albumentations, the library that its code calls,
+# *adds 1* to these numbers, and the enlarged picture is then resized as a whole [code]. How wide does the network see a square
+# of 32 pixels?
 
 # %%
 rng, square = np.random.default_rng(0), np.zeros((128, 256), np.uint8)
@@ -1014,17 +957,17 @@ for factor in (0.8, 1.2):
 
 # %% [markdown]
 # As intended, the square gets smaller or larger. As published, it stays: what is enlarged and then shrunk as a whole is the
-# same picture again. You see such a thing when you look at what reaches the network.
+# same picture again. So look at what reaches your network.
 #
-# **3. A spread of 1 % read as stability** [report]. The printed spreads, .94 and 1.20, come out (the second as 1.19, by
-# rounding) if the squares are divided by $n$; divided by $n - 1$ they are 1.15 and 1.46 points. And the networks share half of
-# their training pictures [code]. All this describes one deal of the pictures, not what another would give.
+# **3. A spread of 1 % read as stability** [report]. The printed spreads, .94 and 1.20, divide by $n$; divided by $n-1$ they are
+# 1.15 and 1.46 points. And the networks share half of their training pictures [code].
 #
-# All three folds are published, not only the best [report]. Without that, none of this could have been asked.
+# The source publishes all three folds, not only the best [report]. So should you.
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG, a PNG or a short video of yours. We load the network that was trained last:
+# Set `photo` to a JPEG, a PNG or a short video of yours, for the network that was trained last. Without one, a street serves
+# that was not trained on:
 
 # %%
 from results import video
@@ -1032,22 +975,20 @@ from results import video
 run, scaling = list(runs.values())[-1], scaling_of(settings["encoder"])
 model, _ = build_network(settings["encoder"], network, "none")
 model = common.load_weights(run.folder / "last.safetensors", model).eval()
-
-# %% [markdown]
-# Without a photo of yours, a street serves that was not trained on:
+scheme = common.SCHEMES["cityscapes19"]
 
 # %%
 own = common.own_photo(photo, others[other_set][0])
 h, w = own.shape[:2]
 own_size = (size[0], max(32, round(w * size[0] / h / 32) * 32))
-scheme = common.SCHEMES["cityscapes19"]
 prediction = common.predict(model, own, own_size, **scaling)
 common.show(common.show_pair(own, prediction, scheme))
-
-# %%
 video.show(photo, run.folder, scheme, model, own_size, **scaling)
 
+
 # %% [markdown]
+# With 27 toy streets to learn from, it finds road, buildings and sky, and misses the bus.
+#
 # ## What we learnt
 #
 # - A score by image speaks of known streets, a score by city or drive of new ones. On CamVid they differ by 7.2 ± 1.0 points.
@@ -1058,13 +999,11 @@ video.show(photo, run.folder, scheme, model, own_size, **scaling)
 # ## Exercises
 #
 # Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it.
-
-# %% [markdown]
+#
 # ### Exercise 3.1: more folds, more independent scores?
 #
-# With three folds, two networks share half of their training pictures. Do ten folds make the scores less dependent? Give
-# the share for `k` folds of equal size, as a formula: of the pictures that one network learns from, which part has another
-# learnt from, too?
+# With three folds, two networks share half of their training pictures. Do ten folds make the scores less dependent? Give a
+# formula for `k` folds of equal size: of the pictures that one network learns from, which part has another learnt from, too?
 
 # %%
 # Exercise 3.1
@@ -1079,11 +1018,12 @@ with common.exercise("Exercise 3.1"):
     common.check("three folds", share_learnt_twice(3), between=(0.4, 0.6))
     common.check("more with five", share_learnt_twice(5), between=(0.6, 0.9))
 
+
 # %% [markdown]
 # ### Exercise 3.2: does a split leak?
 #
-# `parts` is a list of folds, arrays of indices as above, and `groups` (N,) names the city of each picture. Return the
-# share of all pictures whose city also lies in another fold. By city it is 0.
+# `parts` is a list of folds, arrays of indices as above, and `groups` (N,) names the city of each picture. Return the share of
+# all pictures whose city also lies in another fold. By city it is 0.
 
 # %%
 # Exercise 3.2
@@ -1105,11 +1045,12 @@ with common.exercise("Exercise 3.2"):
                  share_that_leaks([np.array([0, 2, 3]), np.array([1, 4, 5])], groups),
                  5 / 6)
 
+
 # %% [markdown]
 # ### Exercise 3.3: an interval that is too narrow
 #
-# Find and mend. Somebody bootstraps the difference of two networks on a video. The data below are made so that both are
-# equally good, and ten neighbouring frames are always alike. So 0 should lie in the interval of 95 in 100 videos.
+# Find and mend. Somebody bootstraps the difference of two networks on a video. The data below are made so that both are equally
+# good, and ten neighbouring frames are always alike. So 0 should lie in the interval of 95 in 100 videos.
 
 # %%
 # Exercise 3.3: as given
@@ -1140,6 +1081,7 @@ def share_with_zero(interval, videos=100):
 share = share_with_zero(interval_as_given)
 print(f"the interval as given holds 0 in {share:.0%} of the videos")
 
+
 # %% [markdown]
 # Write it so that whole blocks are drawn, as many as there are, with replacement. Blocks may be of different lengths, and
 # their frames need not stand side by side. Return (low, high).
@@ -1161,11 +1103,13 @@ with common.exercise("Exercise 3.3"):
     common.check("width of an interval of five mixed blocks", high - low,
                  between=(0.5, 0.9))
 
+
 # %% [markdown]
 # ### Exercise 3.4: what the choice of an epoch is worth
 #
-# After each epoch a network is scored on the held-out fold, which chooses the best epoch, and on a test split, which
-# chooses nothing. How many points more than the last has the chosen epoch, on either? Of equal scores the first is chosen.
+# After each epoch a network is scored on the held-out fold, which chooses the best epoch, and on a test split, which chooses
+# nothing. How many points more than the last has the chosen epoch, on either? Of equal scores the first is chosen. (In the
+# check all epochs are noise: the choice should gain where it was made, and nothing elsewhere.)
 
 # %%
 # Exercise 3.4
@@ -1173,9 +1117,6 @@ def gains_of_choice(held_out, test):
     """(gain, gain) over the last epoch, of scores (E,) each, at held_out's best."""
     raise NotImplementedError
 
-
-# %% [markdown]
-# The check takes epochs that are only noise: the choice gains where it was made, and nothing elsewhere.
 
 # %%
 # Exercise 3.4: check
@@ -1188,18 +1129,13 @@ with common.exercise("Exercise 3.4"):
 # %% [markdown]
 # ### To go further
 #
-# These need training and are not checked.
-#
-# - `fold_seed = 1`: how much does another deal of the pictures change?
-# - Cut the training pictures of all folds by city to the smallest number. What is left of the leak?
+# Cut the training pictures of all folds by city to the smallest number, and train: what is left of the leak?
 #
 # ## References
 #
 # - O. Ronneberger, P. Fischer, T. Brox, *U-Net: Convolutional Networks for Biomedical Image Segmentation*, MICCAI 2015.
-# - K. He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016.
 # - Y. Bengio, Y. Grandvalet, *No Unbiased Estimator of the Variance of K-Fold Cross-Validation*, JMLR 5, 2004.
 # - B. Efron, R. J. Tibshirani, *An Introduction to the Bootstrap*, Chapman & Hall 1993.
-# - G. J. Brostow, J. Fauqueur, R. Cipolla, *Semantic Object Classes in Video: A High-Definition Ground Truth Database*
-#   (CamVid), Pattern Recognition Letters 2009.
+# - G. J. Brostow, J. Fauqueur, R. Cipolla, *Semantic Object Classes in Video* (CamVid), Pattern Recognition Letters 2009.
 #
 # **Next:** [04 Can a loss make a network see thin things?](04_segformer_thin_structures.ipynb)
