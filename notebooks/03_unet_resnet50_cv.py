@@ -16,7 +16,7 @@
 # %% [markdown]
 # # What does a cross-validated score tell you?
 #
-# The networks of a published report score 67.7 per cent on street pictures that were held back, and 65.5 on pictures of other
+# The networks of a student's report score 67.7 per cent on street pictures that were held back, and 65.5 on pictures of other
 # cities. They have learnt from neither. What should you expect of them on *your* streets? You train such networks in two ways.
 # A *drive* is one trip of the camera car: some networks learn from other pictures of the drive that they are scored on, others
 # do not. On real streets the very same pictures score 7.2 ± 1.0 points higher in the first way (three seeds). So a score *by
@@ -451,7 +451,8 @@ def scale_intended(image, label, factor, rng):
     return image[window], label[window]
 
 # %% [markdown]
-# So we read the report's scaling [report]; margin and crop are ours. The source's code does this instead [code]:
+# So we read the report's scaling [report]; its code has the margin, too, and never needs it; the crop is ours. The source's code
+# does this instead [code]:
 
 # %%
 def scale_as_published(image, label, factor):
