@@ -748,7 +748,7 @@ panels |= {f"variant {k}": one for k, one in seen.items()}
 common.show(common.show_panels(panels, scheme, columns=2))
 
 # %% [markdown]
-# Can you tell them apart? All make blobs of signs and people, and miss thin poles. On how many pixels do two of them disagree?
+# All make blobs of signs and people, and miss thin poles. On how many pixels do two of them disagree?
 
 # %%
 from itertools import combinations
@@ -850,7 +850,7 @@ pd.concat(pairs, axis=1).drop(columns="p", level=1).round(3)
 
 # %% [markdown]
 # - **mIoU**: of six differences one survives, D over C (.041). D leads A by .40 and B by .59, with every seed, but three seeds
-#   are too few to be sure (.374).
+#   are too few to be sure (.374). Of the 19 classes of D - B none survives, either.
 # - **Trimap IoU**: Dice is 1.6 to 1.7 better in all four comparisons, and all survive.
 # - **Boundary F1**: Dice is .7 to .9 worse. The differences to B survive; those to C just miss it (.052).
 #
@@ -1073,9 +1073,9 @@ if len(found):
 # - **A boundary loss that does pull**: `D strong` is .1 points below A in mIoU, with an interval that holds 0, and .7 below in
 #   strict F1.
 #
-# How can D differ from A if its boundary loss hardly pulls? Most likely by drift: the smallest change to a training grows, and
-# another network comes out. The interval says that these two *networks* differ, not that the two *losses* do; only more seeds
-# can tell. (The study's distances may have another scale, and its boundary loss may pull harder than ours.)
+# How can D differ from A if its boundary loss hardly pulls? Most likely by drift: the smallest change to a training grows. The
+# interval says that these two *networks* differ, not that the two *losses* do; only more seeds can tell. (The study's distances
+# may have another scale, and its boundary loss may pull harder than ours.)
 #
 # ## Do short runs mislead?
 #
@@ -1097,7 +1097,8 @@ common.show(fig)
 
 # %% [markdown]
 # Of these epochs C is above D up to 70, D above C from 130 on. They do seem to change places, though after Holm for sixteen
-# epochs none survives by itself.
+# epochs none survives by itself. (One run of each, stopped at epoch 60, names a wrong winner with probability .78, at 110 with
+# .29: [results/sources.md](../results/sources.md).)
 #
 # But these are *stops on the way* of one long schedule. A short study would let its learning rate fall within its own few
 # epochs. Here are our runs on CamVid with a quarter of the epochs (`D strong` has none), beside the long ones on their way, in
