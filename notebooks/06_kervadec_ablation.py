@@ -197,6 +197,7 @@ def make_splits(root, images):
     return {name: common.evenly(some, images) for name, some in splits.items()}
 
 
+# %%
 root = common.find_data(data_dir, mode)
 splits = make_splits(root, settings["images"])
 size = common.network_size(splits["train"][0], settings["height"])
@@ -212,6 +213,8 @@ scheme = common.SCHEMES["cityscapes19"]
 CAR, POLE = 13, 5
 scenes = common.StreetScenes(common.evenly(splits["train"], 40), size, **scaling)
 forty = [scenes.read(k) for k in range(len(scenes))]
+
+# %%
 picture, label = max(forty, key=lambda street: min(
     (street[1] == CAR).sum() / 10, (street[1] == POLE).sum()))
 common.show(common.show_pair(picture, label, scheme))
@@ -293,24 +296,25 @@ def signed_distance(mask):
     """phi of a mask (H, W): pixels to it outside, minus those to its rim inside."""
     if mask.all() or not mask.any():
         return np.zeros(mask.shape)
-    outside = distance_transform_edt(~mask)
-    inside = distance_transform_edt(mask)
-    return outside - np.maximum(inside - 1, 0)
+    inside = np.maximum(distance_transform_edt(mask) - 1, 0)
+    return distance_transform_edt(~mask) - inside
 
-
-print(signed_distance(bus).round(1))
 
 # %% [markdown]
-# `data_prep.signed_distance_maps` makes the maps of all classes, at 1024x2048 14 times faster (`tests/bench_distance_maps.py`).
-# We compare them, and draw those of cars and poles. White is the rim, red outside, blue inside; beyond 15 pixels the colour
-# stays:
+# Here is the map of the bus. `data_prep.signed_distance_maps` makes those of all classes, at 1024x2048 14 times faster
+# (`tests/bench_distance_maps.py`); we compare:
 
 # %%
-import matplotlib.pyplot as plt
-
+print(signed_distance(bus).round(1))
 pixels = data_prep.signed_distance_maps(label, 19, norm="none")  # (C, H, W)
 ours = np.stack([signed_distance(label == c) for c in range(19)])
 print("largest difference:", np.abs(ours - pixels).max())
+
+# %% [markdown]
+# The maps of cars and poles: white is the rim, red outside, blue inside; beyond 15 pixels the colour stays.
+
+# %%
+import matplotlib.pyplot as plt
 
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.2), layout="constrained")
 for axis, c in zip(axes, (CAR, POLE)):
@@ -353,13 +357,17 @@ def distance_targets(label, num_classes, norm):
 
 
 # %% [markdown]
-# What do the three losses say of the truth, of the truth moved four pixels to the side, and of road everywhere? In each guess
-# the predicted class gets 99 %, and the others share the rest:
+# What do the three losses say of the truth, of the truth moved four pixels to the side, and of road everywhere?
 
 # %%
 truth = torch.from_numpy(label.astype(np.int64))[None]  # (B, H, W)
 phi = distance_targets(label, 19, norm)["phi"][None]  # (B, C, H, W)
 guesses = {"truth": label, "moved": np.roll(label, 4, axis=1), "road": 0 * label}
+
+# %% [markdown]
+# In each guess the predicted class gets 99 %, and the others share the rest:
+
+# %%
 for name, guess in guesses.items():
     y = one_hot(torch.from_numpy(np.where(guess == 255, 0, guess))[None])
     probs = torch.where(y, 0.99, 0.01 / 18)
@@ -423,9 +431,12 @@ def composite_as_written(logits, batch, terms, class_weights=None, own=None):
 
 # %% [markdown]
 # We train with the same sum, added up over strips of rows that fit into a cache: the same value and gradient, 5 times faster
-# (`tests/bench_composite.py`). Skip the two cells if you like.
+# (`tests/bench_composite.py`). Skip this cell if you like.
 
 # %%
+from torch.utils.checkpoint import checkpoint
+
+
 def pixel_sums(logits, label, phi=None, class_weights=None):
     """Sums over pixels: w log p_y; w; per class p y, p and y; phi p."""
     log_probs, valid = logits.float().log_softmax(1), label != 255
@@ -438,10 +449,6 @@ def pixel_sums(logits, label, phi=None, class_weights=None):
     mass = (probs * valid[:, None]).sum((0, 2, 3))
     distance = 0 * mass.sum() if phi is None else (phi * valid[:, None] * probs).sum()
     return (true * weight).sum(), weight.sum(), hits, mass, counts, distance
-
-
-# %%
-from torch.utils.checkpoint import checkpoint
 
 
 def sums_by_strips(logits, label, phi=None, class_weights=None):
@@ -570,7 +577,6 @@ def jitter_colors(image, rng, jitter=0.25, hue=0.03):
     return cv2.cvtColor(cv2.merge([h, s, v]), cv2.COLOR_HSV2RGB_FULL)
 
 
-# %%
 def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
     """Mirror a share of the images with their labels, jitter all, blur half."""
     if rng.random() < flip:
@@ -823,12 +829,10 @@ def paired_t(a, b):
 # %%
 def holm(pvalues):
     """p values adjusted for their number, in the order given."""
-    pvalues = np.asarray(pvalues, float)
-    order = np.argsort(pvalues)
-    steps = pvalues[order] * np.arange(len(pvalues), 0, -1)
-    adjusted = np.empty_like(pvalues)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return adjusted
+    order = np.argsort(np.asarray(pvalues))
+    steps = np.asarray(pvalues, float)[order] * np.arange(len(pvalues), 0, -1)
+    adjusted = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted[np.argsort(order)]
 
 
 # %% [markdown]
@@ -837,14 +841,13 @@ def holm(pvalues):
 # %%
 def paired_tests(scores):
     """Differences of all pairs of columns of a table, a row per seed."""
-    tests = {}
-    for a, b in combinations(scores, 2):
-        both = scores[[a, b]].dropna()
-        tests[f"{a}-{b}"] = paired_t(both[a], both[b]) if len(both) else [np.nan] * 3
+    tests = {f"{a}-{b}": paired_t(*scores[[a, b]].dropna().to_numpy().T)
+             for a, b in combinations(scores, 2)}
     table = pd.DataFrame(tests, index=["difference", "± t", "p"]).T
     return table.assign(holm=holm(table["p"]))
 
 
+# %%
 pairs = {METRICS[m]: paired_tests(per_seed(published, m)) for m in METRICS}
 pd.concat(pairs, axis=1).drop(columns="p", level=1).round(3)
 
@@ -1089,6 +1092,11 @@ by_epoch = {160 if e == "last" else e: per_seed(published, "miou", str(e))
 gaps = {e: paired_t(table["C"], table["D"]) for e, table in by_epoch.items()}
 gaps = pd.DataFrame(gaps, index=["C - D", "± t", "p"]).T
 print("p < .05 at epochs", gaps.index[gaps["p"] < 0.05].tolist())
+
+# %% [markdown]
+# And with their intervals:
+
+# %%
 fig, axis = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
 axis.errorbar(gaps.index, gaps["C - D"], gaps["± t"], fmt="o", capsize=2)
 axis.axhline(0, color="0.5", linewidth=0.8)
@@ -1131,8 +1139,7 @@ if len(found) and len(short):
 # %%
 street = np.full((64, 128), 2)  # building
 street[48:], street[:48, 64:] = 0, 8  # road below, vegetation on the right
-guess = street.copy()
-guess[:48, 64:84] = 2
+guess = np.where((street == 8) & (np.arange(128) < 84), 2, street)
 for estimator in ("as_published", "per_class"):
     f1 = common.boundary_f1(guess, street, 19, estimator=estimator)
     print(f"{estimator:13s} boundary F1 = {np.nanmean(f1):.3f}")
