@@ -1094,7 +1094,7 @@ gaps = pd.DataFrame(gaps, index=["C - D", "± t", "p"]).T
 print("p < .05 at epochs", gaps.index[gaps["p"] < 0.05].tolist())
 
 # %% [markdown]
-# And with their intervals:
+# All sixteen epochs, with their intervals:
 
 # %%
 fig, axis = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
