@@ -345,7 +345,7 @@ def test_the_true_label_has_a_lower_boundary_loss_than_any_shift_of_it(nb):
 
     def loss(shift):
         guess = np.roll(label, shift, (0, 1))
-        return nb.boundary_loss(nb.soft_one_hot(guess, 3, 1.0), phi, truth).item()
+        return nb.boundary_loss(nb.one_hot(torch.from_numpy(guess)[None], 3).float(), phi, truth).item()
 
     shifted = [loss((dy, dx)) for dy in (-3, -1, 0, 1, 3) for dx in (-3, -1, 0, 1, 3) if dy or dx]
     assert loss((0, 0)) < 0 and min(shifted) > loss((0, 0))
@@ -610,7 +610,7 @@ def val_of(root):
 
 
 def test_the_notebook_reaches_its_end_with_its_figures(five):
-    assert five.printed.count("<IPython.core.display.Image object>") == 8
+    assert five.printed.count("<IPython.core.display.Image object>") == 7
     assert "Exercise 6.4: not done yet" in five.printed
 
 
@@ -623,7 +623,7 @@ def test_runs_on_camvid_are_compared_where_there_are_any(five):
 def put_camvid_runs(base):
     """Runs in mode laptop as they lie on disk: B is 10 points above A in each of three seeds, D strong 5 below."""
     classes = ["road", "pole", "traffic sign", "person", "rider", "fence"]
-    for name, miou in {"A": 0.5, "B": 0.6, "C": 0.55, "D": 0.5, "D-lambda_b0.35-normnone": 0.45, "A-epochs3": 0.3, "B-epochs3": 0.35}.items():
+    for name, miou in {"A": 0.5, "B": 0.6, "C": 0.55, "D": 0.5, "D-normnone": 0.45, "A-epochs3": 0.3, "B-epochs3": 0.35}.items():
         for seed in (42, 43, 44):
             value = miou + 0.01 * (seed - 43)
             folder = base / NAME / "camvid11-laptop" / f"{name}_seed{seed}"
