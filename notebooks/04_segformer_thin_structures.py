@@ -836,10 +836,10 @@ def term_lengths(logits, label, terms=TERMS):
 # %%
 from torch.utils.data import DataLoader
 
-known = scenes.frames[thinnest]
-small = common.network_size(known, 128)
 frames = common.evenly(splits["train"], 40)
+small = common.network_size(frames[0], 128)
 few = make_data(frames, small, scheme, settings["network"], seed)
+known = scenes.frames[thinnest]
 street = make_data([known], small, scheme, settings["network"], seed)[0]
 
 # %%
