@@ -591,7 +591,8 @@ pd.DataFrame(columns).round(2)
 
 # %% [markdown]
 # - *Cross-entropy* pulls every wrong pixel alike, and a street has far more pixels of thick things.
-# - *A class weight* of 5 pulls a missed pixel five times as hard as a false alarm (4.52 to .90): better a pole too many.
+# - *A class weight* of 5 pulls a missed pixel five times as hard as a false alarm (4.52 to .90), so the
+#   network paints poles too often rather than too seldom.
 # - *SSIM* spends 99 % of its pull on pixels that are right already.
 # - *Soft IoU* pulls a missed pixel of the thin object three times as hard as one of the thick (.17 to .06), *Lovász* five times
 #   (.33 to .07).
@@ -709,8 +710,8 @@ def attention(x, height, width, layer):
 
 
 # %% [markdown]
-# `layer` is one of the library segmentation-models-pytorch; our function returns the same. Reduction has a price: in the first
-# stage a token sees only summaries of 8x8 cells.
+# `layer` is an attention layer of the library segmentation-models-pytorch; our function returns what it returns. Reduction has a
+# price: in the first stage a token sees only summaries of 8x8 cells.
 #
 # ### The whole network
 #
@@ -831,7 +832,7 @@ def term_lengths(logits, label, terms=TERMS):
 
 
 # %% [markdown]
-# Forty small streets in batches of 4, and the street that we know. *AdamW* is Adam with weight decay kept apart:
+# Forty small streets in batches of 4, and the street of our first figure. *AdamW* is Adam with weight decay kept apart:
 
 # %%
 from torch.utils.data import DataLoader
@@ -1342,7 +1343,7 @@ video.show(photo, runs[best].folder, scheme, net, fits, **inputs)
 #   class; soft IoU and Lovász count a pixel the more, the fewer its class has.
 # - On CamVid, with seed 42, poles went from an IoU of 16.5 to 21.9 with SSIM and soft IoU, and to 25.5 with class weights and
 #   Lovász. Copy-paste did not help them. The network finds more poles and paints more false ones.
-# - A value is not a gradient, and a coefficient is not a strength.
+# - A loss of large value can have a small gradient, and equal coefficients do not make losses equally strong.
 # - Change one thing at a time, or you cannot say which change did it.
 #
 # ## Exercises
