@@ -17,11 +17,11 @@
 # # Can a loss make a network see thin things?
 #
 # A network can be right about 93 pixels in 100 and find only one pole pixel in five: that is what cross-entropy does on
-# CamVid's streets. A loss can change it, for it decides how much a missed pixel counts. With class weights, SSIM and Lovász
-# (and pasted objects, which do not help poles) the network finds 43 % of the pole pixels instead of 19 %, and pays: of the
-# pixels that it calls pole 38 % are right instead of 58.
+# CamVid's streets. A loss can change it, for it decides how much a missed pixel counts. With class weights and two
+# more losses, SSIM and Lovász (and pasted objects, which do not help poles), the network finds 43 % of the pole pixels instead
+# of 19 %. It pays for them: of the pixels that it calls pole 38 % are right instead of 58.
 #
-# ![A street of CamVid, its label, and two predictions: with cross-entropy alone, pieces of the poles; with class weights, SSIM, Lovász and pasted objects, more of the large poles, drawn too wide](../.github/04_poles.jpg)
+# ![A street of CamVid, its label, and two predictions: with cross-entropy alone, pieces of the poles; with the other losses, more of the large poles, drawn too wide](../.github/04_poles.jpg)
 #
 # *CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching: poles are grey, signs yellow.*
 #
@@ -122,8 +122,8 @@ if missing and subprocess.run(install).returncode:
 importlib.invalidate_caches()
 
 # %% [markdown]
-# A *mode* is a recipe. `paper` takes the source's numbers: 512x1024 pixels, a learning rate of 6e-5, batches of 2, 15 epochs
-# [code]. `quick` and `laptop` train a small network, Lite0, whose pretrained weights need no model hub.
+# A *mode* is a recipe; `paper` has the source's numbers [code]. `quick` and `laptop` train a small network, Lite0, whose
+# pretrained weights need no model hub.
 
 # %%
 MODES = {
@@ -160,12 +160,14 @@ print(common.device_line())
 # %% [markdown]
 # ## Poles that vanish
 #
-# The source has six classes: fence, car, vegetation, pole, traffic sign and traffic light, and a background, 0 [report]. What
-# becomes 0 is not printed; here it is all the rest, void included. It trains, validates and tests on 2000, 250 and 250 images
-# of Cityscapes, and does not say which [report]. We draw ours (the toy streets and CamVid have splits of their own):
+# The source has six classes, fence, car, vegetation, pole, traffic sign and traffic light, and a background [report], here all
+# the rest. It trains, validates and tests on 2000, 250 and 250 images of Cityscapes, and does not say which [report]; we draw
+# ours at random:
 
 # %%
 import numpy as np
+
+SPLITS = ("train", "val", "test")
 
 
 def split_frames(frames, split_seed):
@@ -179,24 +181,23 @@ def split_frames(frames, split_seed):
 
 
 # %% [markdown]
-# On Cityscapes we also score the official validation images.
+# CamVid and the toy streets have splits of their own. On Cityscapes we score the official validation images, too:
 
 # %%
 root = common.find_data(data_dir, mode)
-names, others = ("train", "val", "test"), {}
 if common.has_test_labels(root):
-    parts = [common.list_frames(root, name) for name in names]
+    parts, others = [common.list_frames(root, name) for name in SPLITS], {}
 else:
     parts = split_frames(common.list_frames(root, "train"), 42)
     others = {"official_val": common.list_frames(root, "val")}
 
 # %%
 splits = {name: common.evenly(frames, settings["images"])
-          for name, frames in zip(names, parts)} | others
+          for name, frames in zip(SPLITS, parts)} | others
 print({name: len(frames) for name, frames in splits.items()})
 
 # %% [markdown]
-# The scheme `thin7` of notebook 01 has our classes, and `common.StreetScenes` is the data set of notebook 02, grown up:
+# The scheme `thin7` of notebook 01 has our classes; `common.StreetScenes` is the data set of notebook 02:
 
 # %%
 POLE = 4  # the classes that this notebook is about
@@ -212,23 +213,19 @@ scenes = common.StreetScenes(splits["train"], size)
 scenes.scheme = scheme
 
 # %% [markdown]
-# Of the first twenty streets we look at the one with most poles and signs:
+# Of the first twenty streets we look at the one with most pixels of poles and signs:
 
 # %%
-def most_thin(data, among):
-    """Index of the scene with most pixels of poles and signs among the first ones."""
-    amount = [np.isin(data.read(k)[1], (POLE, SIGN)).sum()
-              for k in range(min(among, len(data)))]
-    return int(np.argmax(amount))
-
-
-# %%
-photo_of_street, label = scenes.read(most_thin(scenes, 20))
+amounts = [np.isin(scenes.read(k)[1], (POLE, SIGN)).sum()
+           for k in range(min(20, len(scenes)))]
+thinnest = int(np.argmax(amounts))
+photo_of_street, label = scenes.read(thinnest)
 common.show(common.show_pair(photo_of_street, label, scheme))
 
 # %% [markdown]
-# How wide is a pole? An *object* is a group of pixels of one class that touch. Its width is the diameter of the largest disc
-# that fits in. In a picture of twice the size every bar has a middle, and there the distance to the outside is the width.
+# How wide is a pole? An *object* is a group of pixels of one class that touch; its width is the diameter of the largest disc
+# that fits in. The *distance transform* gives each pixel its distance to the nearest one outside. In a picture enlarged twice,
+# its maximum is the width:
 
 # %%
 from scipy import ndimage
@@ -247,21 +244,21 @@ def object_widths(mask):
 # The median over all pixels of a class:
 
 # %%
+some = common.evenly(range(len(scenes)), 40)
+labels, rows = np.stack([scenes.read(k)[1] for k in some]), {}
+for c, name in enumerate(scheme.classes[1:], start=1):
+    widths = np.concatenate([object_widths(one == c) for one in labels])
+    if len(widths):
+        rows[name] = 100 * np.mean(labels == c), np.median(widths)
+
+# %%
 import pandas as pd
 
-labels = [scenes.read(k)[1] for k in common.evenly(range(len(scenes)), 40)]
-rows = {}
-for c, name in enumerate(scheme.classes):
-    widths = [object_widths(one == c) for one in labels if (one == c).any()]
-    if c and widths:
-        share = 100 * np.mean([one == c for one in labels])
-        rows[name] = share, np.median(np.concatenate(widths))
 widths = pd.DataFrame(rows, index=["% of pixels", "width"]).T
 widths.sort_values("width").round(1)
 
 # %% [markdown]
-# On these toy streets half of the pole pixels lie in poles at most 1.4 pixels wide (a line of one pixel has $\sqrt 2$ where it
-# takes a step). A car is 20 times as wide, and one pixel in 200 is a pole's.
+# Half of the pole pixels lie in poles at most 1.4 pixels wide. A car is 20 times as wide, and one pixel in 200 is a pole's.
 #
 # ## Four losses
 #
@@ -280,18 +277,19 @@ def truth_maps(label, num_classes):
 
 
 # %% [markdown]
-# To see what a loss punishes, we paint a street that has nothing but one pole, 4 pixels wide:
+# To see what a loss punishes, we paint an object and predict it too far to the right:
 
 # %%
-def pole_scene(left=30, width=4, top=8, bottom=56, side=64):
-    """A label (1, side, side) of background (0) and one upright pole (1)."""
-    label = torch.zeros(1, side, side, dtype=torch.long)
-    label[:, top:bottom, left : left + width] = 1
-    return label
+def shifted(width, shift, side=96):
+    """(label, prediction) of an object 48 pixels high, predicted too far right."""
+    label = torch.zeros(1, side, side, dtype=torch.long)  # background
+    left = (side - width) // 2
+    label[:, 24:72, left : left + width] = 1
+    return label, label.roll(shift, dims=2)
 
 
 # %% [markdown]
-# Our prediction is 98 % sure of what it says, with a little noise. One stands in the right place, one slid 3 pixels to the right.
+# The prediction is 98 % sure, with a little noise:
 
 # %%
 def sure(label, num_classes=2, confidence=0.98, noise=0.1):
@@ -301,10 +299,6 @@ def sure(label, num_classes=2, confidence=0.98, noise=0.1):
     same = torch.Generator().manual_seed(0)
     return logits + noise * torch.randn(logits.shape, generator=same)
 
-
-# %%
-truth = pole_scene()
-right, slid = sure(truth), sure(pole_scene(left=33))
 
 # %% [markdown]
 # ### Cross-entropy: pixel by pixel
@@ -322,33 +316,34 @@ def cross_entropy(logits, label, weights=None):
 
 
 # %% [markdown]
-# We look at the terms of the sum, on a map:
+# A map shows what a loss punishes:
+
+# %%
+def show_map(axis, title, values):
+    """A map (H, W) on an axis: 0 is white, the largest value dark."""
+    shown = axis.imshow(values, cmap="Blues", vmin=0)
+    axis.set_title(title, fontsize=9)
+    axis.set_axis_off()
+    axis.figure.colorbar(shown, ax=axis, fraction=0.05)
+
+
+# %% [markdown]
+# A pole 4 pixels wide is predicted 3 pixels too far right. We map the terms of the sum:
+
+# %%
+truth, moved = shifted(4, 3)
+slid = sure(moved)
+probs = slid.softmax(dim=1)
+punished = F.cross_entropy(slid, truth, reduction="none")[0]
 
 # %%
 import matplotlib.pyplot as plt
 
-
-def show_maps(maps):
-    """Maps (H, W) side by side, 0 white, the largest value dark; returns the figure."""
-    size = (2.5 * len(maps), 2.3)
-    fig, axes = plt.subplots(1, len(maps), figsize=size, layout="constrained")
-    for axis, (title, values) in zip(axes, maps.items()):
-        shown = axis.imshow(values, cmap="Blues", vmin=0)
-        axis.set_title(title, fontsize=9)
-        axis.set_axis_off()
-        fig.colorbar(shown, ax=axis, fraction=0.05)
-    return fig
-
-
-# %% [markdown]
-# Truth, prediction, and what it costs:
-
-# %%
-probs = slid.softmax(dim=1)
-punished = F.cross_entropy(slid, truth, reduction="none")[0]
-maps = {"y: the pole": truth[0], "p: predicted": probs[0, 1],
-        "-log p of the truth": punished}
-common.show(show_maps(maps))
+fig, axes = plt.subplots(1, 3, figsize=(7.5, 2.3), layout="constrained")
+show_map(axes[0], "y: the pole", truth[0])
+show_map(axes[1], "p: predicted", probs[0, 1])
+show_map(axes[2], "-log p of the truth", punished)
+common.show(fig)
 
 # %% [markdown]
 # Two stripes are punished: the part of the pole that was missed, and the false alarm. No pixel knows of its neighbours.
@@ -378,8 +373,7 @@ def blur(maps, sigma=1.5):
 
 
 # %% [markdown]
-# Variances and covariance are small differences of nearly equal numbers, of which half precision would leave little. So we
-# compute them in float32:
+# A variance is the mean of the squares minus the square of the mean. The two are nearly equal, so we subtract them in float32:
 
 # %%
 def ssim_map(p, y, c1=0.01**2, c2=0.03**2):
@@ -395,18 +389,19 @@ def ssim_map(p, y, c1=0.01**2, c2=0.03**2):
 
 
 # %% [markdown]
-# On the prediction that slid:
+# On the same prediction:
 
 # %%
 different = 1 - ssim_map(probs, truth_maps(truth, 2))[0, 1]
-common.show(show_maps({"p: predicted": probs[0, 1], "1 - SSIM": different}))
+fig, axis = plt.subplots(figsize=(2.8, 2.3), layout="constrained")
+show_map(axis, "1 - SSIM, of the pole's class", different)
+common.show(fig)
 
 # %% [markdown]
-# This is the map of the pole's class. It is darkest on the one column where pole and prediction overlap: there the window holds
-# the pole on its left and the prediction on its right. But on the flat street, where nothing is wrong, it is about .8: a
+# It is darkest where pole and prediction meet. But even on the flat street, where nothing is wrong, it is about .8: a
 # probability of .02 instead of 0 gives $\mu_p^2 = 4 C_1$ and an SSIM of at most .2.
 #
-# A void pixel is 0 in all channels and would count as agreement or as an edge, so windows that hold void are left out:
+# Windows that hold void pixels are left out:
 
 # %%
 def ssim_loss(probs, label):
@@ -440,17 +435,7 @@ def soft_iou_loss(probs, label, smooth=1e-6):
 
 
 # %% [markdown]
-# Both losses, of the right prediction and of the one that slid:
-
-# %%
-for loss in (ssim_loss, soft_iou_loss):
-    print(f"{loss.__name__}: right {loss(right.softmax(1), truth):.2f},",
-          f"slid {loss(probs, truth):.2f}")
-
-# %% [markdown]
-# Even the right prediction is not free. SSIM pays for the flat street in the pole's map (in the map of the background, which is
-# near 1 there, it hardly does); to soft IoU 2 % of a whole street are a large part of a thin pole's area. But a ratio of areas
-# gives a *class* of few pixels as much say as one of many.
+# A ratio of areas gives a *class* of few pixels as much say as one of many.
 #
 # ### Lovász: the IoU itself, made continuous
 #
@@ -473,7 +458,7 @@ def lovasz_weights(truth):
 
 
 # %% [markdown]
-# An example that you can check by hand: four pixels, of which the first and the third belong to the class.
+# By hand: four pixels, of which the first and the third belong to the class.
 
 # %%
 m = torch.tensor([0.9, 0.6, 0.4, 0.1])  # errors, sorted
@@ -481,10 +466,11 @@ drops = lovasz_weights(torch.tensor([1.0, 0.0, 1.0, 0.0]))
 print("drops of the IoU", drops.numpy().round(3), f"| loss {m @ drops:.3f}")
 
 # %% [markdown]
-# The first pixel is a miss: one of two true pixels is left, the IoU drops by 1/2. The second is a false alarm: 1 of 3, a drop
-# of 1/6. The third takes the last third. We sort all pixels of the batch that are not void together (soft IoU went image by
-# image). For the gradient the order counts as fixed, so each pixel's error is pulled by its drop. The loss of several classes
-# is the mean over those present in the batch. (The source divides by all seven [code]: `normalize = "C"`.)
+# The first pixel is a miss: one of two true pixels is left, and the IoU drops by 1/2. The second, a false alarm, leaves 1 of 3,
+# a drop of 1/6. The third takes the rest. Each pixel's error is pulled by its drop.
+#
+# We sort all pixels of a batch together and take the mean over the classes present. (The source divides by all seven [code]:
+# `normalize = "C"`.)
 
 # %%
 def lovasz_softmax(probs, label, normalize="present"):
@@ -506,7 +492,7 @@ def lovasz_softmax(probs, label, normalize="present"):
 # %% [markdown]
 # ### The sum
 #
-# All of the source's losses are weighted sums of these four *terms* [code]:
+# The source's losses are weighted sums of these four *terms* [code]:
 
 # %%
 TERMS = ("ce", "ssim", "iou", "lovasz")
@@ -530,20 +516,9 @@ def hybrid_loss(logits, label, terms, class_weights=None, normalize="present"):
 # %% [markdown]
 # ## What a shift costs, and how hard a loss pulls
 #
-# Now we slide an object by 0 to 10 pixels: one that is 4 pixels wide and one that is 32, both 48 high.
-
-# %%
-def shifted(width, shift, side=96):
-    """(label, prediction) of an object 48 pixels high, predicted too far right."""
-    left = (side - width) // 2
-    place = {"top": 24, "bottom": 72, "side": side, "width": width}
-    return pole_scene(left, **place), pole_scene(left + shift, **place)
-
-
-# %% [markdown]
-# A network learns from the *gradient* of a loss, which can be small where the value is large. The *pull* on a pixel is minus the
-# gradient at the object's logit, times the number of pixels: cross-entropy, which is a mean over them, then pulls by
-# $y - p$, a missed pixel by nearly 1 and a false alarm by nearly -1.
+# A network learns from the *gradient* of a loss, which can be small where the value is large. The *pull* on a pixel is minus
+# the gradient at the object's logit, times the number of pixels. Cross-entropy pulls by $y - p$: a missed pixel by nearly 1, a
+# false alarm by nearly -1.
 
 # %%
 def pull(term, predicted, truth, confidence=0.98, weights=None):
@@ -555,34 +530,32 @@ def pull(term, predicted, truth, confidence=0.98, weights=None):
 
 
 # %% [markdown]
-# The top row shows the value of each loss for every shift. Below is the pull after a shift by 6, blue upwards and red
-# downwards, with the mean on the missed pixels above it. Each loss has a scale of its own, the same for thin and thick. Black
-# is the true object's outline; most of the speckle comes from our noise.
-
-# %%
-def show_pull(axis, truth, predicted, force, largest):
-    """A pull (H, W) on one axis, titled with its mean on the missed pixels."""
-    axis.imshow(force, cmap="RdBu", vmin=-largest, vmax=largest)
-    axis.contour(truth[0], levels=[0.5], colors="black", linewidths=0.7)
-    axis.set_title(f"missed: {force[(truth > predicted)[0]].mean():.2f}", fontsize=9)
-    axis.set(xticks=[], yticks=[])
-
+# We slide an object 4 pixels wide and one 32 wide by 0 to 10 pixels:
 
 # %%
 WIDTHS = {"thin": 4, "thick": 32}
+slides = {kind: [shifted(width, shift) for shift in range(11)]
+          for kind, width in WIDTHS.items()}
+pulls = {(term, kind): [pull(term, moved, truth) for truth, moved in slides[kind]]
+         for term in TERMS for kind in WIDTHS}
+
+# %% [markdown]
+# The top row shows each loss, the others its pull after a shift by 6, blue upwards and red downwards. Each loss has a scale of
+# its own, the same for thin and thick. Black is the outline of the true object; most of the speckle is our noise.
+
+# %%
 fig, axes = plt.subplots(3, 4, figsize=(9, 6.8), layout="constrained")
 for k, term in enumerate(TERMS):
     axes[0, k].set(title=NAMES[term], xlabel="shift (px)")
     axes[0, k].set_prop_cycle(color=common.CURVES)
-    maps = []
-    for kind, width in WIDTHS.items():
-        slides = [shifted(width, s) for s in range(11)]
-        pulls = [pull(term, moved, truth) for truth, moved in slides]
-        axes[0, k].plot([loss for loss, _ in pulls], marker=".", label=kind)
-        maps.append((*slides[6], pulls[6][1]))
-    largest = max(force.abs().max() for _, _, force in maps)
-    for axis, one in zip(axes[1:, k], maps):
-        show_pull(axis, *one, largest)
+    largest = max(pulls[term, kind][6][1].abs().max() for kind in WIDTHS)
+    for axis, kind in zip(axes[1:, k], WIDTHS):
+        losses, forces = zip(*pulls[term, kind])
+        axes[0, k].plot(losses, marker=".", label=kind)
+        axis.imshow(forces[6], cmap="RdBu", vmin=-largest, vmax=largest)
+        outline = slides[kind][6][0][0]
+        axis.contour(outline, [0.5], colors="black", linewidths=0.7)
+        axis.set(xticks=[], yticks=[])
     axes[0, k].set_ylim(0, None)
 axes[0, 0].legend(frameon=False)
 for axis, name in zip(axes[:, 0], ("loss", *WIDTHS)):
@@ -591,53 +564,48 @@ common.show(fig)
 
 # %% [markdown]
 # The maps in numbers, and cross-entropy with a class weight of 5. *Right* is the share of all pull on pixels that are right
-# already:
+# already; the rows with *sure* are of a network 99.9 % sure of its mistake:
 
 # %%
-def pulls_of(term, confidence=0.98, weights=None):
+def pulls_of(term, weights=None):
     """{what: number} of the pull of one term after a shift by 6."""
     row = {}
     for kind, width in (("thin", 4), ("thick", 32)):
         truth, predicted = shifted(width, 6)
-        force = pull(term, predicted, truth, confidence, weights)[1]
+        force = pull(term, predicted, truth, weights=weights)[1]
+        of_sure = pull(term, predicted, truth, 0.999, weights)[1]
         right = force.abs()[(truth == predicted)[0]].sum() / force.abs().sum()
-        row[f"missed, {kind}"] = force[(truth > predicted)[0]].mean().item()
+        missed = (truth > predicted)[0]
+        row[f"missed, {kind}"] = force[missed].mean().item()
+        row[f"missed, {kind}, sure"] = of_sure[missed].mean().item()
         row[f"false alarm, {kind}"] = force[(truth < predicted)[0]].mean().item()
         row[f"right, {kind}"] = right.item()
     return row
 
 
 # %%
-rows = {NAMES[term]: pulls_of(term) for term in TERMS}
-rows["CE, weight 5"] = pulls_of("ce", weights=(1, 5))
-pd.DataFrame(rows).T.round(2)
+columns = {NAMES[term]: pulls_of(term) for term in TERMS}
+columns["CE, weight 5"] = pulls_of("ce", weights=(1, 5))
+pd.DataFrame(columns).round(2)
+
 
 # %% [markdown]
-# - *Cross-entropy* pulls every wrong pixel alike. A street has far more pixels of thick things, so thin ones hardly count.
-# - *A class weight* of 5 pulls a missed pixel five times as hard as a false alarm (4.52 to .90, 2.94 to .59), so the network
-#   will rather paint a pole too many. The loss divides by the sum of the weights, so all pulls shrink.
-# - *SSIM* spends 99 % of its pull on pixels that are right, which are to become surer.
-# - *Soft IoU* pulls a missed pixel of the thin object three times as hard as one of the thick, and hardly minds the false alarm
-#   beside the thin.
-# - *Lovász* pulls a thin object five times as hard, and minds false alarms, too.
+# - *Cross-entropy* pulls every wrong pixel alike, and a street has far more pixels of thick things.
+# - *A class weight* of 5 pulls a missed pixel five times as hard as a false alarm (4.52 to .90), so the
+#   network paints poles too often rather than too seldom.
+# - *SSIM* spends 99 % of its pull on pixels that are right already.
+# - *Soft IoU* pulls a missed pixel of the thin object three times as hard as one of the thick (.17 to .06), *Lovász* five times
+#   (.33 to .07).
 #
-# Why is the thin one pulled harder? With $N$ pixels and $C$ classes, soft IoU pulls a missed pixel by about $N\,p(1-p) / (C
-# \cdot \mathrm{union})$: the smaller the union, the harder. So the answer to our question begins with yes. A weight makes pole
-# pixels count more; to soft IoU and Lovász a pixel counts the more, the fewer its class has. (Within a class the large object
-# still rules.) Why then keep cross-entropy? Here the network is 99.9 % sure of its mistake:
-
-# %%
-for term in TERMS:
-    of_sure = pulls_of(term, confidence=0.999)
-    print(f"{NAMES[term]:14} pulls a missed pixel by {of_sure['missed, thin']:.3f}")
-
-# %% [markdown]
-# The gradient of a probability at its logit is $p(1-p)$ and fades as the network gets surer. In cross-entropy the $1/p$ of the
-# logarithm makes up for it.
+# So the answer to our question begins with yes. A weight makes pole pixels count more; to soft IoU and Lovász a pixel counts
+# the more, the fewer its class has. (With $N$ pixels and $C$ classes, soft IoU pulls a missed one by about $N\,p(1-p) / (C
+# \cdot \mathrm{union})$.)
 #
-# One more thing shows in the curves: from a shift of 4 pixels on, where the thin pole is missed altogether, its curves are
-# flat, or nearly so. A pole beside the true one is no better than one far off. (Notebook 06 has a loss that grows with the
-# distance.)
+# Why then keep cross-entropy? Where the network is sure of its mistake, the other three pull by .02 at most: the gradient of a
+# probability at its logit is $p(1-p)$, which fades. In cross-entropy the $1/p$ of the logarithm makes up for it.
+#
+# All four have a limit: once the thin pole is missed altogether, from a shift of 4 on, the curves are flat, or nearly so. A
+# pole beside the true one is no better than one far off.
 #
 # ### What a coarse grid can draw
 #
@@ -651,7 +619,7 @@ def enlarge(scores, shape):
 
 
 # %% [markdown]
-# We take the network away: the logits themselves learn one label by heart, in 100 steps of Adam.
+# Without a network, the logits themselves learn one label by heart, in 100 steps of Adam:
 
 # %%
 def drawn_on_grid(label, stride, loss):
@@ -684,14 +652,13 @@ for term in ("ce", "lovasz"):
 common.show(common.show_panels(panels, scheme, columns=2))
 
 # %% [markdown]
-# It can at stride 4. At stride 8 it cannot with cross-entropy, and with Lovász it begins to. After the same 100 steps Lovász
-# has .83 instead of .70, and .29 instead of .01. But here the logits knew the label. What does a network do, which has to find
-# the poles?
+# At stride 4 it can: poles reach an IoU of .70 with cross-entropy and .83 with Lovász. At stride 8 it cannot with cross-entropy
+# (.01), and with Lovász it begins to (.29). But these logits knew the label. A network has to find the poles.
 #
 # ## The network
 #
-# The source's network, *SegFormer-B0*, has an encoder of four stages. Its head is nearly nothing: a linear layer brings each
-# map to 256 channels, all are enlarged to the finest, put side by side, and mixed.
+# The source's network, *SegFormer-B0*, has an encoder of four stages. Its head is small: a linear layer brings each map to 256
+# channels, all are enlarged to the finest, put side by side, and mixed.
 
 # %%
 def draw_segformer(channels, height):
@@ -718,14 +685,14 @@ common.show(draw_segformer((32, 64, 160, 256), 512))
 #
 # ### Attention, with fewer keys
 #
-# Inside a stage the map is a list of *tokens*, one vector per cell. Each has a query $q$, a key $k$ and a value $v$, all linear in
-# it. *Attention* gives it the mean of all values, weighted by how well its query fits their keys; $d$ is a query's length:
+# Inside a stage the map is a list of *tokens*, one vector per cell. Each has a query $q$, a key $k$ and a value $v$, all linear
+# in it. *Attention* gives it the mean of all values, weighted by how well its query fits their keys; $d$ is a query's length:
 #
 # $$\mathrm{out} = \mathrm{softmax}\left(\frac{q\,k^\top}{\sqrt{d}}\right) v$$
 #
 # With the 32 768 tokens of a 512x1024 photo the softmax would hold a billion numbers. So a convolution of stride $R$ first
-# makes one token of $R \times R$ for keys and values: *spatial reduction*. Attention is computed by several *heads* side by
-# side, each on a part of the channels.
+# makes one token of $R \times R$ for keys and values: *spatial reduction*. Several *heads* work side by side, each on a part of
+# the channels.
 
 # %%
 def attention(x, height, width, layer):
@@ -743,13 +710,12 @@ def attention(x, height, width, layer):
 
 
 # %% [markdown]
-# `layer` is one of segmentation-models-pytorch, and our function gives what it gives (a test of the course compares them).
-# Reduction has a price: in the first stage a token sees only summaries of 8x8 cells. In exercise 4.2 you write attention
-# without it.
+# `layer` is an attention layer of the library segmentation-models-pytorch; our function returns what it returns. Reduction has a
+# price: in the first stage a token sees only summaries of 8x8 cells.
 #
 # ### The whole network
 #
-# That library has the encoder and the part of the head that mixes. We add dropout and the classifier:
+# The library has the encoder and the part of the head that mixes. We add dropout and the classifier:
 
 # %%
 import segmentation_models_pytorch as smp
@@ -777,9 +743,9 @@ class SegFormer(nn.Module):
 
 
 # %% [markdown]
-# The source starts from a SegFormer that was trained on Cityscapes, with a new last layer [report]. `quick` and `laptop` need
-# something smaller: `lite0` puts the same head, 64 channels wide, on *EfficientNet-Lite0*, an encoder of convolutions, without
-# attention, that knows ImageNet. Three ways to begin:
+# The source starts from a SegFormer trained on Cityscapes, with a new last layer [report]. `quick` and `laptop` need something
+# smaller: `lite0` puts the same head, 64 channels wide, on *EfficientNet-Lite0*, which has convolutions, no attention, and
+# knows ImageNet. It can compare losses; of attention it tells nothing. Three ways to begin:
 
 # %%
 CITYSCAPES_WEIGHTS = "smp-hub/segformer-b0-512x1024-city-160k"
@@ -806,7 +772,7 @@ def on_lite0(pretrained):
 
 
 # %% [markdown]
-# With `weights = "auto"` we take the best that can be had, and say so:
+# With `weights = "auto"` we take the best that can be had:
 
 # %%
 def build_network(network, weights):
@@ -828,9 +794,6 @@ def build_network(network, weights):
         common.say_once(f"weights: {' '.join(failed)} The network starts from: {got}.")
     return model, got
 
-
-# %% [markdown]
-# What did we get?
 
 # %%
 torch.manual_seed(seed)
@@ -869,24 +832,25 @@ def term_lengths(logits, label, terms=TERMS):
 
 
 # %% [markdown]
-# Forty small streets in batches of 4, *AdamW* (Adam, with weight decay kept apart), and one street to look at:
+# Forty small streets in batches of 4, and the street of our first figure. *AdamW* is Adam with weight decay kept apart:
 
 # %%
 from torch.utils.data import DataLoader
 
-EPOCHS = 12
 frames = common.evenly(splits["train"], 40)
 small = common.network_size(frames[0], 128)
 few = make_data(frames, small, scheme, settings["network"], seed)
-street = few[most_thin(few, 40)]
+known = scenes.frames[thinnest]
+street = make_data([known], small, scheme, settings["network"], seed)[0]
 
 # %%
+EPOCHS = 12
 torch.manual_seed(seed)
 loader = DataLoader(few, batch_size=4, shuffle=True, drop_last=True)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
 
 # %% [markdown]
-# In the first step of every epoch we measure the strengths; after the first, the fourth and the last we look at the street:
+# In the first step of every epoch we measure the strengths; after epochs 1, 4 and 12 we look at the street:
 
 # %%
 strengths, looks = [], {"label": street["label"].numpy()}
@@ -904,16 +868,11 @@ for epoch in range(1, EPOCHS + 1):
             seen = model.eval()(street["image"][None]).argmax(dim=1)[0]
         looks[f"epoch {epoch}"] = seen.numpy()
         print(f"epoch {epoch}: loss of the last batch {loss.item():.3f}")
-
-# %% [markdown]
-# This is what it saw:
-
-# %%
 common.show(common.show_panels(looks, scheme, columns=2))
 
 # %% [markdown]
-# After twelve epochs trees and cars have contours. Of poles, signs and lights there is not one pixel, although the loss has fallen
-# to .17: they have too few pixels to matter.
+# After twelve epochs trees and cars have contours. Of poles, signs and lights there is not one pixel, although the loss has
+# fallen to .17.
 #
 # ### How strong each loss is
 #
@@ -927,14 +886,13 @@ ends = pd.DataFrame({"at the start": relative.iloc[0], "in the last epochs": lat
 ends.rename(NAMES).map("{:.2g}".format)
 
 # %% [markdown]
-# Cross-entropy's gradient shrinks as it is being learnt, so the others grow relative to it. At the start Lovász is thirteen
-# times as strong as soft IoU, later two to three times. Put it where soft IoU was, at the same coefficient, and you change the
-# loss *and* its strength.
+# Cross-entropy's gradient shrinks as it is being learnt. At the start Lovász is thirteen times as strong as soft IoU, later two
+# to three times. Put it where soft IoU was, at the same coefficient, and you change the loss *and* its strength.
 #
 # ## Copy-paste: more thin things
 #
-# A loss can only weigh what is in the picture. *Copy-paste* puts more in: all pixels of some classes of a random training
-# image, in the same place or mirrored [code].
+# *Copy-paste* puts more into the picture: all pixels of some classes of a random training image, in the same place or mirrored
+# [code].
 
 # %%
 def paste_mask(image, label, source, source_label, mask):
@@ -976,24 +934,13 @@ panels = {"before": before[0], "label before": before[1],
 common.show(common.show_panels(panels, scheme, columns=2))
 
 # %% [markdown]
-# Signs came in, and in the middle a small dark car, over the scooter and its rider. Pasted things have hard edges [report],
-# which a network may learn to see. Which classes are pasted most? We count the pixels that change in 200 draws:
-
-# %%
-added = np.zeros(7, int)
-for draw in range(200):
-    before = scenes.read(draw % len(scenes))
-    after = copy_paste(*before, np.random.default_rng(draw), scenes, share=1.0)[1]
-    added += np.bincount(after[after != before[1]], minlength=256)[:7]
-(pd.Series(added[1:], scheme.classes[1:]) / max(1, added.sum())).round(2)
-
-# %% [markdown]
-# Nine tenths are trees and cars: each class that the source street holds has the same chance, but a tree is larger than a pole.
+# Signs came in, and in the middle a small dark car, over the scooter and its rider. Each class of the other street has the same
+# chance, but trees and cars have more pixels than poles: most of what is pasted is theirs.
 #
 # ## Six approaches
 #
-# Four recipes are the source's [code]: Baseline, Approach 1 (`bas`, the losses of *BASNet*, a network that draws sharp
-# outlines, in a weighted sum), 2 (`bas_copypaste`) and 3 (`ssim_lovasz`).
+# Four recipes are the source's [code]: Baseline, Approach 1 (`bas`, the losses of *BASNet*), 2 (`bas_copypaste`) and 3
+# (`ssim_lovasz`). You can add your own:
 
 # %%
 APPROACHES = {
@@ -1008,11 +955,10 @@ APPROACHES = {
 }
 
 # %% [markdown]
-# The source found Approach 3 worse than Approach 2, and sees two possible reasons: Lovász and the class weights [report]. But
+# The source found Approach 3 worse than Approach 2, and names two possible reasons: Lovász and the class weights [report]. But
 # *four* things change: the term, the weights, and two coefficients [code]. So two recipes are controls of ours. `bas_lovasz`
 # changes the term alone. `bas_lovasz_matched` also begins with the same strength: its $\lambda$ makes the gradient of $\lambda
-# L_{Lovász}$ as long as that of $0.5\,L_{IoU}$ before the first step. It may be the weaker one later: in the table of strengths
-# Lovász starts thirteen times as strong as soft IoU, and ends less than three times.
+# L_{Lovász}$ as long as that of $0.5\,L_{IoU}$ before the first step. Later it may be the weaker of the two.
 
 # %%
 from copy import deepcopy
@@ -1034,7 +980,7 @@ def matched(terms, model, data, batch_size, batches=4):
 
 
 # %% [markdown]
-# You can add an approach to `APPROACHES`; `UNUSED` says which parameters one does not read.
+# `UNUSED` says which parameters an approach does not read:
 
 # %%
 UNUSED = {
@@ -1047,8 +993,8 @@ wanted = common.several("approach", approach, APPROACHES)
 # %% [markdown]
 # ### Train them all
 #
-# The source reports the mean IoU of the *six* classes without background [report], so we add it to the scores. A class that no
-# label holds is left out: on CamVid, which has no traffic lights, it is a mean of *five*.
+# The source reports the mean IoU of the *six* classes without background [report]; we add it to the scores. On CamVid, which
+# has no traffic lights, it is a mean of *five*.
 
 # %%
 def evaluate(model, data, accelerator=None, **options):
@@ -1083,8 +1029,8 @@ def make_scheduler(optimizer, schedule, steps):
 
 
 # %% [markdown]
-# Then one approach whole. What the source does not state is the default of its library, the Hugging Face trainer [code]: AdamW
-# without weight decay, a straight line without warm-up, gradients clipped at a length of 1.
+# Where the source is silent, we take the defaults of its library, the Hugging Face trainer [code]: AdamW without weight decay,
+# gradients clipped at a length of 1.
 
 # %%
 def training_loss(model, batch, **recipe):
@@ -1092,7 +1038,6 @@ def training_loss(model, batch, **recipe):
     return hybrid_loss(model(batch["image"]), batch["label"], **recipe)
 
 
-# %%
 def train_approach(folder, recipe, settings, splits, size, scheme, network, weights,
                    pasting, normalize, seed, processes=1, **options):
     """Train one approach and leave it in `folder`."""
@@ -1149,26 +1094,25 @@ rows = {}
 for name, run in runs.items():
     scores = run.summary["test"]
     rows[name] = {"mIoU6": scores["miou6"], "mIoU": scores["miou"]}
-    for c in ("pole", "traffic sign", "traffic light"):
-        rows[name][c] = scores["iou"][c]
-majority = next(iter(runs.values())).summary["test_majority_baseline"]
-rows["majority class"] = {"mIoU6": 0.0, "mIoU": majority["miou"]}
+    rows[name] |= {c: scores["iou"][c] for c in ("pole", "traffic sign")}
 
 # %%
+majority = next(iter(runs.values())).summary["test_majority_baseline"]
+rows["majority class"] = {"mIoU6": 0.0, "mIoU": majority["miou"]}
 published = common.headline(common.read_published(NOTEBOOK), "miou6")
 published = published.set_index("method")["value"].astype(float)
 table = 100 * pd.DataFrame(rows).T.astype(float)
 table.assign(published=published.reindex(table.index)).round(1)
 
+
 # %% [markdown]
-# Only `ssim_lovasz` finds poles (10) and signs (13). `bas_lovasz`, with the same Lovász, less cross-entropy and SSIM, and no
-# class weights, finds none. But these are 120 steps, twelve test streets and one seed; they prove nothing. (The published
-# scores are of Cityscapes [report].)
+# Only `ssim_lovasz` finds poles (10) and signs (13). `bas_lovasz`, with Lovász but no class weights, finds none. But these are
+# 120 steps and twelve test streets; they prove nothing. (The published scores are of Cityscapes [report].)
 #
 # ### Found, or hit?
 #
 # A pole one pixel wide that is drawn a pixel beside the true one has an IoU of 0, and yet it was found. Two scores look at
-# contours. A 3x3 *dilation* grows a mask by a pixel all round, an *erosion* shrinks it by one; what lies between the two is its
+# contours. A 3x3 *dilation* grows a mask by a pixel all round, an *erosion* shrinks it by one; between the two lies its
 # boundary:
 
 # %%
@@ -1199,8 +1143,7 @@ def boundary_f1(prediction, label, c, tolerance=3):
 
 
 # %% [markdown]
-# The *trimap IoU* is the IoU in a narrow band around all seams. A pixel lies on a seam if one of the four beside it has another
-# class:
+# The *trimap IoU* is the IoU in a narrow band around all seams, the pixels beside one of another class:
 
 # %%
 def trimap_iou(prediction, label, radius=3, num_classes=7):
@@ -1227,14 +1170,13 @@ for shift in (0, 1, 2, 4, 6, 8):
 
 # %% [markdown]
 # At a shift of 2 the IoU has fallen to .33, and the boundary F1 is still 1: the pole is found, if not hit. The trimap IoU
-# equals the IoU, as all of a thin pole lies in the band; of a wide road it would see the rim alone. (Notebooks 05 and 06 use
-# it.)
+# equals the IoU, as all of a thin pole lies in the band. (Notebooks 05 and 06 use it.)
 #
 # ## What CamVid says
 #
-# `mode = "laptop"` trains on CamVid's real streets: 320x416 pixels, seven epochs on 367 images, from Lite0's weights. Its labels
-# call traffic lights signs, so five of the six classes remain. We read the repository's runs, and yours; the sentences below
-# speak of seed 42.
+# `mode = "laptop"` trains on CamVid's real streets: 320x416 pixels, seven epochs on 367 images, from Lite0's weights. Its
+# labels call traffic lights signs, so five of the six classes remain. We read the repository's runs, and yours; the sentences
+# below speak of seed 42.
 
 # %%
 from IPython.display import display
@@ -1246,8 +1188,7 @@ if len(found):
 
 
 # %% [markdown]
-# A run keeps the confusion matrix of each test image, so we can score all of them, or only those of *Seq05VD*, the one drive that
-# nothing was trained on.
+# We score all test images, and those of *Seq05VD* alone, the one drive that nothing was trained on:
 
 # %%
 def on_test(folder, drive=""):
@@ -1269,13 +1210,11 @@ camvid = [{"approach": run.method, "seed": run.seed} | on_test(run.folder)
 # %%
 if camvid:
     camvid = pd.DataFrame(camvid).set_index(["approach", "seed"]).sort_index()
-    means = camvid.groupby("approach").mean()
-    display(means.reindex(list(APPROACHES)).round(1))
+    display(camvid.groupby("approach").mean().reindex(list(APPROACHES)).round(1))
+    if camvid.index.get_level_values("seed").nunique() > 1:
+        each = camvid[["pole", "mean of five"]].unstack("seed")  # each seed by itself
+        display(each.reindex(list(APPROACHES)).round(1))
 
-# %%
-if len(camvid) and camvid.index.get_level_values("seed").nunique() > 1:
-    each = camvid[["pole", "mean of five"]].unstack("seed")  # each seed by itself
-    display(each.reindex(list(APPROACHES)).round(1))
 
 # %% [markdown]
 # The poles gain most: 16.5 with cross-entropy alone, 21.9 with SSIM and soft IoU added (`bas`), 25.5 with `ssim_lovasz`; on the
@@ -1296,7 +1235,6 @@ def on_poles(folder):
             "boundary F1": 100 * np.nanmean(contours)}
 
 
-# %%
 if len(camvid):
     poles = [{"approach": run.method} | on_poles(run.folder)
              for run in found.itertuples()]
@@ -1323,7 +1261,7 @@ QUESTIONS = {
 }
 
 # %% [markdown]
-# The difference in points, with the 95 % interval of notebook 03's bootstrap, over pictures and, where there are several, seeds:
+# The difference in points, with the 95 % interval of notebook 03's bootstrap over pictures and, where there are several, seeds:
 
 # %%
 def answers(found, classes=("pole", "traffic sign", "fence", "car")):
@@ -1353,34 +1291,31 @@ if len(camvid):
 # - *Class weights and coefficients* give poles three more points and take 3.8 from cars.
 #
 # In the report, Approach 3 came last of three, 1.24 points above the baseline [report]; here it is among the first. But one seed
-# decides nothing ([results/README.md](../results/README.md) judges when there are more), and these networks know ImageNet, not
-# Cityscapes. The source's had learnt poles before it began [report].
+# decides nothing ([results/README.md](../results/README.md) judges when there are more), and the source's network had learnt
+# poles on Cityscapes before it began [report].
 #
 # ## Where the source is wrong
 #
 # It prints its losses, its pasting and its training arguments [code], and trains its baseline as long as the rest [report].
-# Four points from which one learns; [results/sources.md](../results/sources.md) has the others.
+# Three points from which one learns; [results/sources.md](../results/sources.md) has the others.
 #
-# **1. Which loss favours thin things?** SSIM gives them "stronger learning signals", and IoU is "large-region focused", the
-# report says [report]; it measures no gradient. Those that we drew say otherwise: soft IoU pulled the missed pixels of the thin
-# object three times as hard as those of the thick, SSIM less than twice, and SSIM spent 99 % of its pull on pixels that were right.
-# (Ours are painted objects, predicted with 98 %; a network that learns seven classes may differ.)
+# **1. Which loss favours thin things?** SSIM gives them "stronger learning signals", and IoU is "large-region focused"
+# [report]; the report measures no gradient. On our painted objects soft IoU pulls the missed pixels of the thin one three times
+# as hard as those of the thick; SSIM less than twice, with 99 % of its pull on pixels that are right. (A network that learns
+# seven classes may differ.)
 #
-# **2. The background is ignored,** by being zero [report]. In the score it is: the mean is of six classes [report]. To the
-# losses 0 is a class like any other [code], as it should be: a network has to be told what is *not* a pole.
+# **2. Rare classes, random places?** The report pastes "instances of rare classes", and fences "in random locations"; it calls
+# cars suitable, too [report]. In the code all six classes can be pasted, where they stand in the other picture or mirrored
+# [code].
 #
-# **3. Rare classes, random places?** The report pastes "instances of rare classes" to help thin things, and fences "in random
-# locations" [report]. It calls cars suitable, too [report]. In the code all six classes can be pasted, trees as well, where
-# they stand in the other picture or mirrored [code]: at no new place in the frame.
-#
-# **4. Streets seen before?** The starting weights come from Cityscapes [report], as far as we know from all its training
-# images. An earlier text says that all images of the project are from these, too; the published one does not [draft, commit
-# 6290d6c]. If so, the test images were seen with their labels. The approaches can still be compared: it would hold for all.
+# **3. Streets seen before?** The starting weights come from Cityscapes [report], as far as we know from all its training
+# images. An earlier text took all images of the project from these, too; the published one does not say so [draft, commit
+# 6290d6c]. If so, the test images were seen with their labels. The approaches can still be compared: all begin alike.
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a test street serves. Of a video every frame is labelled.
-# We load the approach that scored best on val:
+# Set `photo` to a JPEG, a PNG or a short video of yours; without one, a test street serves. The approach that scored best on
+# val labels it, at the height of the training pictures:
 
 # %%
 best = max(runs, key=lambda name: runs[name].summary["metrics"]["miou6"] or 0)
@@ -1388,9 +1323,6 @@ net = SegFormer(network=settings["network"])
 net = common.load_weights(runs[best].folder / "last.safetensors", net).eval()
 judged = make_data(splits["test"], size, scheme, settings["network"], seed)
 inputs = {"mean": judged.mean, "std": judged.std}
-
-# %% [markdown]
-# The photo is labelled at the height of the training pictures:
 
 # %%
 from results import video
@@ -1401,28 +1333,28 @@ answer = common.predict(net, own, fits, **inputs)
 common.show(common.show_pair(own, answer, scheme))
 video.show(photo, runs[best].folder, scheme, net, fits, **inputs)
 
+
 # %% [markdown]
 # On our toy street the pole is a grey blob, and the triangular sign is missed.
 #
 # ## What we learnt
 #
-# - A loss decides how much a missed pixel counts. Cross-entropy counts all alike, so thin classes hardly count. Class weights
-#   multiply a whole class; soft IoU and Lovász count a pixel the more, the fewer its class has.
+# - A loss decides how much a missed pixel counts. Cross-entropy counts all alike, class weights multiply a whole
+#   class; soft IoU and Lovász count a pixel the more, the fewer its class has.
 # - On CamVid, with seed 42, poles went from an IoU of 16.5 to 21.9 with SSIM and soft IoU, and to 25.5 with class weights and
 #   Lovász. Copy-paste did not help them. The network finds more poles and paints more false ones.
-# - A value is not a gradient, and a coefficient is not a strength.
+# - A loss of large value can have a small gradient, and equal coefficients do not make losses equally strong.
 # - Change one thing at a time, or you cannot say which change did it.
 #
 # ## Exercises
 #
-# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it. An
-# exercise that is not done yet stops nothing.
-
-# %% [markdown]
+# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it. One
+# that is not done yet stops nothing.
+#
 # ### Exercise 4.1: how far may it slide?
 #
 # An object `width` pixels wide is predicted some pixels too far to the side. At which shift, in whole pixels, has the IoU of its
-# class first fallen to one half or less? Write it as a formula, without a loop.
+# class first fallen to one half or less? Write a formula, no loop.
 
 # %%
 # Exercise 4.1
@@ -1441,8 +1373,8 @@ with common.exercise("Exercise 4.1"):
 # ### Exercise 4.2: attention without a library
 #
 # Write attention with one head and without reduction: `x` holds the tokens (n, d), and `w_q`, `w_k`, `w_v` of shape (d, d) make
-# queries, keys and values: `q = x @ w_q`, and so on. Return the mixed values (n, d). No `nn` module, and no
-# `scaled_dot_product_attention`. Over which axis does the softmax run?
+# queries, keys and values: `q = x @ w_q`, and so on. No `nn` module, no `scaled_dot_product_attention`. Over which axis does
+# the softmax run?
 
 # %%
 # Exercise 4.2
@@ -1512,11 +1444,11 @@ with common.exercise("Exercise 4.3"):
 # %% [markdown]
 # ### Exercise 4.4: a small project: a loss that feels the distance
 #
-# Write a loss that falls as the prediction comes nearer. Let $d_c(x)$ be the distance to the nearest pixel whose label is $c$. For
-# one image and one class that its label holds, take the mean of $p_c(x)\, d_c(x)$ over the pixels that are not void; then the
-# mean over all (image, class) pairs that occur. Where there is none, the loss is 0 with a gradient of 0.
+# Write a loss that falls as the prediction comes nearer. Let $d_c(x)$ be the distance to the nearest pixel whose label is $c$.
+# For one image and one class that its label holds, take the mean of $p_c(x)\, d_c(x)$ over the pixels that are not void; then
+# the mean over all such pairs. Where there is none, the loss is 0 with a gradient of 0.
 #
-# `ndimage.distance_transform_edt(mask)` gives every pixel that is True its distance to the nearest one that is False.
+# `ndimage.distance_transform_edt(mask)` gives every True pixel its distance to the nearest False one.
 
 # %%
 # Exercise 4.4
@@ -1539,16 +1471,15 @@ with common.exercise("Exercise 4.4"):
     common.check("rise from 5 to 10 pixels", far - near, between=(0.04, 1))
 
 # %% [markdown]
-# To go further, unchecked: add your loss to `hybrid_loss`, or paste poles alone (`paste_classes = "pole"`): do they gain now?
+# To go further, unchecked: add your loss to `hybrid_loss`, or paste poles alone (`paste_classes = "pole"`).
 #
 # ## References
 #
-# - E. Xie et al., *SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers*, NeurIPS 2021.
-# - X. Qin et al., *BASNet: Boundary-Aware Salient Object Detection*, CVPR 2019.
-# - Z. Wang et al., *Image Quality Assessment: From Error Visibility to Structural Similarity*, IEEE TIP 2004.
-# - M. Berman, A. Rannen Triki, M. Blaschko, *The Lovász-Softmax Loss*, CVPR 2018.
-# - G. Ghiasi et al., *Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation*, CVPR 2021.
-# - G. J. Brostow, J. Fauqueur, R. Cipolla, *Semantic Object Classes in Video: A High-Definition Ground Truth Database*
-#   (CamVid), Pattern Recognition Letters 2009.
+# - E. Xie et al., *SegFormer*, NeurIPS 2021.
+# - X. Qin et al., *BASNet*, CVPR 2019.
+# - Z. Wang et al., *Image Quality Assessment* (SSIM), IEEE TIP 2004.
+# - M. Berman et al., *The Lovász-Softmax Loss*, CVPR 2018.
+# - G. Ghiasi et al., *Simple Copy-Paste*, CVPR 2021.
+# - G. J. Brostow et al., *Semantic Object Classes in Video* (CamVid), Pattern Recognition Letters 2009.
 #
 # **Next:** [05 Can a network be a loss?](05_semeda.ipynb)
