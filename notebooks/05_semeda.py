@@ -1030,7 +1030,8 @@ def draw_trimaps(table):
         curves = table.loc[tuned, [f"{side}_{radius}" for radius in RADII]]
         gains = (curves - curves.loc["continued"]).T.set_axis(RADII)
         gains.plot(ax=axis, style="o-", ms=4, color=common.CURVES, legend=False,
-                   title=title, xlabel="radius in pixels", ylabel="points of mean IoU")
+                   title=title, xticks=RADII, grid=True, xlabel="radius in pixels",
+                   ylabel="points of mean IoU")
     fig.legend(tuned, loc="outside lower center", ncols=3, frameon=False,
                title="divided by pixels, but for semeda_elements")
     return fig
@@ -1040,7 +1041,7 @@ if "continued" in judged:
     common.show(draw_trimaps(table))
 
 # %% [markdown]
-# No curve is above 0. All lose most points *away* from edges; so does `sobel_tuned`, which pulls along edges.
+# No curve is above that of the control. All lose most points *away* from edges; so does `sobel_tuned`, which pulls along edges.
 #
 # ## What CamVid says
 #
@@ -1096,7 +1097,7 @@ if kept and ("all", "continued") in means.index:
     common.show(draw_trimaps(means.loc["all"]))
 
 # %% [markdown]
-# All curves lie below 0: on real streets, too, every structural loss costs points near edges *and* away from them.
+# All curves lie below the control's: on real streets, too, every structural loss costs points near edges *and* away from them.
 #
 # - *From ImageNet's weights* cross-entropy comes to 50.6, with Sobel's loss added to 41.4, with SEMEDA's to 26.9: that training
 #   fails, it never learns sidewalk or car. SEMEDA divided by elements comes to 47.5 ([table](../results/README.md)).
