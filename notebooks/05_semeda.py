@@ -226,16 +226,21 @@ print(common.device_line())
 # ## Streets in nineteen classes
 #
 # We learn from `train` and judge on `test` where it has labels, else on `val`. Pixels of no class are *void* and left out
-# everywhere (notebook 01). One street will serve us all along:
+# everywhere (notebook 01).
 
 # %%
 root = common.find_data(data_dir, mode)
-scheme = common.SCHEMES["cityscapes19"]
 found = {split: common.list_frames(root, split) for split in ("train", "val")}
 found["test"] = common.list_frames(root, "test") if common.has_test_labels(root) else []
 splits = {split: common.evenly(frames, settings["images"])
           for split, frames in found.items()}
 size = common.network_size(found["train"][0], settings["height"])
+
+# %% [markdown]
+# One street will serve us all along:
+
+# %%
+scheme = common.SCHEMES["cityscapes19"]
 scenes = common.StreetScenes(splits["train"], size)
 photo_0, label_0 = scenes.read(0)
 print({split: len(frames) for split, frames in splits.items()}, "photo", photo_0.shape)
@@ -270,6 +275,7 @@ def one_hot(label, num_classes):
     return (label[:, None] == classes).float()
 
 
+# %%
 def sure_of(label, num_classes, confidence=0.9):
     """Probabilities (B, C, H, W) with this confidence in a label (B, H, W)."""
     rest = (1 - confidence) / (num_classes - 1)
@@ -329,9 +335,8 @@ truth = torch.from_numpy(label_0.astype(np.int64))[None]  # (1, H, W)
 edges, valid = semantic_edges(truth)
 picture = np.full((*label_0.shape, 3), 255, np.uint8)
 picture[edges[0]], picture[~valid[0]] = 0, (213, 94, 0)
-share = edges.sum() / valid.sum()
-panels = {"label": common.as_colors(label_0, scheme), f"edges, {share:.1%}": picture}
-common.show(common.show_panels(panels))
+share = f"edges, {edges.sum() / valid.sum():.1%}"
+common.show(common.show_panels({"label": label_0, share: picture}, scheme))
 
 # %% [markdown]
 # A fifth of the valid pixels are edges.
@@ -377,6 +382,7 @@ def edge_targets(label):
     return torch.where(valid, edges.long(), 255)
 
 
+# %%
 def edge_loss(proxy, batch):
     """Cross-entropy of a proxy's answers to the labels of a batch."""
     label = batch["label"]
@@ -484,6 +490,7 @@ SOBEL = (((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0)),
          ((-1.0, -2.0, -1.0), (0.0, 0.0, 0.0), (1.0, 2.0, 1.0)))
 
 
+# %%
 def sobel(maps):
     """Sobel's differences along x and y of maps (B, C, H, W), as (B, 2C, H, W)."""
     kernels = torch.tensor(SOBEL, dtype=maps.dtype, device=maps.device)[:, None]
@@ -497,14 +504,16 @@ def sobel(maps):
 # on the three class maps with most edges:
 
 # %%
-import matplotlib.pyplot as plt
-
 maps = one_hot(truth, 19)
 with torch.no_grad():
     responses = proxy.embeddings(maps)[0][0]  # (16, H, W)
 slopes = sobel(maps)[0, 0::2]  # (19, H, W), along x
 filters = responses.std((1, 2)).argsort(descending=True)[:3].tolist()
 classes = slopes.abs().sum((1, 2)).argsort(descending=True)[:3].tolist()
+
+# %%
+import matplotlib.pyplot as plt
+
 panels = {f"g, filter {i}": plt.cm.viridis((responses[i] / responses[i].max()).numpy())
           for i in filters}
 panels |= {f"Sobel, {scheme.classes[c]}": plt.cm.RdBu((slopes[c].numpy() + 4) / 8)
@@ -582,6 +591,10 @@ def sobel_loss(probs, label, reduction="pixels"):
     return l1_distance(seen, true, valid, reduction)
 
 
+# %% [markdown]
+# `structural_loss` is one or the other, with its weights:
+
+# %%
 def structural_loss(logits, label, method, lambdas, proxy, reduction="pixels"):
     """SEMEDA's or Sobel's loss with its weights, of logits (B, C, H, W)."""
     probs = logits.softmax(dim=1)
@@ -623,6 +636,7 @@ def pull(loss, logits, *more):
     return torch.autograd.grad(loss(logits, *more), logits)[0]
 
 
+# %%
 def length(gradient, where):
     """Length of a gradient (B, C, H, W) over the pixels of a mask (B, H, W)."""
     return gradient.square().sum(dim=1)[where].sum().sqrt().item()
@@ -649,6 +663,10 @@ def near_edges(label, radius):
     return (cv2.dilate(edges.astype(np.uint8), window) > 0) & (label != 255)
 
 
+# %% [markdown]
+# In our street these are:
+
+# %%
 near = torch.from_numpy(near_edges(label_0, 3))[None]
 places = {"all": truth != 255, "near edges": near, "away": (truth != 255) & ~near}
 
@@ -779,6 +797,10 @@ def build_network(name, crop, weights="none"):
     return net.train(), got
 
 
+# %% [markdown]
+# It answers at the size of the crop, with 3.9 million parameters:
+
+# %%
 net, got = build_network(settings["network"], settings["crop"], weights)
 print(f"{sum(p.numel() for p in net.parameters()):,} parameters, weights: {got}")
 crops = torch.zeros(2, 3, settings["crop"], settings["crop"])
@@ -789,7 +811,7 @@ print("from", tuple(crops.shape), "to", tuple(net(crops).shape))
 #
 # Does the loss help near edges? A score there alone cannot show it, as it rises with everything else. So, as in the paper's Figure
 # 5, a *trimap*, a band around all edges (of 8 neighbours here, of 4 in notebook 04), cuts each picture in two, and we score the
-# band **and** the rest. For five radii we count hits, false alarms and misses of each class:
+# band **and** the rest, from the hits, false alarms and misses of each class:
 
 # %%
 def tp_fp_fn(confusion):
@@ -799,6 +821,10 @@ def tp_fp_fn(confusion):
     return np.stack([hits, *wrong], axis=-1)
 
 
+# %% [markdown]
+# We count them in bands of five radii:
+
+# %%
 RADII = (1, 2, 3, 5, 10)
 
 
@@ -820,6 +846,7 @@ def mean_iou(counts):
     return float(np.mean(tp[there] / (tp + fp + fn)[there])) if there.any() else None
 
 
+# %%
 def trimap_curves(per_image):
     """{"inside": {radius: mean IoU}, "outside": {...}} from the scores kept."""
     whole = tp_fp_fn(per_image["confusion"]).sum(axis=0)  # (C, 3)
@@ -987,9 +1014,6 @@ for name, run in runs.items():
     recipe = plan[name][0]
     chosen[recipe] = max(chosen.get(recipe, run), run,
                          key=lambda run: run.summary["metrics"]["miou"])
-judged = {name: run.summary["test"] or run.summary["metrics"]
-          for name, run in chosen.items()}
-
 # %% [markdown]
 # *Near edges* is the mean IoU within 3 pixels of an edge, *away* that of the rest, *person* the IoU of people, *strength* that of
 # the structural loss before the first step:
@@ -1005,6 +1029,9 @@ def table_of(judged):
     return 100 * flat.T.astype(float)
 
 
+# %%
+judged = {name: run.summary["test"] or run.summary["metrics"]
+          for name, run in chosen.items()}
 table = table_of(judged)
 shown = table.reindex(columns=list(SCORES)).rename(columns=SCORES)
 shown["strength"] = [run.summary["final"]["strength"] for run in chosen.values()]
@@ -1037,6 +1064,7 @@ def draw_trimaps(table):
     return fig
 
 
+# %%
 if "continued" in judged:
     common.show(draw_trimaps(table))
 
@@ -1072,6 +1100,10 @@ def on_test(folder, drive=""):
     return common.kept_scores(folder, "test", drive) | trimap_curves(parts)
 
 
+# %% [markdown]
+# Here are those of CamVid:
+
+# %%
 kept = {(drive or "all", run.recipe, run.seed): on_test(run.folder, drive)
         for drive in ("", "Seq05VD") for run in camvid.itertuples()}
 
@@ -1205,7 +1237,7 @@ def semeda_as_given(probs, label, proxy, lambdas):
 
 
 # %%
-# Exercise 5.2: a case to try it on
+# Exercise 5.2: the symptoms
 def two_classes():
     """(a frozen proxy of 4 classes, a label (1, 6, 8), and it seen 60 % sure)."""
     torch.manual_seed(0)
@@ -1215,8 +1247,6 @@ def two_classes():
     return EdgeNet(4).requires_grad_(False), label, unsure
 
 
-# %%
-# Exercise 5.2: the symptoms
 tiny, two, unsure = two_classes()
 strip = two.clone()
 strip[:, 4:] = 255
