@@ -193,7 +193,7 @@ RECIPES = {
 }
 
 # %% [markdown]
-# The encoders to choose from with `network`. Those of `HALF` want photos with a mean and a spread of .5:
+# These are the encoders to choose from with `network`. Those of `HALF` want photos with a mean and a spread of .5:
 
 # %%
 NETWORKS = {"v3plus_lite0": "tu-tf_efficientnet_lite0", "v3plus_resnet18": "resnet18",
@@ -580,8 +580,8 @@ print("length of the gradient at p:", round(probs.grad.norm().item(), 4))
 print("gradient at g:", proxy.layers[0].weight.grad)
 
 # %% [markdown]
-# Yes: at the prediction its length is 4.8, and $g$ has none. The rival compares Sobel's differences in the same way, each class by
-# itself:
+# Yes: the gradient at the prediction has a length of 4.8, and $g$ has none. The rival compares Sobel's differences in the same
+# way, each class by itself:
 
 # %%
 def sobel_loss(probs, label, reduction="pixels"):

@@ -549,6 +549,15 @@ def test_an_evaluation_scores_contours_and_both_sides_of_trimaps(nb, toy):
     assert {"miou", "accuracy", "iou", "boundary_f1", "trimap_iou", "outside"} <= set(metrics)
 
 
+def test_trimap_figures_show_every_fine_tuning_beside_the_control(nb):
+    judged = {name: {side: {str(radius): score for radius in nb.RADII} for side in ("inside", "outside")}
+              for name, score in {"semeda_matched": 0.48, "ppce": 0.45, "continued": 0.5}.items()}
+    fig = nb.draw_trimaps(nb.table_of(judged))
+    for axis in fig.axes:
+        np.testing.assert_allclose([line.get_ydata() for line in axis.get_lines()], [[0] * 5, [-2] * 5], atol=1e-9)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["continued", "semeda_matched"]
+
+
 # how strongly a loss pulls
 
 
