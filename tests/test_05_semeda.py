@@ -549,15 +549,13 @@ def test_an_evaluation_scores_contours_and_both_sides_of_trimaps(nb, toy):
     assert {"miou", "accuracy", "iou", "boundary_f1", "trimap_iou", "outside"} <= set(metrics)
 
 
-def test_sure_and_right_are_means_of_confidence_and_hits_near_edges_and_inside(nb):
-    labels = random_labels(3, classes=4, size=(24, 30), void=0.02, batch=2)
-    logits = torch.randn(2, 4, 24, 30)
-    data, left = [{"image": one, "label": label} for one, label in zip(logits, labels)], []
-    bands = np.stack([nb.near_edges(label.numpy().astype(np.uint8), 3) for label in labels])
-    sure, answer = (x.numpy() for x in logits.softmax(1).max(1))
-    for place in (bands, ~bands & (labels.numpy() != 255)):
-        left += [100 * sure[place].mean(), 100 * (answer == labels.numpy())[place].mean()]
-    assert nb.sure_and_right(lambda image: image, data) == pytest.approx(left, rel=1e-5)
+def test_trimap_figures_show_every_fine_tuning_beside_the_control(nb):
+    judged = {name: {side: {str(radius): score for radius in nb.RADII} for side in ("inside", "outside")}
+              for name, score in {"semeda_matched": 0.48, "ppce": 0.45, "continued": 0.5}.items()}
+    fig = nb.draw_trimaps(nb.table_of(judged))
+    for axis in fig.axes:
+        np.testing.assert_allclose([line.get_ydata() for line in axis.get_lines()], [[0] * 5, [-2] * 5], atol=1e-9)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["continued", "semeda_matched"]
 
 
 # how strongly a loss pulls
@@ -861,6 +859,12 @@ def test_a_fine_tuning_is_planned_once_for_each_rate_and_what_it_starts_from_sta
         nb.plan_runs(["continued"], "1e-4,fast")
 
 
+@pytest.mark.parametrize(("rates", "written"), [("3e-4", ["3e-4"]), ("0.0003", ["3e-4"]), ("1e-4, 0.00025,1e-3", ["1e-4", "2.5e-4", "1e-3"]),
+                                                ("3e-4,0.0003", ["3e-4"]), ("0.1", ["1e-1"])])  # fmt: skip
+def test_a_rate_stands_in_a_runs_name_by_its_value_however_it_was_written(nb, rates, written):
+    assert list(nb.plan_runs(["continued"], rates)) == ["ppce", *(f"continued_lr{rate}" for rate in written)]
+
+
 def run_cells(parts, given=(), **parameters):
     """The globals after the notebook's code cells that contain one of `parts`, with parameters injected as papermill does.
 
@@ -970,8 +974,9 @@ def test_what_the_mode_says_anyway_leaves_no_mark_also_where_it_is_given(methods
 def test_a_run_is_compared_by_its_own_weights_and_all_that_it_reads(methods_of):
     ppce, other = (methods_of(method="ppce", mode="course", reduction=reduction)[0] for reduction in ("", "sum"))
     assert ppce[0] == other[0] and common.runs.differing_keys(ppce[1], other[1]) == [] and "reduction" not in ppce[1]["settings"]
-    rates = [methods_of(method="continued", stage_lrs=rates)[1] for rates in ("1e-4", "1e-4,1e-3")]
-    assert rates[0][0] == rates[1][0] and common.runs.differing_keys(rates[0][1], rates[1][1]) == []
+    rates = [methods_of(method="continued", stage_lrs=rates)[1] for rates in ("1e-4", "1e-4,1e-3", 1e-4)]  # papermill gives a number
+    assert {folder.name for folder, *_ in rates} == {"continued_lr1e-4_seed42"}
+    assert all(common.runs.differing_keys(rates[0][1], config) == [] for _, config, _ in rates)
     changes = [{}, {"weights": "none"}, {"lr": 0.1}, {"lr": 5e-5}, {"scale_to": 2.0}, {"precision": "bf16"}, {"optimizer": "sgd"}, {"seed": 1}]
     configs = [methods_of(method="ppce", mode="course", **change)[0] for change in changes]
     assert len({folder for folder, *_ in configs}) == len(changes)
