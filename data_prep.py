@@ -1983,13 +1983,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted: run the same command again to go on.", file=sys.stderr)
         return 130
-    except PermissionError as error:  # a folder that one may not look into
-        print(f"Cannot use {error.filename} ({error.strerror}): change its permissions, or choose another.", file=sys.stderr)
+    except BrokenPipeError:  # who reads what this prints has stopped
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a folder that one may not look into, a disk that fails
+        remedy = "change its permissions" if isinstance(error, PermissionError) else "look at it"
+        print(f"Cannot use {error.filename} ({error.strerror}): {remedy}, or choose another.", file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    import data_prep  # what results/editions.py imports is to be this very program, not its second copy
-
-    sys.exit(data_prep.main())
+    sys.modules["data_prep"] = sys.modules["__main__"]  # what results/editions.py imports is to be this very program
+    sys.path.insert(0, str(HERE))
+    sys.exit(main())

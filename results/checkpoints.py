@@ -60,7 +60,7 @@ class Kept:
 
 def weights_of(folder: Path) -> list[str]:
     """Files of weights whose epoch is known: those that were kept on the way, and the last."""
-    return [path.name for path in sorted(folder.glob("epoch_*.safetensors"))] + ["last.safetensors"]
+    return [path.name for pattern in ("epoch_*.safetensors", "last.safetensors") for path in sorted(folder.glob(pattern))]
 
 
 def score_again(folder: Path, file: str, data_dir: str, threads: int) -> dict:
@@ -75,9 +75,10 @@ def score_again(folder: Path, file: str, data_dir: str, threads: int) -> dict:
 
 def score(folder: str, processes: int = 1, data_dir: str = "") -> list[Path]:
     """Write rescored.csv for a run, or for every run in a folder; returns the paths."""
-    folders = sorted(path.parent for path in Path(folder).resolve().glob("**/summary.json"))
+    folders = sorted(path.parent for path in Path(folder).resolve().glob("**/summary.json") if weights_of(path.parent))
     if not folders:
-        raise common.StreetsError(f"There are no finished runs in {folder} (seen from {Path.cwd()}).")
+        raise common.StreetsError(f"There are no finished runs with weights in {folder} (seen from {Path.cwd()}).")
+    processes = max(1, processes)
     jobs = [(one, file, data_dir, max(1, torch.get_num_threads() // processes)) for one in folders for file in weights_of(one)]
     if processes == 1:
         rows = [score_again(*job) for job in jobs]

@@ -112,7 +112,7 @@ def make_release(repo: str, tag: str) -> list[Path]:
     old = {match[3] for text in before.values() for match in REPO_TAG.finditer(text)}
     mention = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, old)) or '(?!)'})(?![\w-])")
     folders = (re.escape(name.rpartition("/")[2]) for name in old)
-    enter = re.compile(rf"(?m)(?<=^cd )({'|'.join(folders) or '(?!)'})$")  # what git clone makes
+    enter = re.compile(rf"(?m)(?<=^cd )({'|'.join(folders) or '(?!)'})(?=\r?$)")  # what git clone makes
     for path, text in before.items():
         places = [match.groups() for match in BADGE.finditer(text)]
         wanted = sorted((site, path.stem) for site in BADGE_SITES)

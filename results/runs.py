@@ -579,10 +579,16 @@ def lock_folder(folder: Path):
 
 
 def can_be_restored(folder: Path) -> bool:
-    """Whether git holds the records in a folder as they are, as it does those that the repository comes with."""
+    """Whether git holds all records in a folder as they are, as it does those that the repository comes with.
+
+    What a new training writes again (val_per_image.npz, a checkpoint, the best weights) need not be there.
+    """
+    again = {"best.safetensors", "val_per_image.npz"}
+    records = {path.name for pattern in OURS for path in folder.glob(pattern) if path.is_file()} - again
     try:
         changed = git_output(folder, "status", "--porcelain", "-uno", "--", ".")
-        return bool(git_output(folder, "ls-files", "summary.json")) and not changed
+        held = set(git_output(folder, "ls-files").split("\n"))
+        return "summary.json" in held and records <= held and not changed
     except StreetsError:  # no git, or no repository
         return False
 
@@ -595,17 +601,17 @@ def prepare_folder(folder: Path, config: dict, rerun: str, parent: bool = False)
     """
     summary, old = read_json(folder / "summary.json"), read_json(folder / "config.json")
     differing = differing_keys(config, old) if old else []
-    trained = any((folder / name).exists() for name in ("best.safetensors", "last.safetensors"))
+    weights = {path.name for path in folder.glob("*.safetensors")}
+    complete = {"best.safetensors", "last.safetensors"} <= weights  # a run writes its last ones when it is finished
     again = rerun == "yes" or (summary and config["parameters"]["mode"] == "quick")
-    without_weights = summary and not (again or trained)
-    if parent and summary:
-        complete = (folder / "best.safetensors").exists()
-        again = not complete or (again and differing)
-    if without_weights and (parent or not differing) and can_be_restored(folder):
+    if parent and again:
+        again = differing or not complete
+    lacking = summary and not (again or complete) and (parent or not differing)
+    if lacking and weights <= {"best.safetensors"} and can_be_restored(folder):
         print(f"{folder.name}: the repository has its scores and not its weights, so it is trained here; "
-              f"git restore {shlex.quote(os.path.relpath(folder))} brings those scores back")
+              f"git -C {shlex.quote(folder.as_posix())} restore . brings those scores back")
         again = True
-    elif without_weights and parent:
+    elif lacking and parent:
         raise StreetsError(f"{folder} has scores and not the weights that are needed here: "
                            "choose another out_dir, or move that folder away.")
     if again:
@@ -873,9 +879,12 @@ def save_if_due(accelerator: Accelerator, folder: Path, progress: dict, epochs: 
 def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, progress: dict, row: dict,
                 best_by: str) -> None:
     """Add a row to the history and keep the weights if they are the best so far; the checkpoint comes after both."""
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise StreetsError(f"{name} is {value} after epoch {row['epoch']}: lower lr, or use {setting('precision', 'fp32')}.")
     progress["history"].append(row)
     score = -row[best_by] if best_by.endswith("loss") else row[best_by]
-    better = progress["best"] is None or math.isnan(progress["best"]) or score > progress["best"]
+    better = progress["best"] is None or score > progress["best"]
     progress["best"] = score if better else progress["best"]
     if accelerator.is_main_process:
         if better:

@@ -649,6 +649,8 @@ def test_kept_weights_are_scored_again_by_several_processes_without_training(fiv
     shutil.copytree(five.folders["A"].parent, tmp_path / "toy-quick")
     for letter in "BCE":
         shutil.rmtree(tmp_path / "toy-quick" / five.folders[letter].name)
+    without = tmp_path / "toy-quick" / "C_seed1"  # as the repository's runs are: it is left out
+    shutil.copytree(five.folders["C"], without, ignore=shutil.ignore_patterns("*.safetensors"))
     before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.safetensors"))}
     checkpoints.main(["score", str(tmp_path / "toy-quick"), "--processes", "2"])
     for letter in "AD":
@@ -658,10 +660,11 @@ def test_kept_weights_are_scored_again_by_several_processes_without_training(fiv
         columns = ["miou", *CONTOURS, "iou_road"]
         pd.testing.assert_frame_equal(found[columns], five.histories[letter][columns])
     assert before == {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.safetensors"))}
+    assert not (without / "rescored.csv").exists()
 
 
 def test_what_cannot_be_scored_again_is_one_sentence(five, tmp_path):
-    with pytest.raises(SystemExit, match="There are no finished runs in"):
+    with pytest.raises(SystemExit, match="There are no finished runs with weights in"):
         checkpoints.main(["score", str(tmp_path)])
     with pytest.raises(SystemExit, match="holds no finished run of notebook 06"):
         checkpoints.main(["export", str(tmp_path), "--out", str(tmp_path / "x")])

@@ -571,10 +571,17 @@ def test_every_help_teaches_by_example(command, capsys):
         assert f"python data_prep.py {command}" in capsys.readouterr().out
 
 
-def test_the_script_itself_ends_with_the_exit_code_and_one_line(tmp_path):
-    done = subprocess.run([sys.executable, SCRIPT, "check", tmp_path / "nowhere"], capture_output=True, text=True)
+@pytest.mark.parametrize("options", [[], ["-I"]])
+def test_the_script_itself_ends_with_the_exit_code_and_one_line(tmp_path, options):
+    done = subprocess.run([sys.executable, *options, SCRIPT, "check", tmp_path / "nowhere"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and not done.stdout
     assert len(done.stderr.splitlines()) == 1 and "not a folder" in done.stderr
+
+
+def test_whoever_stops_reading_what_it_prints_sees_no_traceback(tmp_path):
+    process = subprocess.Popen([sys.executable, "-u", SCRIPT, "check", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
 
 
 # Image pairs

@@ -1,5 +1,6 @@
 """Training that can be trusted: what a run leaves, resuming, loading, and how it fails."""
 
+import itertools
 import json
 import math
 import os
@@ -11,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from functools import partial
 from pathlib import Path
 
@@ -126,7 +126,7 @@ def test_max_hours_stops_cleanly_and_the_next_start_finishes(toy, tmp_path, caps
 
 
 def in_git(folder, *arguments):
-    named = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    named = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
     return subprocess.run(["git", "-C", folder, *named, *arguments], check=True, capture_output=True, text=True).stdout
 
 
@@ -146,8 +146,28 @@ def test_a_run_of_which_the_repository_holds_only_the_scores_is_trained(toy, tmp
     assert runs.flat(there["metrics"]) == pytest.approx(runs.flat(summary["metrics"])) and (again / "notes.txt").read_text() == "mine"
     tiny_run.run(toy, clone / "runs", epochs=1)
     assert "repeats it" in capsys.readouterr().out
-    subprocess.run(re.search(r"git restore .*(?= brings)", said)[0], shell=True, check=True)
+    subprocess.run(re.search(r"git -C .* restore \.(?= brings)", said)[0], shell=True, check=True, cwd="/")
     assert in_git(clone, "status", "--porcelain", "-uno") == ""
+
+
+@pytest.mark.parametrize("parent", [False, True])
+def test_a_training_cut_short_does_not_pass_for_the_finished_run_whose_scores_git_brought_back(toy, tmp_path, parent, capsys):
+    in_git(tmp_path, "init", "-q")
+    (tmp_path / ".gitignore").write_text("*.safetensors\n*.npz\n.lock\ncheckpoint/\n")
+    folder, _ = tiny_run.run(toy, tmp_path / "runs", epochs=2)
+    in_git(tmp_path, "add", "."), in_git(tmp_path, "commit", "-qm", "scores")
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.npz")]:
+        path.unlink()
+    tiny_run.run(toy, tmp_path / "runs", epochs=2, max_hours=1e-9)
+    assert (folder / "best.safetensors").exists() and not (folder / "last.safetensors").exists()
+    in_git(folder, "restore", "."), capsys.readouterr()
+    if parent:
+        trained = []
+        runs.train_or_load(folder, common.read_json(folder / "config.json"), lambda folder: trained.append(folder), parent=True)
+        assert trained == [folder]
+    else:
+        tiny_run.run(toy, tmp_path / "runs", epochs=2)
+        assert "so it is trained here" in capsys.readouterr().out and (folder / "last.safetensors").exists()
 
 
 def test_scores_that_git_cannot_bring_back_are_kept_without_their_weights(toy, tmp_path, capsys):
@@ -174,11 +194,15 @@ def test_a_run_that_others_start_from_is_trained_again_only_where_git_can_bring_
     runs.train_or_load(folder, config, train, parent=True)
     (folder / "best.safetensors").unlink()
     (tmp_path / ".gitignore").write_text("*.safetensors\n.lock\n")
-    for changes in ({}, {"settings": {"epochs": 2}}):
+    for changes, kept in itertools.product(({}, {"settings": {"epochs": 2}}), ((), ("last", "epoch_0001"))):
+        for name in kept:
+            (folder / f"{name}.safetensors").touch()
         with pytest.raises(common.StreetsError, match="has scores and not the weights that are needed here: choose another out_dir"):
             runs.train_or_load(folder, config | changes, train, parent=True)
-        assert common.read_json(folder / "summary.json") == {"epochs": 1}
+        assert common.read_json(folder / "summary.json") == {"epochs": 1} and all((folder / f"{name}.safetensors").exists() for name in kept)
     in_git(tmp_path, "add", "."), in_git(tmp_path, "commit", "-qm", "scores")
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
     runs.train_or_load(folder, config, train, parent=True)
     assert "so it is trained here" in capsys.readouterr().out and (folder / "best.safetensors").exists()
 
@@ -614,11 +638,14 @@ def test_the_best_epoch_is_the_lowest_of_a_column_named_loss_and_the_highest_of_
         assert summary["selected"] == "best" and summary["best_by"] == best_by
 
 
-def test_a_first_score_that_is_no_number_is_not_the_best_for_ever(tmp_path):
-    elsewhere, progress = types.SimpleNamespace(is_main_process=False), {"history": [], "best": None}
-    for score, best in ((math.nan, None), (0.3, 0.3), (math.nan, 0.3), (0.2, 0.3), (0.4, 0.4)):
-        runs.keep_scores(elsewhere, tmp_path, None, progress, {"miou": score}, "miou")
-        assert best is None or progress["best"] == best
+@pytest.mark.parametrize("best_by", ["miou", "eval_loss"])
+def test_a_score_that_is_no_number_ends_the_training_with_a_sentence(toy, tmp_path, best_by):
+    def evaluate(*arguments, **options):
+        metrics, per_image = common.evaluate(*arguments, **options)
+        return metrics | {"eval_loss": math.nan}, per_image
+
+    with pytest.raises(common.StreetsError, match="eval_loss is nan after epoch 1: lower lr"):
+        tiny_run.run(toy, tmp_path, epochs=2, evaluate=evaluate, select="best", best_by=best_by)
 
 
 def test_the_loss_of_an_evaluation_is_the_mean_of_the_images_losses(toy):
@@ -656,7 +683,8 @@ def test_a_parent_is_reused_in_quick_mode_unless_its_recipe_or_its_weights_are_m
 
     def train(folder):
         trained.append(1)
-        runs.write_atomic(folder / "best.safetensors", b"")
+        for name in ("best", "last"):
+            runs.write_atomic(folder / f"{name}.safetensors", b"")
         common.write_json(folder / "summary.json", {"epochs": 1})
 
     for _ in range(2):
@@ -673,7 +701,8 @@ def test_a_parent_is_reused_in_quick_mode_unless_its_recipe_or_its_weights_are_m
 
 def finish(folder, parent=None):
     """A training that is over at once."""
-    runs.write_atomic(folder / "best.safetensors", b"")
+    for name in ("best", "last"):
+        runs.write_atomic(folder / f"{name}.safetensors", b"")
     runs.write_json(folder / "summary.json", {"from": parent and parent.name})
 
 
