@@ -18,9 +18,9 @@
 #
 # The networks of a student's report score 67.7 per cent on street pictures that were held back, and 65.5 on pictures of other
 # cities. They have learnt from neither. What should you expect of them on *your* streets? You train such networks in two ways.
-# A *drive* is one trip of the camera car: some networks learn from other pictures of the drive that they are scored on, others
-# do not. On real streets the very same pictures score 7.2 ± 1.0 points higher in the first way (three seeds). So a score *by
-# image* speaks of known streets, and only one *by drive* of new ones.
+# A *drive* is one trip of the camera car: some networks learn from other pictures of the drive that they are scored on (*by
+# image*), others do not (*by drive*). On real streets the very same pictures score 7.2 ± 1.0 points higher in the first way
+# (three seeds). So a score *by image* speaks of known streets, and only one *by drive* of new ones.
 #
 # ![A held-out street, its label, and the predictions of two networks](../.github/03_leak.jpg)
 #
@@ -138,7 +138,7 @@ MODES = {
 }
 
 # %% [markdown]
-# A run can train one kind of folds, or both:
+# `folds` names the two ways to deal out the pictures (next section), `fold` the parts:
 
 # %%
 import common
@@ -333,8 +333,8 @@ if rows:
 #
 # ## The network
 #
-# The source's U-Net has an *encoder* that was trained before, ResNet-50 on ImageNet [report]. Only the *bottleneck* and the
-# *decoder*, which enlarges the maps, start from nothing [code].
+# The source's U-Net has an *encoder* that was trained before, ResNet-50 on ImageNet [report]. What follows starts from nothing:
+# the *bottleneck*, the *decoder*, which enlarges the maps, and the head [code].
 #
 # In the drawing the encoder is blue and halves a picture five times, the bottleneck is green, and the steps back up are orange,
 # each with its number of channels. (The device `meta` makes networks without weights.)
@@ -424,7 +424,8 @@ for name, part in {"in all": net, "bottleneck": net.bottleneck}.items():
     print(f"{name}: {sum(p.numel() for p in part.parameters()):,} parameters")
 
 # %% [markdown]
-# That is our count of the source's network [code]. Half of it sits in the bottleneck.
+# That is our count of the source's network [code]. Half of it sits in the bottleneck. (`network = "no_bottleneck"` leaves it
+# out.)
 #
 # ## Training
 #
@@ -451,8 +452,8 @@ def scale_intended(image, label, factor, rng):
     return image[window], label[window]
 
 # %% [markdown]
-# So we read the report's scaling [report]; its code has the margin, too, and never needs it; the crop is ours. The source's code
-# does this instead [code]:
+# This is how we understand the report [report]; the crop is ours. The source's code has the margin, too, but its pictures only
+# grow [code]:
 
 # %%
 def scale_as_published(image, label, factor):
@@ -711,7 +712,7 @@ scores.drop(columns=["kind", "runs", "folder", "final"]).round(1)
 
 # %% [markdown]
 # All are far above the majority class, and far from good: they learnt from 26 or 27 small pictures. The held-out scores have a
-# mean of 18.4 by image and 16.8 by city.
+# mean of 18.4 by image and 16.8 by city. On the test streets the networks by city are no worse.
 #
 # ## How sure is the difference?
 #
@@ -745,8 +746,8 @@ for kind, of_kind in scores.groupby("folds"):
 # By city we know hardly anything, as one of three cities is hard. By image the interval is narrow, but all three folds have the
 # same leak.
 #
-# And the interval is for independent scores, while networks 1 and 2 both learn from fold 3 (Bengio and Grandvalet, 2004). So we
-# use it over *seeds*, runs that differ in nothing but chance.
+# And the interval is for independent scores, while networks 1 and 2 both learn from fold 3. No estimate of the variance from
+# such scores is unbiased (Bengio and Grandvalet, 2004). So we use Student's t over *seeds*, runs that differ in nothing but chance.
 #
 # ### The same pictures, scored by two networks
 #
@@ -771,6 +772,9 @@ def paired_matrices(folders):
 def leak(by_image, by_city):
     """Points of mean IoU between the sums of two lists of matrices (N, C, C)."""
     return 100 * (common.miou(by_image.sum(axis=0)) - common.miou(by_city.sum(axis=0)))
+
+# %% [markdown]
+# We pair the networks of these runs, and those on CamVid seed by seed:
 
 # %%
 every = pd.concat([scores, committed]) if len(committed) else scores
@@ -798,9 +802,9 @@ if len(leaks) > 1:
 
 # %% [markdown]
 # The three seeds agree within a point: 6.8, 7.2 and 7.6. So the leak is more than the chance of training. Drive by drive it is
-# 3.7 to 10.0 points, but 0.0 for 0001TP with seed 43. (0016E5's network by drive learnt from few pictures, 163; the other two
-# from *more* than those by image.) On the toy streets most of the 2.3 comes from brunhaven, the city of fold 3. (Means of three
-# folds differ from one score of all pictures: there, 18.4 and 16.8 are 1.6 apart.)
+# 3.7 to 10.0 points, but 0.0 for 0001TP with seed 43. (Too few pictures to learn from can explain only 0016E5, whose network by
+# drive had 163; the other two had *more* than those by image.) On the toy streets most of the 2.3 comes from brunhaven, the
+# city of fold 3. (Means of three folds differ from one score of all pictures: there, 18.4 and 16.8 are 1.6 apart.)
 #
 # ### The paired bootstrap
 #
@@ -886,8 +890,8 @@ if pairs:
     common.show(fig)
 
 # %% [markdown]
-# On streets that it does not know, the network loses 40 to 52 % of the sidewalk's IoU: with seed 42 it falls from 66 to 35,
-# cars from 71 to 52, the road from 95 to 91. Fence, pole, sign, person and rider stay below 5 either way.
+# On streets that they do not know, the networks lose 40 to 52 % of the sidewalk's IoU (three seeds). With seed 42 it falls from
+# 66 to 35, cars from 71 to 52, the road from 95 to 91. Fence, pole, sign, person and rider stay below 5 either way.
 #
 # ## The drop, taken apart
 #
@@ -916,8 +920,9 @@ pd.DataFrame(rows).groupby("runs").mean().round(1)
 # %% [markdown]
 # Each column changes one thing more than the one before. The resolution changes next to nothing; the epoch changes .7 points at
 # most, and that is a rise. On CamVid the pictures make the difference: they cost 2.3 to 3.3 points by image (before rounding).
-# By drive they *gain* 2.5 to 2.8. (A quarter of the test streets are of 0001TP, which two of the three networks know.) So here
-# the score by image is 2 to 4 points too high, and the score by drive as much too low. Three drives are few.
+# By drive they *gain* 2.5 to 2.8. (A quarter of the test streets are of 0001TP, which two of the three networks know.) So the
+# score by image lies 2 to 4 points above the score on the test streets, and the score by drive about 3 below it: the drives
+# that were held out are harder. Three drives are few.
 #
 # And the epoch? The best of 13 validations is never below the last, and some of that is luck. Suppose that a network no longer
 # improves: its validations are one value and noise of spread 1:
@@ -939,8 +944,8 @@ print(f"best minus last: {(noise.max(axis=1) - noise[:, -1]).mean():.2f} spreads
 # [results/sources.md](../results/sources.md) has more.
 #
 # **1. One drop, three changes.** The report reads the fall as one from low to full resolution [report]; its README says openly
-# that the pictures and the epoch differ, too [README]. In our runs the resolution changes next to nothing, but with 160 rows
-# they find no thin things, and say little of 512x1024.
+# that the pictures and the epoch differ, too [README]. In our runs the resolution changes next to nothing, but with 160 rows or
+# fewer they find no thin things, and say little of 512x1024.
 #
 # **2. Scaling that scales nothing.** The report scales by .8 to 1.2 [report]. Albumentations, the library that its code calls,
 # *adds 1* to these numbers, and the enlarged picture is then resized as a whole [code]. How wide does the network see a square
@@ -951,10 +956,12 @@ rng, square = np.random.default_rng(0), np.zeros((128, 256), np.uint8)
 square[48:80, 112:144] = 1
 blank = np.zeros((128, 256, 3), np.uint8)
 for factor in (0.8, 1.2):
-    for scaled in (scale_intended(blank, square, factor, rng),
-                   scale_as_published(blank, square, factor)):
+    versions = {"intended": scale_intended(blank, square, factor, rng),
+                "published": scale_as_published(blank, square, factor)}
+    for version, scaled in versions.items():
         _, seen = common.resize_pair(*scaled, (128, 256))
-        print(f"scaled by {factor}: {(seen == 1).any(axis=0).sum()} pixels wide")
+        width = (seen == 1).any(axis=0).sum()
+        print(f"{factor} as {version}: {width} pixels wide")
 
 # %% [markdown]
 # As intended, the square gets smaller or larger. As published, it stays: what is enlarged and then shrunk as a whole is the
@@ -988,7 +995,7 @@ video.show(photo, run.folder, scheme, model, own_size, **scaling)
 
 
 # %% [markdown]
-# With 27 toy streets to learn from, it finds road, buildings and sky, and misses the bus.
+# With 27 toy streets to learn from, the network finds road, buildings and sky, and misses the bus.
 #
 # ## What we learnt
 #
@@ -1130,7 +1137,8 @@ with common.exercise("Exercise 3.4"):
 # %% [markdown]
 # ### To go further
 #
-# Cut the training pictures of all folds by city to the smallest number, and train: what is left of the leak?
+# Let all six networks learn from equally many pictures, as many as the smallest fold by city allows, and train: what is left of
+#   the leak?
 #
 # ## References
 #
