@@ -572,7 +572,7 @@ def pulls_of(term, weights=None):
     """{what: number} of the pull of one term after a shift by 6."""
     row = {}
     for kind, width in (("thin", 4), ("thick", 32)):
-                truth, predicted = shifted(width, 6)
+        truth, predicted = shifted(width, 6)
         force = pull(term, predicted, truth, weights=weights)[1]
         of_sure = pull(term, predicted, truth, 0.999, weights)[1]
         right = force.abs()[(truth == predicted)[0]].sum() / force.abs().sum()
