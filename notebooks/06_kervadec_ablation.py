@@ -41,7 +41,7 @@
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
 # | `quick` | toy streets, made on the spot | any CPU | 3 min 15 s in all (2 cores of an AMD EPYC, November 2026) | with seed 42 mIoU about .43 on val (majority class .02), poles .11: it works, and is no evidence |
-# | `laptop` | CamVid: 367 real streets | any CPU | 15 min for each variant on one free core of that, 9 on two | mIoU on test .60 to .61 (majority class .02), poles .23 to .24 (three seeds) |
+# | `laptop` | CamVid: 367 real streets | any CPU | 15 min for each variant on one free core of that, 9 on two | mIoU on test .59 to .61 (majority class .02), poles .23 to .24 (three seeds) |
 # | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: at most 5.9 GiB, computed | not measured | four variants that one can compare |
 # | `paper` | Cityscapes, 1024x2048 | one GPU of 40 GB: 28 GiB, computed | not measured (the source: 28 h a run [report, §4.3]) | the published table |
 
@@ -124,7 +124,8 @@ if missing and subprocess.run(install).returncode:
 importlib.invalidate_caches()
 
 # %% [markdown]
-# A *mode* is a recipe. `paper` is the source's, as far as it is stated. `quick` and `laptop` put the same decoder on a small
+# A *mode* is a recipe. `paper` is the source's, as far as it is stated: 2 photos at a time, and a step after 4 such batches
+# (`accumulation`). `quick` and `laptop` put the same decoder on a small
 # encoder, EfficientNet-Lite0, whose ImageNet weights come as a Python package.
 
 # %%
@@ -344,8 +345,9 @@ def boundary_loss(probs, phi, label):
 
 # %% [markdown]
 # Its size depends on the unit of $\phi$. The source has distances in [-1, 1] [report, §3.3]; how its runs got there is not
-# public. We clip at 127 pixels [report, §3.4] and divide by 127: the map is stored as int8, and `boundary_loss` divides.
-# `norm = "none"` keeps pixels, as Kervadec's code does [code]. The map is made after a photo and its label are mirrored:
+# public. We clip at 127 pixels [report, §3.4] and divide by 127: the map is stored as int8, and `boundary_loss` divides. `norm
+# = "none"` keeps pixels, as Kervadec's code does [code]. The map is made after a photo and its label are mirrored. (A later
+# paper of the author speaks of a "misalignment bug" in earlier boundary runs, and does not say in which [report].)
 
 # %%
 def distance_targets(label, num_classes, norm):
@@ -401,7 +403,7 @@ def loss_terms(variant, recipe, lambda_d, lambda_b):
 
 
 # %% [markdown]
-# The whole sum (a term of your own goes above the first cell, see *To go further*):
+# The whole sum (a term of your own goes above the next cell, see *To go further*):
 
 # %%
 OURS = ("ce", "dice", "boundary")
@@ -1104,9 +1106,9 @@ axis.set(xlabel="epoch", ylabel="C - D in points of mIoU")
 common.show(fig)
 
 # %% [markdown]
-# Of these epochs C is above D up to 70, D above C from 130 on. They do seem to change places, though after Holm for sixteen
-# epochs none survives by itself. (One run of each, stopped at epoch 60, names a wrong winner with probability .78, at 110 with
-# .29: [results/sources.md](../results/sources.md).)
+# Of the nine epochs with $p < .05$ C is above D in the five up to 70, D above C in the four from 130 on. The two do seem to
+# change places, though after Holm for sixteen epochs none survives by itself. (One run of each, stopped at epoch 60, names a
+# wrong winner with probability .78, at 110 with .29: [results/sources.md](../results/sources.md).)
 #
 # But by the text these are *stops on the way* of one long schedule (it may be otherwise, see *Where the source is wrong*). A short
 # study would let its learning rate fall within its own few epochs. Here are our runs on CamVid with a quarter of the epochs,
@@ -1151,24 +1153,26 @@ for estimator in ("as_published", "per_class"):
 #
 # ## Where the source is wrong
 #
-# This is a careful study: twelve long runs, public tables, and two mistakes mended by its author. Three points teach; the others are in
-# [results/sources.md](../results/sources.md).
+# This is a careful study: twelve long runs, public tables, and two mistakes mended by its author. Three points teach; the
+# others are in [results/sources.md](../results/sources.md).
 #
 # **1. One schedule, or three?** By the text all runs follow one schedule of 160 epochs [report, §3.1]. But the script that makes
 # its table is headed "2 seeds × 10 epochs", and the trainer prolongs a finished run by setting its learning rate back [code].
-# The table fits that: all eight runs of two seeds *fall* from epoch 10 to 15, and the third seed lies lower at 10. So two of the
+# The table fits that: in all eight runs of two seeds the mIoU *falls* from epoch 10 to 15, as after a learning rate that had come
+# to 0 and is set back, and the third seed lies lower at 10. So two of the
 # three seeds were probably trained for 10 epochs first, and then prolonged. That would make "short-epoch ablations are
-# systematically misleading" [report, §7] better founded than its text does: on these two seeds C leads D by 1.9 points after
-# 10 epochs, and D leads C by .5 after 160. A reader should be told.
+# systematically misleading" [report, §7] better founded than its text makes it: on these two seeds C leads D by 1.9 points after
+# 10 epochs, and D leads C by .5 after 160. It is one pair of losses, though, and no system.
 #
 # **2. Two sets of weights.** "The CE weight is fixed at 1.0 throughout" [report, §3.2]. The same script lists A: 1, B: .5 and .5
 # of Dice, C: .4, .4 and .2 of the boundary loss, D: .8 and .2 [code]. Then C's boundary loss has half of cross-entropy's weight,
-# not a fifth. We train the text's; `recipe = "author_config"` takes the script's.
+# not a fifth. We train the text's; `recipe = "author_config"` takes the script's, and class weights, which a later configuration
+# of B has [code].
 #
-# **3. "Kervadec default" λ = 0.2, "no hyperparameter"** [report, §3.2, §6.3]. With distances in pixels, Kervadec's code has .01,
-# raised in training, or a fixed .1, or 1 for the boundary loss alone [code]. That only one $\lambda_b$ was tried, §6.4 says
-# itself. And there are two numbers to choose: $\phi$ is clipped at 127 pixels [report, §3.4], or divided by each class's maximum
-# [README].
+# **3. "Kervadec default" λ = 0.2, "no hyperparameter"** [report, §3.2, §6.3]. With distances in pixels, Kervadec's code has
+# .01, raised in training, or a fixed .1, or 1 for the boundary loss alone [code]. That only one $\lambda_b$ was tried, §6.4
+# says itself. And there is a second number to choose, the scale of $\phi$: distances are clipped at 127 pixels [report, §3.4],
+# or divided by each class's maximum [README].
 #
 # ## Your own photo
 #
@@ -1190,8 +1194,8 @@ video.show(photo, runs[last].folder, scheme, models[last], fitting, **scaling)
 # ## What we learnt
 #
 # - In the study Dice wins by trimap IoU and loses by boundary F1, and the boundary loss without Dice has the best mIoU. On
-#   CamVid's test pictures, with one seed, the two with Dice lead by all three; only in trimap IoU do both pairs have an
-#   interval without 0.
+#   CamVid's test pictures, with three seeds, the two with Dice lead by all three; in trimap IoU and strict boundary F1 both
+#   pairs have an interval without 0, in mIoU only B - A.
 # - Cross-entropy counts pixels, Dice counts classes, the boundary loss counts distances, and is negative when all is well.
 # - Measure a term's gradient before you explain what it does, and correct for the number of comparisons.
 # - A stop on the way of a long run is no short run.
@@ -1289,7 +1293,8 @@ print("a wall (3) over both:", contour_f1_as_given(wall, facades, 19))
 
 # %% [markdown]
 # Mend it. Return (num_classes,) scores: nan for a class without a contour in the truth, 0 for one that has one and nobody
-# predicts. Void is no class: cut it out of both maps. Do without `common.boundary_f1`.
+# predicts. Void is no class: write 255 into both maps there. (Its rim then counts as a contour, as in the source's score.) Do
+# without `common.boundary_f1`.
 
 # %%
 # Exercise 6.3
@@ -1338,8 +1343,8 @@ with common.exercise("Exercise 6.4"):
 #
 # ### To go further
 #
-# Write `focal_loss(log_probs, label)` above the cell of `OURS`, add `"E": ("ce", "focal")` to `VARIANTS`, and train it beside
-# A.
+# Write `focal_loss(log_probs, label)`, the mean of $-(1-p)^2 \log p$ of the true class (Lin et al., 2017), above the cell of
+# `OURS`, add `"E": ("ce", "focal")` to `VARIANTS`, and train it beside A.
 #
 # ## References
 #
