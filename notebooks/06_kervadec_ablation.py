@@ -54,7 +54,7 @@
 # %% tags=["parameters"]
 mode: str = "quick"  # quick (CPU, minutes), laptop (real streets), course (GPU), paper
 variant: str = "ABCD"  # A, B, C, D, several such as AD, or all
-recipe: str = "paper"  # weights of the terms: paper (its text) or author_config (its code)
+recipe: str = "paper"  # weights of terms: paper (its text) or author_config (its code)
 lambda_d: float = 1.0  # weight of the Dice loss
 lambda_b: float = 0.2  # weight of the boundary loss
 norm: str = "clip127"  # scale of distances: clip127, absmax, signwise, readme, none
@@ -433,12 +433,9 @@ def composite_as_written(logits, batch, terms, class_weights=None, own=None):
 
 # %% [markdown]
 # We train with the same sum, added up over strips of rows that fit into a cache: the same value and gradient, 5 times faster
-# (`tests/bench_composite.py`). Skip this cell if you like.
+# (`tests/bench_composite.py`). Skip the two cells if you like.
 
 # %%
-from torch.utils.checkpoint import checkpoint
-
-
 def pixel_sums(logits, label, phi=None, class_weights=None):
     """Sums over pixels: w log p_y; w; per class p y, p and y; phi p."""
     log_probs, valid = logits.float().log_softmax(1), label != 255
@@ -451,6 +448,10 @@ def pixel_sums(logits, label, phi=None, class_weights=None):
     mass = (probs * valid[:, None]).sum((0, 2, 3))
     distance = 0 * mass.sum() if phi is None else (phi * valid[:, None] * probs).sum()
     return (true * weight).sum(), weight.sum(), hits, mass, counts, distance
+
+
+# %%
+from torch.utils.checkpoint import checkpoint
 
 
 def sums_by_strips(logits, label, phi=None, class_weights=None):
@@ -891,6 +892,10 @@ four = common.StreetScenes(common.evenly(splits["val"], 4), size, targets=target
 held_out = default_collate([four[k] for k in range(len(four))])
 all_terms = loss_terms("C", "paper", lambda_d or 1.0, lambda_b or 0.2)
 
+# %% [markdown]
+# The networks are a fresh one and those that we trained:
+
+# %%
 torch.manual_seed(seed)
 stages = {"at the start": build_network(settings, weights)[0].eval()}
 stages |= {f"variant {k}": models[k].cpu() for k in "CA" if k in models}
