@@ -787,7 +787,7 @@ ours = {k: {STRICT[m]: 100 * run.summary["metrics"][m] for m in STRICT}
 majority = next(iter(runs.values())).summary["majority_baseline"]
 print(f"majority class: mIoU {100 * majority['miou']:.1f}")
 pd.concat({"ours": pd.DataFrame(ours).T.round(1),
-           "published": pd.DataFrame(theirs)}, axis=1)
+           "published": pd.DataFrame(theirs).round(2)}, axis=1)
 
 # %% [markdown]
 # **So which loss draws the sharpest streets?** By the published numbers that depends on the score. With Dice (B, C) the trimap
@@ -807,7 +807,7 @@ def per_seed(published, metric, epoch="last"):
     return rows.pivot(index="seed", columns="method", values="value").astype(float)
 
 
-per_seed(published, "miou")
+per_seed(published, "miou").round(2)
 
 # %% [markdown]
 # D is the best with each seed. Is that enough? The runs of a seed belong together, so we test their *differences*, with
