@@ -7,6 +7,7 @@ from functools import partial
 
 import cv2
 import jupytext
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -556,6 +557,7 @@ def test_trimap_figures_show_every_fine_tuning_beside_the_control(nb):
     for axis in fig.axes:
         np.testing.assert_allclose([line.get_ydata() for line in axis.get_lines()], [[0] * 5, [-2] * 5], atol=1e-9)
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["continued", "semeda_matched"]
+    plt.close(fig)
 
 
 # how strongly a loss pulls

@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 
 TEXT = (ROOT / "results" / "sources.md").read_text()
+HEADINGS = {re.sub(r"[^a-z0-9 -]", "", line[3:].lower()).replace(" ", "-") for line in TEXT.splitlines() if line.startswith("## ")}
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 
 
@@ -29,9 +30,9 @@ def test_every_parameter_that_the_page_names_is_one_of_a_notebook_or_an_argument
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_links_to_the_page_of_its_source(name):
-    assert "](../results/sources.md)" in (ROOT / "notebooks" / f"{name}.py").read_text()
+    links = re.findall(r"\]\(\.\./results/sources\.md(#[\w-]+)?\)", (ROOT / "notebooks" / f"{name}.py").read_text())
+    assert links and {link[1:] for link in links if link} <= HEADINGS
 
 
 def test_links_within_the_page_lead_to_its_headings():
-    headings = {re.sub(r"[^a-z0-9 -]", "", line[3:].lower()).replace(" ", "-") for line in TEXT.splitlines() if line.startswith("## ")}
-    assert set(re.findall(r"\]\(#([\w-]+)\)", TEXT)) <= headings
+    assert set(re.findall(r"\]\(#([\w-]+)\)", TEXT)) <= HEADINGS
