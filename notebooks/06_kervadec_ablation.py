@@ -1170,7 +1170,7 @@ for estimator in ("as_published", "per_class"):
 # to 0 and is set back, and the third seed lies lower at 10. So two of the
 # three seeds were probably trained for 10 epochs first, and then prolonged. That would make "short-epoch ablations are
 # systematically misleading" [report, §7] better founded than its text makes it: on these two seeds C leads D by 1.9 points after
-# 10 epochs, and D leads C by .5 after 160. It is one pair of losses, though, and no system.
+# 10 epochs, and D leads C by .5 after 160. For this one pair, that is: "systematically" is not shown.
 #
 # **2. Two sets of weights.** "The CE weight is fixed at 1.0 throughout" [report, §3.2]. The same script lists A: 1, B: .5 and .5
 # of Dice, C: .4, .4 and .2 of the boundary loss, D: .8 and .2 [code]. Then C's boundary loss has half of cross-entropy's weight,
