@@ -821,6 +821,10 @@ def paired_t(a, b):
     """(mean of a - b, half-width of its interval, two-sided p), a pair per seed."""
     differences = np.subtract(a, b, dtype=float)
     mean, half_width = common.student_interval(differences)
+    if len(differences) < 2:
+        return mean, half_width, np.nan
+    if np.ptp(differences) < 1e-9:  # no spread to judge by
+        return mean, 0.0, float(abs(mean) < 1e-9)
     return mean, half_width, float(stats.ttest_1samp(differences, 0).pvalue)
 
 

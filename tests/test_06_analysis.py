@@ -85,14 +85,26 @@ def test_holms_adjusted_p_decides_as_the_levels_by_which_the_report_judges(nb, s
     assert (nb.holm(p) <= 0.05).tolist() == [one <= level for one, level in zip(p, report.holm_levels(p))]
 
 
-def wrong_pick(by_epoch, winner, draws=20000):
-    """Probability by epoch that the best of one run of each, with that epoch's spread over seeds, is not the winner."""
+def wrong_pick(by_epoch, winner, seeds=1, draws=20000):
+    """Probability by epoch that the best of `seeds` runs each, with that epoch's spread over seeds, is not the winner."""
     rng, found = np.random.default_rng(0), {}
     for epoch, scores in by_epoch.items():
-        noise = np.sqrt(scores.var().mean()) * rng.standard_normal((draws, scores.shape[1]))
+        noise = np.sqrt(scores.var().mean() / seeds) * rng.standard_normal((draws, scores.shape[1]))
         picks = (scores.mean().to_numpy() + noise).argmax(axis=1)
         found[epoch] = np.mean(scores.columns.to_numpy()[picks] != winner)
     return pd.Series(found)
+
+
+def test_the_probability_of_a_wrong_winner_is_that_of_two_normal_draws():
+    table = pd.DataFrame({"A": [49.0, 50.0, 51.0], "B": [50.0, 51.0, 52.0]})  # the spread of the seeds is 1
+    for seeds in (1, 3):
+        expected = stats.norm.sf(1.0 / (np.sqrt(2 / seeds) * 1.0))
+        assert wrong_pick({10: table}, "B", seeds)[10] == pytest.approx(expected, abs=0.015)
+
+
+def test_a_ranking_that_turns_is_always_wrong_before_and_never_after():
+    before, after = (pd.DataFrame({"A": [60.0, 60.001], "B": [b, b]}) for b in (50.0, 70.0))
+    assert wrong_pick({5: before, 10: after}, "B").tolist() == [1.0, 0.0]
 
 
 def test_the_published_probabilities_take_each_epochs_own_spread(by_epoch):

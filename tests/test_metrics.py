@@ -414,8 +414,10 @@ def test_student_interval_equals_scipys():
     assert (center - half_width, center + half_width) == (pytest.approx(low), pytest.approx(high))
 
 
-def test_one_run_has_a_mean_but_no_interval():
+def test_one_run_has_a_mean_but_no_interval(statistics):
     assert common.student_interval([0.5])[0] == 0.5 and np.isnan(common.student_interval([0.5])[1])
+    difference, half_width, p = statistics.paired_t([0.5], [0.25])
+    assert difference == 0.25 and np.isnan(half_width) and np.isnan(p)
 
 
 def test_paired_t_equals_scipys(statistics):
@@ -427,6 +429,11 @@ def test_paired_t_equals_scipys(statistics):
         low, high = expected.confidence_interval()
         assert p == pytest.approx(expected.pvalue)
         assert (difference - half_width, difference + half_width) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_paired_t_of_equal_differences(statistics):
+    assert statistics.paired_t([1, 2, 3], [1, 2, 3]) == (0, 0, 1)
+    assert statistics.paired_t([2, 3, 4], [1, 2, 3]) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("seeds, published", [
