@@ -576,14 +576,11 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarr
     blocks = np.arange(len(a)) if blocks is None else blocks
     times = _times_drawn(blocks, repeats, np.random.default_rng(seed))
     differences = _resampled(a, times, statistic) - _resampled(b, times, statistic)
-    differences = differences[~np.isnan(differences)]
     once = np.ones((1, len(a)), int)
     difference = float((_resampled(a, once, statistic) - _resampled(b, once, statistic))[0])
-    if not len(differences) or len(np.unique(blocks)) < 2:  # one block is drawn whole, always: it says nothing about others
+    if len(np.unique(blocks)) < 2:  # one block is drawn whole, always: it says nothing about others
         return difference, float("nan"), float("nan"), float("nan")
-    low, high = np.quantile(differences, [0.025, 0.975])
-    tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    return difference, float(low), float(high), float(min(1, 2 * (tail + 1) / (len(differences) + 1)))
+    return difference, *_central(differences)
 
 
 def film_blocks(cities: Sequence[str], length: int = 10) -> np.ndarray:
@@ -592,8 +589,8 @@ def film_blocks(cities: Sequence[str], length: int = 10) -> np.ndarray:
     return (cities + "/" + (cities.groupby(cities).cumcount() // length).astype(str)).to_numpy()
 
 
-def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "miou") -> tuple[float, float, float]:
-    """(difference, low, high) of a score (miou, iou_pole, trimap_iou...), other seeds and other pictures in one 95 % interval.
+def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "miou") -> tuple[float, float, float, float]:
+    """(difference, low, high, p) of a score (miou, iou_pole, trimap_iou...), other seeds and pictures in one 95 % interval.
 
     ours, theirs: folders of finished runs, one per seed, in one order; the scores kept for each test picture are read.
     Seeds are drawn with replacement, the same for both methods, and so are blocks of ten neighbouring pictures, as in
@@ -619,8 +616,17 @@ def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "mi
     scores = np.array([[scores_of(one) for one in side] for side in kept])
     differences = scores[0] - scores[1]  # (S, 1 + repeats)
     seeds = rng.integers(len(ours), size=(len(ours), repeats))
-    low, high = np.nanquantile(np.take_along_axis(differences[:, 1:], seeds, axis=0).mean(0), [0.025, 0.975])
-    return float(differences[:, 0].mean()), float(low), float(high)
+    return float(differences[:, 0].mean()), *_central(np.take_along_axis(differences[:, 1:], seeds, axis=0).mean(0))
+
+
+def _central(differences: np.ndarray) -> tuple[float, float, float]:
+    """(low, high, p): the central 95 % of drawn differences (nan left out), and the two-sided p of a difference of 0."""
+    differences = differences[~np.isnan(differences)]
+    if not len(differences):
+        return float("nan"), float("nan"), float("nan")
+    low, high = np.quantile(differences, [0.025, 0.975])
+    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    return float(low), float(high), float(min(1, 2 * (tail + 1) / (len(differences) + 1)))
 
 
 def _times_drawn(blocks: Sequence, repeats: int, rng: np.random.Generator) -> np.ndarray:

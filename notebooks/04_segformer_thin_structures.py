@@ -1266,16 +1266,22 @@ QUESTIONS = {
 # The difference in points, with the 95 % interval of notebook 03's bootstrap over pictures and, where there are several, seeds:
 
 # %%
+from results.report import holm_levels
+
+
 def answers(found, classes=("pole", "traffic sign", "fence", "car")):
     """Table of each question's difference and 95 % interval in points, by class."""
     folders = found.pivot(index="seed", columns="method", values="folder")
     rows = {}
     for question, (first, second) in QUESTIONS.items():
-        pairs = folders.reindex(columns=[first, second]).dropna()
-        for name in classes if len(pairs) else ():
-            difference = common.compare_runs(pairs[first], pairs[second], f"iou_{name}")
-            middle, low, high = (100 * number for number in difference)
-            rows[question, name] = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+        runs = folders.reindex(columns=[first, second]).dropna().to_numpy().T
+        pairs = [common.compare_runs(*runs, f"iou_{name}")
+                 for name in classes if runs.size]
+        levels = holm_levels([p for *_, p in pairs])
+        for name, (*points, p), level in zip(classes, pairs, levels):
+            middle, low, high = (100 * number for number in points)
+            stars = "*" * (p <= level)
+            rows[question, name] = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]{stars}"
     return pd.Series(rows, dtype=str)
 
 

@@ -1056,7 +1056,7 @@ if len(found):
 def compare(folders, a, b, metric):
     """Difference a - b in points with its interval, as text; folders: seeds x names."""
     both = folders[[a, b]].dropna()
-    found = common.compare_runs(both[a], both[b], metric)
+    found = common.compare_runs(both[a], both[b], metric)[:3]
     middle, low, high = 100 * np.array(found)
     return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 

@@ -919,6 +919,14 @@ def test_answers_come_from_one_two_or_three_seeds_and_only_from_pairs_that_there
     assert nb.answers(found.query("method == 'bas'"), classes=("pole",)).empty
 
 
+def test_a_star_marks_the_classes_that_survive_holms_correction(nb, monkeypatch):
+    p = {"pole": 0.02, "traffic sign": 0.01, "fence": 0.2, "car": 0.03}  # levels .05/3, .05/4, and none after the first that fails
+    monkeypatch.setattr(common, "compare_runs", lambda a, b, metric: (0.1, 0.05, 0.15, p[metric.removeprefix("iou_")]))
+    table = nb.answers(seen_as((42, 43)))
+    assert {name for (_, name), text in table.items() if text.endswith("*")} == {"traffic sign"}
+    assert set(table) == {"+10.0 [+5.0, +15.0]", "+10.0 [+5.0, +15.0]*"}
+
+
 def test_the_published_differences_are_those_of_the_printed_rows():
     published = common.read_published(NAME)
     iou = published[published["metric"] == "iou"].pivot(index="class", columns="method", values="value").astype(float)

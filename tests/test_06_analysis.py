@@ -129,7 +129,7 @@ def test_for_one_seed_the_interval_over_both_is_the_bootstrap_over_blocks_of_pic
     a, b = put_run(tmp_path / "a", 0.3), put_run(tmp_path / "b", 0.1)
     kept = [np.load(one / "test_per_image.npz") for one in (a, b)]
     blocks = common.film_blocks(name.split("/")[0] for name in kept[0]["image"])
-    expected = common.paired_bootstrap(kept[0]["confusion"], kept[1]["confusion"], common.miou, blocks, repeats=1000)[:3]
+    expected = common.paired_bootstrap(kept[0]["confusion"], kept[1]["confusion"], common.miou, blocks, repeats=1000)
     assert common.compare_runs([a], [b]) == pytest.approx(expected)
     means = [np.nanmean(np.delete(one["trimap_iou"], 3, 0), axis=1).mean() for one in kept]
     assert common.compare_runs([a], [b], "trimap_iou")[0] == pytest.approx(means[0] - means[1])
@@ -141,7 +141,7 @@ def test_a_class_is_compared_by_its_hits_and_union_over_all_pictures(tmp_path):
         (one / "summary.json").write_text('{"metrics": {"iou": {"sky": 0, "road": 0, "pole": 0, "car": null}}}')
     ious = [common.iou_per_class(np.load(one / "test_per_image.npz")["confusion"].sum(0))[2] for one in runs]
     columns = (pd.Series([one], index=[42]) for one in runs)  # as the notebooks have them, with seeds as their index
-    middle, low, high = common.compare_runs(*columns, "iou_pole")
+    middle, low, high, _ = common.compare_runs(*columns, "iou_pole")
     assert middle == pytest.approx(ious[0] - ious[1]) and low < middle < high
 
 
@@ -149,7 +149,7 @@ def test_over_several_seeds_it_is_their_mean_and_wider_where_they_disagree(tmp_p
     ours = [put_run(tmp_path / f"a{k}", shift) for k, shift in enumerate((0.1, 0.3, 0.5))]
     theirs = [put_run(tmp_path / f"b{k}", 0.1) for k in range(3)]
     each = [common.compare_runs([a], [b], "trimap_iou")[0] for a, b in zip(ours, theirs)]
-    middle, low, high = common.compare_runs(ours, theirs, "trimap_iou")
+    middle, low, high, _ = common.compare_runs(ours, theirs, "trimap_iou")
     assert middle == pytest.approx(np.mean(each)) and low < min(each) + 0.1 and high > max(each) - 0.1
     means = [common.mean_over_images(np.load(f / "test_per_image.npz")["trimap_iou"]) for f in (*ours, *theirs)]
     assert middle == pytest.approx(np.mean(means[:3]) - np.mean(means[3:]))
