@@ -87,7 +87,7 @@ class BusyError(StreetsError):
 
 
 @contextmanager
-def _told(do: str, path: str | Path, errors: type[Exception] = OSError) -> Iterator[None]:
+def told(do: str, path: str | Path, errors: type[Exception] = OSError) -> Iterator[None]:
     """Turn `errors` into a sentence about what we were to `do`, "read" or "write".
 
     Exception is for what reads archives: a damaged one raises whatever its compression has.
@@ -120,7 +120,7 @@ def user_path(name: str, value: str | Path) -> Path:
 
 def read_file(path: str | Path) -> bytes:
     """The bytes of a file; StreetsError where it cannot be read, is no plain file, or has more than LARGEST bytes."""
-    with _told("read", path):
+    with told("read", path):
         _require_size(path, _plain_size(path))
         return Path(path).read_bytes()
 
@@ -145,7 +145,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     temporary = _temporary(path)
-    with _told("write", path):
+    with told("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
@@ -311,7 +311,7 @@ def _glance(path: Path, read: Callable = read_image) -> tuple[int, int]:
 
     Only the first and last bytes of a PNG are read, unless they are unusual.
     """
-    with _told("read", path):
+    with told("read", path):
         size = _plain_size(path)
         with open(path, "rb") as file:
             start = file.read(26)
@@ -344,7 +344,7 @@ def read_video(path: str | Path) -> Video:
     At most LONGEST of them come; a line says so where there are more, or where fewer can be read than the file announces.
     Raises StreetsError where none can.
     """
-    with _told("read", path):
+    with told("read", path):
         _plain_size(path)
         open(path, "rb").close()
     logging = getattr(cv2.utils, "logging", cv2)  # OpenCV 4.10 has no such module yet
@@ -558,7 +558,7 @@ def _claim(out: Path, info: dict, force: bool) -> bool:
     record, path = dataset_info(out), out / "dataset.json"
     if not force and all(record.get(key) == value for key, value in info.items()):
         return True
-    with _told("write", out):
+    with told("write", out):
         if record and not _files(path):
             raise StreetsError(
                 f"{path} is not as this version of the program wrote it, so this data set is not replaced: "
@@ -616,7 +616,7 @@ class _Staging:
 
     def write(self, name: str, data: bytes) -> None:
         path = self.folder / name
-        with _told("write", path):
+        with told("write", path):
             for noted in (_temporary(path), path):
                 entry = [noted.relative_to(self.folder).as_posix(), len(data)]
                 self.files.update([entry])
@@ -628,7 +628,7 @@ class _Staging:
 
         StreetsError, with nothing changed, where something that is not ours is in the way.
         """
-        with _told("write", self.out):
+        with told("write", self.out):
             self.own()
             tops = [top for top in TOPS if self.holds(top)]  # the others were moved before a kill
             place, replaced = self.out / "dataset.json", self.folder / "replaced.json"
@@ -651,7 +651,7 @@ def _staging(out: Path) -> Iterator[_Staging]:
     """
     path = out / STAGING / RECORD
     with ExitStack() as stack:
-        with _told("write", out):
+        with told("write", out):
             path.parent.parent.mkdir(parents=True, exist_ok=True)
             try:
                 foreign = not path.is_file() and path.parent.exists() and os.listdir(path.parent)
@@ -760,13 +760,13 @@ def _open_sources(sources: list[Path]) -> Iterator[dict[Path, Callable[[], bytes
     files: dict[Path, Callable[[], bytes]] = {}
 
     def member(path: Path, size: int, read: Callable[[], bytes]) -> bytes:
-        with _told("read", path, Exception):
+        with told("read", path, Exception):
             _require_size(path, size)
             return read()
 
     with ExitStack() as opened:
         for source in sources:
-            with _told("read", source, Exception):
+            with told("read", source, Exception):
                 if source.is_dir():
                     files |= {path: partial(read_file, path) for path in _files_below(source)}
                 elif source.is_file() and zipfile.is_zipfile(source):
@@ -791,7 +791,7 @@ def _files_below(folder: Path) -> list[Path]:
     """All files below a folder, sorted; links are followed, but no folder is entered twice."""
 
     def refuse(error: OSError) -> None:
-        with _told("read", error.filename):
+        with told("read", error.filename):
             raise error
 
     found, entered = [], set()
@@ -869,7 +869,7 @@ def convert_camvid(source: str | Path | list | None, out: str | Path, force: boo
         if not (out / STAGING).exists() and _claim(out, {"name": "camvid11"}, force):
             print(f"{out}: camvid11; complete already.")
             return
-        with _told("write", "a temporary folder"):
+        with told("write", "a temporary folder"):
             temporary = tempfile.TemporaryDirectory(prefix="camvid-", ignore_cleanup_errors=True)
         with temporary as folder:
             _clone(os.environ.get("STREETS_CAMVID_URL", CAMVID_URL), folder)
@@ -929,7 +929,7 @@ def _convert_camvid_file(item: tuple[Path, bytes], names: tuple[str], table: np.
     pixels = read_image(path, data)
     if names[0].endswith(LABEL_SUFFIX):
         if _is_indexed(path) and data[25:26] == b"\x03":  # a palette, whose colours are for the eye
-            with _told("read", path, Exception):
+            with told("read", path, Exception):
                 pixels = cv2.cvtColor(np.asarray(Image.open(io.BytesIO(_intact(path, data)))), cv2.COLOR_GRAY2RGB)
         pixels = table[_packed(pixels)]
         if (share := (pixels == 255).mean()) > 0:
@@ -1800,7 +1800,7 @@ def git_output(home: Path, *arguments: str, ends: tuple[int, ...] = (0,)) -> str
     except OSError as error:
         why = str(error)
     if why:
-        raise StreetsError(f"git cannot look into {home} ({why}): make a release in a clone of the repository.")
+        raise StreetsError(f"git cannot look into {home} ({why}): use a clone of the repository.")
     return done.stdout
 
 

@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path, PurePosixPath
 
 import data_prep
-from data_prep import StreetsError, git_output, read_file, user_path, write_atomic
+from data_prep import StreetsError, git_output, read_file, told, user_path, write_atomic
 
 EXERCISE = re.compile(r"# (Exercise \d\.\d)(: check)?\n")  # how the cells of an exercise begin
 
@@ -36,11 +36,11 @@ def make_assignment(number: str, out: str | Path) -> Path:
     """
     import jupytext
 
-    out = user_path("--out", out)
-    known = {path.stem[:2]: path for path in sorted((data_prep.HERE / "notebooks").glob("[0-9][0-9]_*.py"))}
+    home, out = data_prep.HERE, user_path("--out", out)
+    known = {path.stem[:2]: path for path in sorted((home / "notebooks").glob("[0-9][0-9]_*.py"))}
     if number not in known:
         raise StreetsError(f"There is no notebook {number!r}: use {' or '.join(known)}.")
-    if not (solutions := data_prep.HERE / "tests" / "solutions" / known[number].name).is_file():
+    if not (solutions := home / "tests" / "solutions" / known[number].name).is_file():
         raise StreetsError(f"{solutions} is missing: an assignment is made from a whole copy of the repository.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StreetsError(f"{out} is not empty: name a new folder with --out.")
@@ -50,11 +50,10 @@ def make_assignment(number: str, out: str | Path) -> Path:
             _attach_pictures(cell, known[number].parent)
         elif begins := EXERCISE.match(cell.source):
             _grade(cell, answers[begins[1]], begins[1].lower().translate({32: "_", 46: "_"}), check=bool(begins[2]))
-    home = data_prep.HERE
     helpers = [home / "common.py", home / "data_prep.py", *home.glob("results/*.py"), *home.glob("results/*.csv")]
-    with data_prep._told("write", out):
+    with told("write", out):
         for helper in helpers:
-            target = out / helper.relative_to(data_prep.HERE)
+            target = out / helper.relative_to(home)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(helper.read_bytes())
         jupytext.write(notebook, made := out / f"{known[number].stem}.ipynb")
@@ -96,17 +95,17 @@ def make_release(repo: str, tag: str) -> list[Path]:
     That is where a notebook that is opened alone gets its helpers, where the badges lead, and every other mention of the
     address: all of it, or nothing is changed. Prints the git commands that remain; returns the changed files.
     """
-    repo = repo.removesuffix("/").removesuffix(".git")
+    home, repo = data_prep.HERE, repo.removesuffix("/").removesuffix(".git")
     if not re.fullmatch(r"https://github\.com/[a-z\d][a-z\d-]*/[\w.-]*\w[\w.-]*", repo, re.ASCII | re.IGNORECASE):
         raise StreetsError(f"--repo cannot be {repo!r}: use https://github.com/OWNER/NAME, as the badges open nothing else.")
     if not re.fullmatch(r"v\d+\.\d+(\.\d+)?", tag, re.ASCII):
         raise StreetsError(f"--tag cannot be {tag!r}: use a version such as v1.1 or v1.1.2.")
-    if dirty := git_output(data_prep.HERE, "status", "--porcelain"):
-        raise StreetsError(f"{data_prep.HERE} has changes ({dirty.splitlines()[0][3:]}): commit or remove them before a release.")
-    if git_output(data_prep.HERE, "tag", "--list", tag):
+    if dirty := git_output(home, "status", "--porcelain"):
+        raise StreetsError(f"{home} has changes ({dirty.splitlines()[0][3:]}): commit or remove them before a release.")
+    if git_output(home, "tag", "--list", tag):
         raise StreetsError(f"The tag {tag} is taken, and others may have fetched it: choose the next one.")
-    notebooks = sorted(data_prep.HERE.glob("notebooks/[0-9][0-9]_*.py"))
-    paths = [path.with_suffix(end) for path in notebooks for end in (".py", ".ipynb")] + [data_prep.HERE / "README.md"]
+    notebooks = sorted(home.glob("notebooks/[0-9][0-9]_*.py"))
+    paths = [path.with_suffix(end) for path in notebooks for end in (".py", ".ipynb")] + [home / "README.md"]
     before = {path: read_file(path).decode() for path in paths}
     address, after = repo.removeprefix("https://github.com/"), {}
     old = {match[3] for text in before.values() for match in REPO_TAG.finditer(text)}
@@ -120,9 +119,9 @@ def make_release(repo: str, tag: str) -> list[Path]:
             raise StreetsError(f"{path} has not one line `REPO, TAG = ...` and one badge each for Colab and Kaggle: restore it.")
         text = REPO_TAG.sub(rf"\g<1>{address}\g<4>{tag}", BADGE.sub(rf"\g<1>{address}/blob/{tag}", text))
         after[path] = enter.sub(address.partition("/")[2], mention.sub(address, text))
-    known = [f":(exclude,literal){path.relative_to(data_prep.HERE).as_posix()}" for path in before]
+    known = [f":(exclude,literal){path.relative_to(home).as_posix()}" for path in before]
     for name in old - {address}:
-        if files := git_output(data_prep.HERE, "grep", "-lF", "-e", name, "--", ".", *known, ends=(0, 1)).split("\n")[0]:
+        if files := git_output(home, "grep", "-lF", "-e", name, "--", ".", *known, ends=(0, 1)).split("\n")[0]:
             raise StreetsError(f"{files} names {name}, too, which only you can change: edit and commit it first.")
     changed = [path for path in after if after[path] != before[path]]
     try:

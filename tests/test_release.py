@@ -167,6 +167,6 @@ def test_a_release_that_cannot_be_written_to_its_end_leaves_every_file_as_it_was
 def test_without_a_repository_or_git_a_sentence_says_so(clone, monkeypatch, capsys):
     (clone / ".git").rename(clone.parent / "kept")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(clone.parent))
-    assert "make a release in a clone of the repository" in refusal(capsys)
+    assert "use a clone of the repository" in refusal(capsys)
     monkeypatch.setenv("PATH", "")
-    assert "make a release in a clone of the repository" in refusal(capsys)
+    assert "use a clone of the repository" in refusal(capsys)

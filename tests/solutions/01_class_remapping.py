@@ -2,7 +2,7 @@
 
 # %% Exercise 1.1: solution (1 point)
 def table_for_pedestrians():
-    """(256,) uint8 table: road 0, sidewalk 1, other classes 2, void 255, no id 254."""
+    """(256,) uint8: road 0, sidewalk 1, other classes 2, void 255, unknown ids 254."""
     ### BEGIN SOLUTION
     table = np.full(256, 254, np.uint8)
     for c in Cityscapes.classes:
