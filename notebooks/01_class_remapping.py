@@ -625,8 +625,7 @@ iou.loc[[n for n in chosen if total[cityscapes19.classes.index(n)]]].round(2)
 #
 # **A statistic prints 0 %** [code, commit 8a77d81]: the share of road, building and vehicle together, in truth 60 % of the
 # training pixels. The U-Net report's code stores shares under *names*, and looks them up under "1", "2" and "3", with
-# `dict.get` and the default 0. Square brackets would have stopped with a `KeyError`. (The right shares stand a few lines
-# above.)
+# `dict.get` and the default 0. Square brackets would have stopped with a `KeyError`. (The right shares stand a few lines above, and nothing uses the 0.)
 #
 # ## What we learnt
 #
