@@ -19,8 +19,8 @@
 # You train one network four times, and only its loss changes: cross-entropy alone (A), with Dice (B), with Dice and a boundary
 # loss (C), with the boundary loss (D). In a published study of twelve long trainings the answer depends on the score: Dice
 # makes the trimap IoU 1.6 points better and the boundary F1 .8 worse, and the boundary loss without Dice has the best mIoU, by
-# .4. In our short trainings on real streets Dice leads by all three, with each of three seeds: 1.2 points of mIoU. And you
-# will see how little this boundary loss pulls.
+# .4. In our short trainings on real streets Dice leads by all three, with each of three seeds: 1.2 points of mIoU. And you will
+# see how little this boundary loss pulls.
 #
 # ![A street of CamVid, its label, and the predictions of four networks, which hardly differ](../.github/06_four_losses.jpg)
 #
@@ -35,8 +35,8 @@
 # version 0.2.2), after H. Kervadec et al., *Boundary loss for highly unbalanced segmentation* (MIDL 2019); links in
 # [results/sources.md](../results/sources.md). [report] marks the study's text, [README] its notes, [code] public code.
 #
-# **You need** softmax, cross-entropy and Dice (notebook 02), Student's t and the bootstrap (03), boundary F1 and trimap IoU (04).
-# This notebook takes about 45 minutes to read.
+# **You need** softmax, cross-entropy and Dice (notebook 02), Student's t and the bootstrap (03), boundary F1 and trimap IoU
+# (04). This notebook takes about 45 minutes to read.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
@@ -74,8 +74,8 @@ num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
-# The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone
-# fetches them.
+# The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone fetches
+# them.
 
 # %%
 import os
@@ -125,8 +125,8 @@ importlib.invalidate_caches()
 
 # %% [markdown]
 # A *mode* is a recipe. `paper` is the source's, as far as it is stated: 2 photos at a time, and a step after 4 such batches
-# (`accumulation`). `quick` and `laptop` put the same decoder on a small
-# encoder, EfficientNet-Lite0, whose ImageNet weights come as a Python package.
+# (`accumulation`). `quick` and `laptop` put the same decoder on a small encoder, EfficientNet-Lite0, whose ImageNet weights
+# come as a Python package.
 
 # %%
 MODES = {
@@ -767,7 +767,8 @@ for a, b in combinations(seen, 2):
     print(f"{a}-{b} {(seen[a] != seen[b])[valid].mean():.1%}", end="  ")
 
 # %% [markdown]
-# On 6.0 to 9.3 % of this street. A and D, whose losses differ by the boundary loss alone, are no closer (9.1 %) than A and B (6.8 %).
+# On 6.0 to 9.3 % of this street. A and D, whose losses differ by the boundary loss alone, are no closer (9.1 %) than A and B
+# (6.8 %).
 #
 # Here are our scores in per cent, beside the published ones of 160 epochs on Cityscapes. The *majority class* names one class
 # everywhere:
@@ -881,10 +882,10 @@ def term_gradients(logits, batch, terms, class_weights=None):
 
 
 # %% [markdown]
-# The derivative of $L_B$ by $p_c(x)$ is $\phi_c(x) / (C\,|V|)$: four pixels from the rim it is
-# $\frac{4}{127}\cdot\frac{1}{19} = .0017$ times $1/|V|$, of which $\lambda_b$ leaves a fifth. That of cross-entropy, without
-# class weights, is at least $1/|V|$ for the true class. We measure on four val streets, at the start, in C, which knows both
-# losses, and in A, which knows neither:
+# The derivative of $L_B$ by $p_c(x)$ is $\phi_c(x) / (C\,|V|)$: four pixels from the rim it is $\frac{4}{127}\cdot\frac{1}{19}
+# = .0017$ times $1/|V|$, of which $\lambda_b$ leaves a fifth. That of cross-entropy, without class weights, is at least $1/|V|$
+# for the true class. We measure on four val streets, at the start, in C, which knows both losses, and in A, which knows
+# neither:
 
 # %%
 from torch.utils.data import default_collate
@@ -936,7 +937,8 @@ pd.DataFrame(table).T.round(4)
 
 # %% [markdown]
 # At the start Dice pulls with .02 of cross-entropy's strength, after training with .28; the boundary loss with less than a
-# thousandth each time. On these toy streets the two never pull apart, and after training they agree more inside of regions (.37 to .38) than near seams (.24), where the source expects it. One street under A, where yellow is strong:
+# thousandth each time. On these toy streets the two never pull apart, and after training they agree more inside of regions (.37
+# to .38) than near seams (.24), where the source expects it. One street under A, where yellow is strong:
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(8.5, 2.2), layout="constrained")
@@ -1079,17 +1081,17 @@ if len(found):
     display(table)
 
 # %% [markdown]
-# - **Dice** lifts the mIoU by 1.2 points beside A, strict boundary F1 by 1.0 and trimap IoU by 1.3, all with intervals without 0;
-#   beside D by .3, .8 and 1.0, of which only the .3 may be 0. In the study it lifted the trimap IoU by 1.6 to 1.7, while F1, its
-#   own and not strict, fell.
-# - **The boundary loss**, weak or strong: D is .5 points of mIoU above A, C .3 below B, `D strong` .1 above A. Every interval holds
-#   0. In pixels it pulls over a hundred times as hard, and still changes nothing that we can tell from luck.
+# - **Dice** lifts the mIoU by 1.2 points beside A, strict boundary F1 by 1.0 and trimap IoU by 1.3, all with intervals without
+#   0; beside D by .3, .8 and 1.0, of which only the .3 may be 0. In the study it lifted the trimap IoU by 1.6 to 1.7, while F1,
+#   its own and not strict, fell.
+# - **The boundary loss**, weak or strong: D is .5 points of mIoU above A, C .3 below B, `D strong` .1 above A. Every interval
+#   holds 0. In pixels it pulls over a hundred times as hard, and still changes nothing that we can tell from luck.
 # - **The $p$ over seeds** is below .05 once: C below B in mIoU (.015), as its three differences are nearly equal, .30, .33 and
 #   .37. But the interval holds 0. The $p$ asks about these 233 pictures, the interval about other pictures, too.
 #
-# Had we stopped at seed 42, D would be .8 above A, with an interval over the pictures without 0. That is a difference between two
-# *networks*: the smallest change to a training grows into another network. To compare two *losses* takes several of each. (The
-# study's distances may have another scale, and its boundary loss may pull harder than our D's.)
+# Had we stopped at seed 42, D would be .8 above A, with an interval over the pictures without 0. That is a difference between
+# two *networks*: the smallest change to a training grows into another network. To compare two *losses* takes several of each.
+# (The study's distances may have another scale, and its boundary loss may pull harder than our D's.)
 #
 # ## Do short runs mislead?
 #
@@ -1119,9 +1121,9 @@ common.show(fig)
 # change places, though after Holm for sixteen epochs none survives by itself. (One run of each, stopped at epoch 60, names a
 # wrong winner with probability .78, at 110 with .29: [results/sources.md](../results/sources.md).)
 #
-# But by the text these are *stops on the way* of one long schedule (it may be otherwise, see *Where the source is wrong*). A short
-# study would let its learning rate fall within its own few epochs. Here are our runs on CamVid with a quarter of the epochs,
-# beside the long ones on their way, in mIoU (means over the seeds; `D strong` has none):
+# But by the text these are *stops on the way* of one long schedule (it may be otherwise, see *Where the source is wrong*). A
+# short study would let its learning rate fall within its own few epochs. Here are our runs on CamVid with a quarter of the
+# epochs, beside the long ones on their way, in mIoU (means over the seeds; `D strong` has none):
 
 # %%
 short = camvid_runs("-epochs3")
@@ -1140,8 +1142,10 @@ if len(found) and len(short):
 # %% [markdown]
 # A whole short run is no stop on the way: it ends at 61 to 62 on val, where the long runs pass by at 56 to 59. Do its answers
 # hold? Dice's gain does: on test B is above A with every seed at both budgets, by .3 to .7 points after 3 epochs and 1.0 to 1.5
-# after 12. The winner does not: the short runs pick C on val with every seed, and have it .1 to .9 above B on test. The long ones
-# have it .3 below. So here a short study finds the large difference, and misleads about the small one.
+# after 12. The winner does not: the short runs pick C on val with every seed, and have it .1 to .9 above B on test. The long
+# ones have it .3 below. So here a short study finds the large difference, and misleads about the small one. (The study
+# supposes, too, that in a long training Dice has soon done for rare classes what it can [report, §6.1]. Our twelve epochs do
+# not come to that point: [results/sources.md](../results/sources.md).)
 #
 # ## A perfect score for a wrong picture
 #
@@ -1166,18 +1170,18 @@ for estimator in ("as_published", "per_class"):
 # This is a careful study: twelve long runs, public tables, and two mistakes mended by its author. Three points teach; the
 # others are in [results/sources.md](../results/sources.md).
 #
-# **1. One schedule, or three?** By the text all runs follow one schedule of 160 epochs [report, §3.1]. But the script that makes
-# its table is headed "2 seeds × 10 epochs", and the trainer prolongs a finished run by setting its learning rate back [code].
-# The table fits that: in all eight runs of two seeds the mIoU *falls* from epoch 10 to 15, as after a learning rate that had come
-# to 0 and is set back, and the third seed lies lower at 10. So two of the
-# three seeds were probably trained for 10 epochs first, and then prolonged. That would make "short-epoch ablations are
-# systematically misleading" [report, §7] better founded than its text makes it: on these two seeds C leads D by 1.9 points after
-# 10 epochs, and D leads C by .5 after 160. For this one pair, that is: "systematically" is not shown.
+# **1. One schedule, or three?** By the text all runs follow one schedule of 160 epochs [report, §3.1]. But the script that
+# makes its table is headed "2 seeds × 10 epochs", and the trainer prolongs a finished run by setting its learning rate back
+# [code]. The table fits that: in all eight runs of two seeds the mIoU *falls* from epoch 10 to 15, as after a learning rate
+# that had come to 0 and is set back, and the third seed lies lower at 10. So two of the three seeds were probably trained for
+# 10 epochs first, and then prolonged. That would make "short-epoch ablations are systematically misleading" [report, §7] better
+# founded than its text makes it: on these two seeds C leads D by 1.9 points after 10 epochs, and D leads C by .5 after 160. For
+# this one pair, that is: "systematically" is not shown.
 #
-# **2. Two sets of weights.** "The CE weight is fixed at 1.0 throughout" [report, §3.2]. The same script lists A: 1, B: .5 and .5
-# of Dice, C: .4, .4 and .2 of the boundary loss, D: .8 and .2 [code]. Then C's boundary loss has half of cross-entropy's weight,
-# not a fifth. We train the text's; `recipe = "author_config"` takes the script's, and class weights, which a later configuration
-# of B has [code].
+# **2. Two sets of weights.** "The CE weight is fixed at 1.0 throughout" [report, §3.2]. The same script lists A: 1, B: .5 and
+# .5 of Dice, C: .4, .4 and .2 of the boundary loss, D: .8 and .2 [code]. Then C's boundary loss has half of cross-entropy's
+# weight, not a fifth. We train the text's; `recipe = "author_config"` takes the script's, and class weights, which a later
+# configuration of B has [code].
 #
 # **3. "Kervadec default" λ = 0.2, "no hyperparameter"** [report, §3.2, §6.3]. With distances in pixels, Kervadec's code has
 # .01, raised in training, or a fixed .1, or 1 for the boundary loss alone [code]. That only one $\lambda_b$ was tried, §6.4
@@ -1186,7 +1190,8 @@ for estimator in ("as_published", "per_class"):
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a street serves that was not trained on. (Our D takes a part of its bus for a train.)
+# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a street serves that was not trained on. (Our D takes a
+# part of its bus for a train.)
 
 # %%
 from results import video
@@ -1243,8 +1248,8 @@ with common.exercise("Exercise 6.1"):
 # Write it for whole tensors, without autograd: logits and phi (B, C, H, W), label (B, H, W) with 255 for void.
 #
 # That of cross-entropy is $\frac{1}{|V|}(p_k - y_k)$. Show that with $\phi$ in [-1, 1] the boundary loss has at most
-# $2\lambda_b / C$ of it at the same pixel and logit, and return this bound from the second function. (Look at $k = y$ and
-# $k \ne y$ apart; the $p_c$ add up to 1.)
+# $2\lambda_b / C$ of it at the same pixel and logit, and return this bound from the second function. (Look at $k = y$ and $k
+# \ne y$ apart; the $p_c$ add up to 1.)
 
 # %%
 # Exercise 6.2

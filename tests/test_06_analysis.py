@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from scipy import stats
 
 import common
@@ -111,6 +112,22 @@ def test_the_published_probabilities_take_each_epochs_own_spread(by_epoch):
     found = wrong_pick(by_epoch, "D")
     expected = {60: 0.78, 90: 0.85, 100: 0.59, 110: 0.29, 140: 0.45, 150: 0.31}
     assert found[list(expected)].to_dict() == pytest.approx(expected, abs=0.02)
+
+
+def test_in_our_runs_rare_classes_still_learn_when_frequent_ones_stand_still():
+    groups = {"rare": ("pole", "traffic sign", "person", "rider", "fence"), "frequent": ("road", "building", "vegetation", "sky", "car")}
+    runs = ROOT / "results" / "06_kervadec_ablation" / "camvid11-laptop"
+    means = {}
+    for letter in "ABCD":
+        histories = [100 * pd.read_csv(runs / f"{letter}_seed{seed}" / "history.csv").set_index("epoch") for seed in (42, 43, 44)]
+        for group, classes in groups.items():
+            means[group, letter] = sum(one[[f"iou_{name}" for name in classes]].mean(axis=1) for one in histories) / 3
+    assert means["frequent", "A"][[6, 9, 12]].round(1).tolist() == [88.0, 88.5, 88.7]
+    rises = {letter: means["rare", letter][12] - means["rare", letter][9] for letter in "ABCD"}
+    assert (min(rises.values()), max(rises.values())) == (pytest.approx(2.4, abs=0.06), pytest.approx(3.6, abs=0.06))
+    gains = {(group, a): means[group, a][12] - means[group, b][12] for group in groups for a, b in ("BA", "CD")}
+    assert (gains["rare", "B"], gains["rare", "C"]) == (pytest.approx(1.5, abs=0.06), pytest.approx(1.7, abs=0.06))
+    assert min(gains["frequent", "B"], gains["frequent", "C"]) == pytest.approx(-0.1, abs=0.06)
 
 
 def put_run(folder, shift, n=40):
