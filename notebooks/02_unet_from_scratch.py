@@ -42,7 +42,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2.1 min in all (2 cores of an AMD EPYC, November 2026) | mIoU on test .68 to .71 after `scratch`, .71 to .73 after `dice_occlusion` (majority class .04), people .00 to .04 and .15 to .21 (seeds 42 to 44, one thread and two): a smoke test, no evidence |
+# | `quick` | toy streets, made on the spot | any CPU | 2 min in all on 2 cores of an AMD EPYC, 4.5 on those of a slower Xeon (November 2026) | mIoU on test .68 to .71 after `scratch`, .71 to .73 after `dice_occlusion` (majority class .04), people .00 to .04 and .15 to .21 (seeds 42 to 44, one thread and two): a smoke test, no evidence |
 # | `laptop` | CamVid: 367 real streets | any CPU | about 47 min for all five stages on one core of that machine | mIoU on test .60 to .62 after `scratch` (.59 with two threads), .61 to .63 after `dice_occlusion` (majority class .04), people .15 to .23 and .19 to .27 (three seeds) |
 # | `course`, `paper` | CamVid or Cityscapes | one 16 GB GPU, of which 1.5 GiB (computed) | not yet measured | not yet run |
 

@@ -40,7 +40,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 3 min 15 s in all (2 cores of an AMD EPYC, November 2026) | with seed 42 mIoU about .43 on val (majority class .02), poles .11: it works, and is no evidence |
+# | `quick` | toy streets, made on the spot | any CPU | 3 min 15 s in all on 2 cores of an AMD EPYC, 9 min on those of a slower Xeon (November 2026) | with seed 42 mIoU about .43 on val (majority class .02), poles .11: it works, and is no evidence |
 # | `laptop` | CamVid: 367 real streets | any CPU | 15 min for each variant on one free core of that, 9 on two | mIoU on test .59 to .61 (majority class .02), poles .23 to .24 (three seeds) |
 # | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: at most 5.9 GiB, computed | not measured | four variants that one can compare |
 # | `paper` | Cityscapes, 1024x2048 | one GPU of 40 GB: 28 GiB, computed | not measured (the source: 28 h a run [report, §4.3]) | the published table |
