@@ -61,8 +61,8 @@ num_processes: int = 1  # not used here
 max_hours: float = 0.0  # not used here
 
 # %% [markdown]
-# The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone fetches
-# them.
+# The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone
+# fetches them.
 
 # %%
 import os

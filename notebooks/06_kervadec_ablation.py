@@ -74,8 +74,8 @@ num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
-# The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone fetches
-# them.
+# The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone
+# fetches them.
 
 # %%
 import os
