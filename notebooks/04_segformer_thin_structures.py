@@ -73,8 +73,8 @@ num_processes: int = 1  # GPUs (or CPU processes) to train on
 max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
-# The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone fetches
-# them.
+# The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone
+# fetches them.
 
 # %%
 import os
@@ -1211,12 +1211,10 @@ camvid = [{"approach": run.method, "seed": run.seed} | on_test(run.folder)
 # %%
 if camvid:
     camvid = pd.DataFrame(camvid).set_index(["approach", "seed"]).sort_index()
-    of_approach = camvid.groupby("approach")
-    means = of_approach.mean().assign(seeds=of_approach.size())
-    display(means.reindex(list(APPROACHES)).round(1))
-    if camvid.index.get_level_values("seed").nunique() > 1:
-        each = camvid[["pole", "traffic sign", "mean of five"]].unstack("seed")
-        display(each.reindex(list(APPROACHES)).round(1))
+    means = camvid.groupby("approach").mean().reindex(list(APPROACHES))
+    display(means.assign(seeds=camvid.groupby("approach").size()).round(1))
+    each = camvid[["pole", "traffic sign", "mean of five"]].unstack("seed")
+    display(each.reindex(list(APPROACHES)).round(1))
 
 
 # %% [markdown]
@@ -1266,7 +1264,7 @@ QUESTIONS = {
 # %% [markdown]
 # The difference in points, with a 95 % interval over other pictures and, where there are several, other seeds: notebook 03's
 # bootstrap draws both. Four classes are four chances for luck: a star marks what a stricter test keeps in a row (*Holm's
-# method*, notebook 06). With one seed, star and interval speak of other pictures alone:
+# method*, notebook 06). With one seed there is no star, and the interval speaks of other pictures alone:
 
 # %%
 from results.report import holm_levels
@@ -1285,7 +1283,7 @@ def answers(found, classes=("pole", "traffic sign", "fence", "car")):
             rows[question, "seeds"] = str(len(runs[0]))
         for name, (*points, p), level in zip(classes, pairs, levels):
             middle, low, high = (100 * number for number in points)
-            stars = "*" * (p <= level)
+            stars = "*" * (p <= level and len(runs[0]) > 1)
             rows[question, name] = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]{stars}"
     return pd.Series(rows, dtype=str)
 
