@@ -920,6 +920,14 @@ def test_answers_come_from_one_two_or_three_seeds_and_only_from_pairs_that_there
     assert nb.answers(found.query("method == 'bas'"), classes=("pole",)).empty
 
 
+def test_over_the_whole_object_soft_iou_pulls_the_thick_one_harder(nb):
+    whole = {}
+    for width in (4, 32):
+        truth, moved = nb.shifted(width, 6)
+        whole[width] = nb.pull("iou", moved, truth)[1][truth[0] == 1].sum().item()
+    assert whole[32] / whole[4] == pytest.approx(2.66, abs=0.03)
+
+
 def test_a_star_marks_the_classes_that_survive_holms_correction(nb, monkeypatch):
     p = {"pole": 0.02, "traffic sign": 0.01, "fence": 0.2, "car": 0.03}  # levels .05/3, .05/4, and none after the first that fails
     monkeypatch.setattr(common, "compare_runs", lambda a, b, metric: (0.1, 0.05, 0.15, p[metric.removeprefix("iou_")]))
