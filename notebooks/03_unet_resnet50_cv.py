@@ -59,6 +59,7 @@ mode: str = "quick"  # quick (minutes), laptop (real streets), course (a GPU), p
 folds: str = "both"  # what is dealt out: image (as in the source), city, or both
 fold: str = "all"  # 1, 2, 3, several such as 1,3, or all: the part that is held out
 fold_seed: int = 42  # of the shuffle for the folds by image; the source used none
+learn: int = 0  # pictures that each network learns from; 0 takes all of the other folds
 augment: str = "intended"  # scaling as the report says; as_published: as its code does
 network: str = "published"  # published, or no_bottleneck
 height: int = 0  # of the pictures, a multiple of 32; 0 takes the mode's
@@ -662,6 +663,7 @@ for kind in kinds_of(folds):
     for number in (1, 2, 3) if kind in parts else ():
         name = f"{kind}-fold{number}"
         learnt, held_out = split_of_fold(frames, parts[kind], number)
+        learnt = common.evenly(learnt, learn)
         images[name] = {"train": learnt, "val": held_out} | others
         jobs[name] = partial(train, splits=images[name])
         unused[name] = ["fold_seed"] if kind == "city" else []

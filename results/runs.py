@@ -70,7 +70,7 @@ PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "acce
 # not among them, a parameter's 0 takes the mode's value
 RANGES = {
     **dict.fromkeys(("seed", "fold_seed"), (0, 2**32 - 1)),
-    **dict.fromkeys(("images", "resized"), (0, 1_000_000)),
+    **dict.fromkeys(("images", "resized", "learn"), (0, 1_000_000)),
     **dict.fromkeys(("epochs", "stage_epochs", "eval_every"), (1, 100_000)),
     **dict.fromkeys(("batch_size", "dice_batch_size", "accumulation"), (1, 1024)),
     **dict.fromkeys(("size", "crop"), (16, 8192)),
@@ -558,9 +558,14 @@ def record(notebook: str, job: Callable, cells: Iterable[str], command: str, roo
 
 
 def differing_keys(config: dict, old: dict) -> list[str]:
-    """Names of what changes a run's numbers and is not the same in two configurations."""
+    """Names of what changes a run's numbers and is not the same in two configurations.
+
+    A parameter that the notebook did not have when the `old` one was written had its default's effect.
+    """
     ours, theirs = ({k: v for k, v in flat(c).items() if not k.startswith("recorded_")} for c in (config, old))
-    return [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    known = {*old.get("parameters", {}), *config.get("changes", {})}
+    new = {f"parameters_{name}" for name in config.get("parameters", {}) if name not in known}
+    return [name for name in ours | theirs if ours.get(name) != theirs.get(name) and name not in new]
 
 
 # a folder of one's own

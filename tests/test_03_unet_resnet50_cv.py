@@ -534,6 +534,13 @@ def test_one_fold_by_city_alone_runs_to_the_end_and_reads_no_seed_of_a_shuffle(t
     assert "these runs:" not in (tmp_path / "printed").read_text(), "there is nothing to pair"
 
 
+def test_a_network_can_learn_from_fewer_pictures_than_its_folds_have(toy, tmp_path):
+    summaries = run_notebook(tmp_path, data_dir=str(toy), fold="1", folds="image", learn=4)
+    assert list(summaries) == ["image-fold1-learn4-height32-epochs1-weightsnone-images8_seed42"]
+    (summary,) = summaries.values()
+    assert (summary["n_train"], summary["n_val"]) == (4, 3)
+
+
 def test_where_there_are_too_few_cities_only_folds_by_image_are_trained(toy, tmp_path):
     root = tmp_path / "street"
     for path in (toy / "leftImg8bit/val", toy / "gtFine/val"):

@@ -69,6 +69,19 @@ def test_what_a_run_does_not_read_neither_names_it_nor_makes_it_another(toy, tmp
     assert runs.run_names(notebook_scope(tmp_path, 'fill = "black"\nwidth = 9'), unused)["scratch"] == "scratch-width9"
 
 
+def test_a_run_made_before_a_notebook_had_some_parameter_is_that_of_its_default(toy, tmp_path, jobs, capsys):
+    jobs, note = split_off(jobs)
+    folder = train_all(notebook_scope(tmp_path), toy, {"scratch": jobs["scratch"]})["scratch"].folder
+    config = json.loads((folder / "config.json").read_text())
+    del config["parameters"]["fill"]
+    (folder / "config.json").write_text(json.dumps(config))
+    train_all(notebook_scope(tmp_path), toy, {"scratch": jobs["scratch"]})
+    assert len(note) == 1 and "scratch_seed3: trained on" in capsys.readouterr().out
+    other = config | {"changes": {"fill": "black"}, "parameters": config["parameters"] | {"fill": "black"}}
+    assert runs.differing_keys(other, config) == ["changes_fill", "parameters_fill"]
+    assert runs.differing_keys(config, other) == ["changes_fill", "parameters_fill"], "and what it no longer has differs"
+
+
 def test_an_edited_recipe_is_not_taken_for_the_run_of_the_old_one(toy, tmp_path):
     def train_with(folder, terms, frames):
         tiny_run.train(folder, frames, epochs=1)
