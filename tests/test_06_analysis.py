@@ -188,12 +188,16 @@ def test_term_gradients_add_up_to_the_gradient_of_the_whole_loss(nb):
     torch.testing.assert_close(sum(parts.values()), leaf.grad)
 
 
-def test_cosine_of_gradients_over_a_mask(nb):
+def test_lengths_and_cosine_of_gradients_over_a_mask(nb):
     a, b = torch.zeros(1, 2, 1, 3), torch.zeros(1, 2, 1, 3)
     a[0, :, 0] = torch.tensor([[1.0, 1.0, 5.0], [0.0, 0.0, 5.0]])
     b[0, :, 0] = torch.tensor([[1.0, 0.0, -5.0], [0.0, 1.0, -5.0]])
     masks = [torch.tensor([[row]]) for row in ([True, False, False], [False, True, False], [False, False, True])]
-    assert [round(nb.cosine(a, b, mask), 5) for mask in masks] == [1.0, 0.0, -1.0]
+    found = [nb.compare_pulls({"ce": torch.full_like(a, 0.5), "dice": a, "boundary": b}, mask) for mask in masks]
+    assert [round(one["cosine of the two"], 5) for one in found] == [1.0, 0.0, -1.0]
+    half = 0.5**0.5  # the length of cross-entropy's, of two classes
+    assert [one["|dice| / |ce|"] * half for one in found] == pytest.approx([1, 1, 50**0.5])
+    assert [one["|boundary| / |ce|"] * half for one in found] == pytest.approx([1, 1, 50**0.5])
 
 
 def test_runs_on_camvid_are_found_by_the_name_of_their_loss_and_others_are_left_out(nb, tmp_path, monkeypatch):
