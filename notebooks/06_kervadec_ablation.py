@@ -929,6 +929,7 @@ near = torch.from_numpy(np.stack(bands))
 labelled = held_out["label"] != 255
 regions = {"everywhere": labelled, "near seams": near, "inside": labelled & ~near}
 
+# %%
 table = {}
 for name, model in stages.items():
     with torch.no_grad():
@@ -948,6 +949,8 @@ pd.DataFrame(table).T.round(4)
 one_photo, one_label = four.read(0)
 panels = {"photo": one_photo, "label": one_label, name: logits[0].argmax(0).numpy()}
 strongest = pull["ce"][0].norm(dim=0).max()
+
+# %%
 for term, gradient in pull.items():
     decades = (gradient[0].norm(dim=0) / strongest).clamp(min=1e-6).log10()
     panels[f"pull of {term}"] = plt.cm.viridis((1 + decades / 6).numpy())
