@@ -132,7 +132,8 @@ def recorded_facts(run: dict, config: dict, recipe: str) -> dict:
     aside = ("parameters", "settings", "images", "drives", "arguments", "recorded", "changes", "method")
     found = {name: value for name, value in config.items() if name not in aside and (name, value) != ("recipe", recipe)}
     found, settings = found | (config.get("changes") or {}), config.get("settings", {})
-    found |= {"folds": fold_of(recipe)[0].removesuffix("-fold")} if fold_of(recipe)[1] else {}
+    # the first folds were trained before there was a parameter `learn`, with all pictures
+    found |= {"folds": fold_of(recipe)[0].removesuffix("-fold"), "learn": 0} if fold_of(recipe)[1] else {}
     found |= config.get("parameters", {}) | settings | {f"settings.{name}": value for name, value in settings.items()}
     found |= {f"n_{split}": n for split, n in config.get("images", {}).items()}
     named = ("dataset", "mode", "n_train", "n_val", "n_test", "epochs", "weights", "num_processes", "images_per_step", "best_by")

@@ -294,6 +294,12 @@ def test_folds_by_image_and_by_city_are_compared_fold_by_fold_although_their_siz
     assert row[2].startswith("+14.83") and row[3] == "2" and row[-1].startswith("Points the claimed way.")
     assert not any("folds image, source" in reason for run in report.read_runs(tmp_path)[0] for reason in run.reasons)
     assert "folds city, source image" in report.read_runs(tmp_path)[0][0].reasons
+    for kind, last in {"image": 0.5, "city": 0.45}.items():
+        for fold in (1, 2, 3):
+            put_run(tmp_path, f"{kind}-fold{fold}", notebook="03_unet_resnet50_cv", final={"held_out": {"low": {"last": last}}},
+                    facts={"variant": None}, n_train=50, dataset="camvid11", mode="laptop", changes={"learn": 50}, parameters={"learn": 50})  # fmt: skip
+    differences = row_of(page_of(tmp_path), "Folds by image score higher than folds by city")[2]
+    assert re.fullmatch(r"\+14\.83.*<br>learn50: \+5\.00", differences), "with as many pictures beside with as many"
 
 
 def test_the_share_of_classes_that_gain_is_shown_and_not_judged(tmp_path):
