@@ -44,7 +44,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 3 min with two threads (November 2026) | with seed 42, mean IoU 18.4 by image and 16.8 by city (majority class 1.8): too few streets to tell |
+# | `quick` | toy streets, made on the spot | any CPU | 3 min on 2 cores of an AMD EPYC, 8 on those of a slower Xeon (November 2026) | with seed 42, mean IoU 18.4 by image and 16.8 by city (majority class 1.8): too few streets to tell |
 # | `laptop` | CamVid, 367 real streets | any CPU | about 5 min a fold on one core, 33 to 38 for all six | mean IoU 42 to 44 by image and 35 to 36 by drive (three seeds; majority class about 3) |
 # | `course` | CamVid, or 900 images of Cityscapes, at 512 rows | one 16 GB GPU: at most 5.3 GiB, computed | not yet measured | the same comparison with the source's network |
 # | `paper` | Cityscapes, 512x1024 | one 16 GB GPU: 4.7 GiB, computed | not yet measured | the published table |
@@ -1044,7 +1044,8 @@ video.show(photo, run.folder, scheme, model, own_size, **scaling)
 
 
 # %% [markdown]
-# With 27 toy streets to learn from, the network finds road, buildings and sky, and misses the bus.
+# With 27 toy streets to learn from, the network finds road, sky, buildings and some trees. The bus becomes car, sidewalk and
+# building.
 #
 # ## What we learnt
 #
