@@ -1307,10 +1307,10 @@ if len(camvid):
 # - *Class weights and coefficients* bring the larger part, 3.6 points. With seed 42 alone they seem to take 3.8 from cars; with
 #   all three that is 1.2, and may be 0.
 #
-# (An interval that draws from three seeds is rather narrow, as notebook 03 showed.) In the report, Approach 3 came last of
-# three, 1.24 points above the baseline [report]; here it leads the three by .8 in the mean of five. But
-# [results/README.md](../results/README.md) judges over seeds alone, with wider intervals: there every claim stays undecided,
-# that .8 and the 3.7 points of poles too. And the source's network had learnt poles on Cityscapes before it began [report].
+# (An interval that draws from only three seeds is rather narrow.) In the report, Approach 3 came last of three, 1.24 points
+# above the baseline [report]; here it leads the three by .8 in the mean of five. But [results/README.md](../results/README.md)
+# judges over seeds alone, with wider intervals: there every claim stays undecided, that .8 and the 3.7 points of poles too. And
+# the source's network had learnt poles on Cityscapes before it began [report].
 #
 # ## Where the source is wrong
 #
@@ -1359,9 +1359,9 @@ video.show(photo, runs[best].folder, scheme, net, fits, **inputs)
 #
 # - A loss decides how much a missed pixel counts. Cross-entropy counts all alike, class weights multiply a whole class; soft
 #   IoU and Lovász count a pixel the more, the fewer its class has.
-# - On CamVid, with three seeds, poles went from an IoU of 16.6 to 20.3 with SSIM and soft IoU, and to 25.3 with class weights
-#   and Lovász, of which the weights did more. Copy-paste alone hardly changed them. The network finds more poles and paints
-#   more false ones.
+# - On CamVid, with three seeds, poles went from an IoU of 16.6 to 20.3 with SSIM and soft IoU, and to 25.3 with Lovász, class
+#   weights and other coefficients, of which the last two did most. Copy-paste alone hardly changed them. The network finds more
+#   poles and paints more false ones.
 # - A loss of large value can have a small gradient, and equal coefficients do not make losses equally strong.
 # - Change one thing at a time, or you cannot say which change did it.
 #

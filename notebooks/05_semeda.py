@@ -45,7 +45,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2 min in all on 2 cores of an AMD EPYC, 4 on those of a slower Xeon (November 2026) | with seed 42, mean IoU on test 23 to 26 after training on with cross-entropy (majority class 1.9), 19 to 20 with the paper's weights divided by pixels, 22 to 24 at strength 1; no evidence |
+# | `quick` | toy streets, made on the spot | any CPU | 2 min in all on 2 cores of an AMD EPYC, 4 on those of a slower Xeon (November 2026) | with seed 42, mean IoU on test 23 to 26 after training on with cross-entropy (majority class 1.9), 18 to 20 with the paper's weights divided by pixels, 22 to 24 at strength 1; no evidence |
 # | `laptop` | CamVid: 367 real streets | any CPU | about 1.5 h for all 21 trainings on one core of that machine | mean IoU on test 51.5 to 52.3, 44.3 to 46.2 and 49.5 to 50.2 with the same losses (majority class 2.4; three seeds) |
 # | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: 2.7 GiB, computed | not yet measured | the same with a larger encoder |
 # | `paper` | Cityscapes at full size, crops of 320 | one 16 GB GPU: 1.3 GiB, computed | not yet measured (the paper names no time) | numbers beside the published table |
@@ -1169,10 +1169,11 @@ if kept and ("all", "continued") in means.index:
 #   interval is for one comparison. [The results page](../results/README.md) judges all of the source's claims at once, with
 #   wider ones, and leaves SEMEDA at strength 1 undecided.)
 # - *From ImageNet's weights* cross-entropy comes to 50.6 to 51.4, with Sobel's loss added to 40.9 to 41.6, with SEMEDA's to
-#   20.3 to 33.6: that training fails, although its strength is 1.4 before the first step: it grows as the network learns.
-#   Divided by elements it comes to 47.5, with one seed.
-# - *Rare classes* lose, large ones hardly do. SEMEDA at a strength of 1 takes 6.6 points from signs, 6.4 from riders and 2.9
-#   from poles, about a third of what the control has in each (20.8, 16.5, 8.5), and .1 from buildings.
+#   20.3 to 33.6: that training fails, although its strength is only 1.4 before the first step. (At a trained network the same
+#   weights have 28.) Divided by elements it comes to 47.5, with one seed.
+# - *Rare classes* lose, large ones hardly do. SEMEDA at a strength of 1 takes 6.6 points from signs and 2.9 from poles, about a
+#   third of what the control has (20.8 and 8.5), and .1 from buildings. From riders it takes 6.4, most of which is a gain of
+#   the control that it misses (`ppce` has 5.5 less, too).
 # - *Why?* Where SEMEDA pulls cannot be the whole reason: Sobel pulls at the mistakes, too, and loses as much. Neither has a
 #   logarithm, so a class of small $p$ gets little gradient. That may be it; we have not tested it.
 #

@@ -20,8 +20,8 @@
 # loss (C), with the boundary loss (D). In a published study of twelve long trainings the answer depends on the score: Dice
 # makes the trimap IoU 1.6 points better and the boundary F1 .8 worse, and the boundary loss without Dice has the best mIoU, by
 # .4. In our short trainings on real streets the networks with Dice lead on test by all three, with each of three seeds (in mIoU
-# by 1.2 points beside A, .3 beside D): likely no luck, but three seeds do not prove it. And you will see how little this
-# boundary loss pulls.
+# B leads A by 1.2 points, and C leads D by .3): likely no luck, but three seeds do not prove it. And you will see how little
+# this boundary loss pulls.
 #
 # ![A street of CamVid, its label, and the predictions of four networks, which hardly differ](../.github/06_four_losses.jpg)
 #
@@ -941,10 +941,10 @@ pd.DataFrame(table).T.round(4)
 
 # %% [markdown]
 # At the start Dice pulls with .02 of cross-entropy's strength, after training with .28; the boundary loss with less than a
-# thousandth each time. Is it neutral inside of regions? No: beside cross-entropy it pulls twice as hard there as near seams
-# (.0005 or .0006 against .0002), only weakly everywhere. And on these toy streets the two never pull apart: after training they
-# agree more inside (.37 to .38) than near seams (.24), where the source expects it. One street under A; from violet to yellow
-# the pull grows a million times:
+# thousandth each time. Is it neutral inside of regions? Beside cross-entropy it pulls harder there than near seams (.0005 or
+# .0006 against .0002), as Dice does (.35 or .36 against .26 or .27): cross-entropy itself is weaker inside. On these toy
+# streets the two never pull apart: after training they agree more inside (.37 to .38) than near seams (.24), where the source
+# expects it. One street under A; from violet to yellow the pull grows a million times:
 
 # %%
 one_photo, one_label = four.read(0)
@@ -1084,9 +1084,9 @@ if len(found):
 
 # %% [markdown]
 # - **Dice** lifts the mIoU by 1.2 points beside A, strict boundary F1 by 1.0 and trimap IoU by 1.3; beside D by .3, .8 and 1.0.
-#   All but the .3 have an interval without 0. But none has a $p$ below .05 (.060 at best), and an interval that draws from
-#   three seeds is too narrow, as notebook 03 showed: likely, not certain. In the study Dice lifted the trimap IoU by 1.6 to
-#   1.7, while its F1 fell. Ours rises by that F1, which is not strict, too (.9 and .7).
+#   All but the .3 have an interval without 0. But none has a $p$ below .05 (.060 at best), and an interval that draws from only
+#   three seeds is too narrow: likely, not certain. In the study Dice lifted the trimap IoU by 1.6 to 1.7, while its F1 fell.
+#   Ours rises by that F1, which is not strict, too (.9 and .7).
 # - **The boundary loss**, weak or strong: D is .5 points of mIoU above A, C .3 below B, `D strong` .1 above A. Every interval
 #   holds 0. In pixels it pulls over a hundred times as hard, and still changes nothing that we can tell from luck. (On val D is
 #   .8 *below* A.)
@@ -1147,9 +1147,9 @@ if len(found) and len(short):
 # A whole short run is no stop on the way: it ends at 61 to 62 on val, where the long runs pass by at 56 to 59. Do its answers
 # hold? Dice's gain does: on test B is above A with every seed at both budgets, by .3 to .7 points after 3 epochs and 1.0 to 1.5
 # after 12. The winner does not: with every seed the short runs have C above B, by .1 to .9 on test, and the long ones B above
-# C, by .3 to .4. So here a short study finds the large difference; the small one changes its sign, as luck would have it, too.
-# (Does Dice soon have done for rare classes what it can, as the study supposes [report, §6.1]? Twelve epochs do not come to
-# that point: [results/sources.md](../results/sources.md).)
+# C, by .3 to .4. So here a short study finds the large difference; the small one changes its sign, perhaps by luck. (Does Dice
+# soon have done for rare classes what it can, as the study supposes [report, §6.1]? Twelve epochs do not come to that point:
+# [results/sources.md](../results/sources.md).)
 #
 # ## A perfect score for a wrong picture
 #
@@ -1210,7 +1210,7 @@ video.show(photo, runs[last].folder, scheme, models[last], fitting, **scaling)
 # ## What we learnt
 #
 # - In the study Dice wins by trimap IoU and loses by boundary F1, and the boundary loss without Dice has the best mIoU. On
-#   CamVid's test pictures, with three seeds, the two with Dice lead by all three; after Holm no $p$ is below .05.
+#   CamVid's test pictures, with three seeds, the two with Dice lead by all three; after Holm none of Dice's $p$ is below .05.
 # - Cross-entropy counts pixels, Dice counts classes, the boundary loss counts distances, and is negative when all is well.
 # - Measure a term's gradient before you explain what it does, and correct for the number of comparisons.
 # - A stop on the way of a long run is no short run, and neither tells much of a small difference.
