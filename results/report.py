@@ -483,6 +483,7 @@ def in_short(runs: Sequence[Run], claims: pd.DataFrame, found: dict[str, list]) 
     lines = []
     for claim in claims.drop_duplicates("notebook").itertuples():
         mine = [one for one in found[claim.notebook] if one.claim.Index == claim.Index]
+        mine = [one for one in mine if one.a[0].method == one.a[0].recipe] or mine  # what departs from its mode stands below
         columns = [(our_value(one), len(one.values), "no" if one.reasons else "yes", verdict(one)) for one in mine]
         cells = in_lines(mine, columns) if mine else ["", "0", "", ""]
         lines.append([claim.notebook[:2], claim.claim, published_value(claim), *cells])
@@ -533,9 +534,10 @@ Numbers are per cent (losses as they are). A run *tests* a claim only where it r
 as the source had it; whatever else it had is listed by name. Differences are scored on images that nothing was selected on
 where there are some (a *test split* of the data set, or *test*, images set aside), else on *val*. Intervals are Student's over
 seeds: at 95 % for a single run's row, and for a claim at the level that Holm's procedure leaves it among all of its source that
-are judged under like conditions; one that was tried under several conditions has a line for each. One seed has no interval
-and decides nothing, nor do networks that both score within {100 * MARGIN:.0f} points of naming the most frequent class
-everywhere. A claim was seen in the source's [report], its [code] or a [draft]; [ours] is a control that no source made.
+are judged under like conditions. One that was tried under several conditions has a line for each; *In short* has only those
+of a mode as it is. One seed has no interval and decides nothing, nor do networks that both score within {100 * MARGIN:.0f} points of
+naming the most frequent class everywhere. A claim was seen in the source's [report], its [code] or a [draft]; [ours] is a
+control that no source made.
 Where a source prints two scores, their *published* difference is taken between these, rounded as they are; the source may
 print another last digit. A mean, a spread or a share of classes that it does not print is ours.
 """

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -452,12 +453,18 @@ def test_names_that_others_chose_are_neither_markup_nor_links(tmp_path):
 # the page and the README
 
 
-def test_the_summary_shows_all_conditions_and_first_the_one_that_leaves_its_mode_least(tmp_path):
+def test_the_summary_shows_runs_of_a_plain_mode_where_there_are_some_and_the_section_all(tmp_path):
     for changes, d in (({"epochs": 3}, 0.9), ({}, 0.6)):
         for recipe, miou in (("A", 0.5), ("D", d)):
             put_run(tmp_path, recipe, 1, miou, changes=changes, settings={"epochs": changes.get("epochs", 12)}, dataset="camvid11", mode="laptop")
-    summary = page_of(tmp_path).partition("\n## ")[2].partition("\n## ")[0]
-    assert "(A) | +0.40 | +10.00<br>epochs3: +40.00 | 1 |" in summary
+    _, summary, *sections = page_of(tmp_path).split("\n## ")
+    assert "(A) | +0.40 | +10.00 | 1 |" in summary
+    assert [row for section in sections for row in section.splitlines() if "+0.40 | +10.00<br>epochs3: +40.00 | 1 |" in row]
+    shutil.rmtree(tmp_path)
+    for recipe, miou in (("A", 0.5), ("D", 0.9)):
+        put_run(tmp_path, recipe, 1, miou, changes={"epochs": 3}, settings={"epochs": 3}, dataset="camvid11", mode="laptop")
+    summary = page_of(tmp_path).split("\n## ")[1]
+    assert "(A) | +0.40 | +40.00 | 1 |" in summary, "and where there are none, what there is"
 
 
 def test_the_command_writes_the_page_and_leaves_the_readme_to_the_repos_own_runs(tmp_path, monkeypatch, capsys):
