@@ -50,8 +50,9 @@ from results.runs import coerce, flat, in_range, load_weights, read_json, save_w
 # others reach these through common
 from results.figures import CURVES as CURVES, as_colors as as_colors, class_legend as class_legend, show as show  # isort: skip
 from results.figures import show_confusion as show_confusion, show_encoder_unet as show_encoder_unet  # isort: skip
+from results.figures import show_folds as show_folds  # isort: skip
 from results.figures import show_history as show_history, show_pair as show_pair, show_panels as show_panels  # isort: skip
-from results.figures import show_seeds as show_seeds, show_unet as show_unet  # isort: skip
+from results.figures import show_seeds as show_seeds, show_segformer as show_segformer, show_unet as show_unet  # isort: skip
 from data_prep import dataset_name as dataset_name, has_test_labels as has_test_labels  # isort: skip
 from data_prep import HERE as HERE, list_frames as list_frames, read_video as read_video  # isort: skip
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
@@ -234,6 +235,16 @@ def evenly(frames: Sequence, n: int) -> list:
     if not n or n >= len(frames):
         return list(frames)
     return [frames[i] for i in np.linspace(0, len(frames) - 1, n).round().astype(int)]
+
+
+def split_frames(frames: Sequence, sizes: tuple[int, int, int], split_seed: int) -> list[list]:
+    """[train, val, test] of a shuffled list, each sorted: of these sizes where it is long enough, else 80, 10 and 10 %."""
+    learn, val, test = sizes
+    if len(frames) < sum(sizes):
+        val = test = max(1, len(frames) // 10)
+        learn = max(0, len(frames) - val - test)
+    order = np.random.default_rng(split_seed).permutation(len(frames))
+    return [sorted(frames[i] for i in part) for part in np.split(order, [learn, learn + val, learn + val + test])[:3]]
 
 
 def halve(frames: Sequence) -> tuple[list, list]:

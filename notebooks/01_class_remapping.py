@@ -362,14 +362,17 @@ for name in ("streets7", "thin7"):
 # ## Void is not a class
 #
 # In `cityscapes19` black is void: the bonnet of the camera's car, things that fit no class, classes too rare to score. There is
-# no output number 255, so PyTorch would stop again. With `ignore_index` the loss leaves void out. All logits are 0, so every
-# pixel costs log 19 = 2.944. If void is out of the mean, the mean is 2.944, too:
+# no output number 255, so PyTorch would stop again. With `ignore_index` the loss leaves void out of the mean, as if we had
+# picked the other pixels ourselves:
 
 # %%
-logits = torch.zeros(1, 19, *label.shape)
+logits = torch.randn(1, 19, *label.shape)
 target = torch.from_numpy(label.astype(np.int64))[None]
 loss = F.cross_entropy(logits, target, ignore_index=255)
-print(f"void is {np.mean(label == 255):.1%} of this label, loss of the rest {loss:.3f}")
+counted = target != 255
+by_hand = F.cross_entropy(logits.movedim(1, -1)[counted], target[counted])
+print(f"void is {np.mean(label == 255):.1%} of this label")
+print("the same loss:", torch.isclose(loss, by_hand).item())
 
 # %% [markdown]
 # Do not write 0 for void here: 0 is *road*.
@@ -625,7 +628,8 @@ iou.loc[[n for n in chosen if total[cityscapes19.classes.index(n)]]].round(2)
 #
 # **A statistic prints 0 %** [code, commit 8a77d81]: the share of road, building and vehicle together, in truth 60 % of the
 # training pixels. The U-Net report's code stores shares under *names*, and looks them up under "1", "2" and "3", with
-# `dict.get` and the default 0. Square brackets would have stopped with a `KeyError`. (The right shares stand a few lines above, and nothing uses the 0.)
+# `dict.get` and the default 0. Square brackets would have stopped with a `KeyError`. (The right shares stand a few lines above,
+# and nothing uses the 0.)
 #
 # ## What we learnt
 #
@@ -663,6 +667,9 @@ with common.exercise("Exercise 1.1"):
     common.check("road, sidewalk, pole, car", guide[[7, 8, 17, 26]], [0, 1, 2, 2])
     common.check("not scored: 1, 4, 14", guide[[1, 4, 14]], [255, 255, 255])
     common.check("200, which is no id", guide[200], 254)
+    common.check("the licence plate, id -1", guide[255], 255)
+    ignored = [c.id for c in Cityscapes.classes if c.ignore_in_eval and c.id >= 0]
+    common.check("all ids that are not scored", guide[ignored], [255] * len(ignored))
 
 # %% [markdown]
 # ### Exercise 1.2: find and mend the way back
@@ -758,6 +765,8 @@ with common.exercise("Exercise 1.4"):
     two_blocks = np.array([[255, 255, 2, 1], [255, 255, 1, 2]], np.uint8)
     small = shrink_by_vote(two_blocks, 2, [1, 1, 1])
     common.check("a block of void, a tie of 1 and 2", small, [[255, 1]])
+    mostly_void = np.array([[255, 255], [255, 1]], np.uint8)
+    common.check("one pixel beside void", shrink_by_vote(mostly_void, 2, [1, 1]), [[1]])
     common.check("type", str(small.dtype), "uint8")
 
 # %% [markdown]

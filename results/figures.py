@@ -12,6 +12,7 @@ import IPython.display
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 if TYPE_CHECKING:
@@ -151,14 +152,50 @@ def show_seeds(table: pd.DataFrame, xlabel: str):
     size = (8.5, 0.3 * len(names) + 1.2)
     fig, axes = plt.subplots(1, len(table.columns), figsize=size, sharex=True, layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], table, strict=True):
-        for color, (seed, dots) in zip(cycle(CURVES), table[name].groupby(level=1)):
-            rows = [names.index(method) for method in dots.index.get_level_values(0)]
+        for k, (color, (seed, dots)) in enumerate(zip(cycle(CURVES), table[name].groupby(level=1))):
+            rows = [names.index(method) + 0.15 * (k - 1) for method in dots.index.get_level_values(0)]
             axis.plot(dots.to_numpy(), rows, "o", color=color, label=f"seed {seed}")
         axis.axvline(0, color="0.6", linewidth=0.8)
         axis.set_yticks(range(len(names)), names if axis is axes[0][0] else [])
         axis.set(title=name, xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
+        axis.locator_params(axis="x", nbins=6)
         axis.grid(axis="x", alpha=0.3)
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return fig
+
+
+def show_segformer(channels: Sequence[int], height: int):
+    """Figure, to scale, of a photo of `height` rows, an encoder's four maps, the mixed map of the head and the logits."""
+    fig, axis = plt.subplots(figsize=(8.5, 1.9), layout="constrained")
+    names = ("photo", "stage 1", "stage 2", "stage 3", "stage 4", "mixed", "logits")
+    strides, x = (1, 4, 8, 16, 32, 4, 4), 0
+    for name, n, stride in zip(names, (3, *channels, 256, 7), strides):
+        side, title = 4 / stride, f"{name}\n{n} channels\n{height // stride} rows"
+        color, middle = CURVES[name in ("mixed", "logits")], x + max(side, 1.8)
+        axis.add_patch(plt.Rectangle((middle - side, 0), 2 * side, side, color=color, alpha=0.7))
+        axis.text(middle, side + 0.15, title, ha="center", fontsize=8)
+        x = middle + max(side, 1.8) + 0.4
+    axis.set(xlim=(-0.2, x), ylim=(-0.1, 6.4), aspect="equal")
+    axis.set_axis_off()
+    return fig
+
+
+def show_folds(parts: dict[str, Sequence[np.ndarray]], groups: Sequence[str]):
+    """Figure of folds {kind: [indices, ...]} of pictures (N,): a band a kind, a colour a fold, dashes between the groups."""
+    groups = np.asarray(groups)
+    fig, axes = plt.subplots(len(parts), figsize=(8, 2), squeeze=False, sharex=True, layout="constrained")
+    for axis, (kind, split) in zip(axes.flat, parts.items()):
+        fold_of = np.zeros((1, len(groups)))
+        for number, part in enumerate(split, start=1):
+            fold_of[0, part] = number
+        band = axis.imshow(fold_of, aspect="auto", cmap=ListedColormap(CURVES[: len(split)]), vmin=0.5, vmax=len(split) + 0.5)
+        for group in np.unique(groups):
+            first, last = np.flatnonzero(groups == group)[[0, -1]]
+            axis.axvline(last + 0.5, color="white", linestyle="--")
+            axis.text((first + last) / 2, -0.6, group, ha="center", fontsize=9)
+        axis.set_yticks([0], [f"by {kind}"])
+    axes[-1, 0].set_xlabel("picture")
+    fig.colorbar(band, ax=axes, ticks=range(1, len(split) + 1), label="fold")
     return fig
 
 

@@ -919,11 +919,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> N
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for part in iter(partial(file.read, 2**20), b""):
-            digest.update(part)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def json_digest(content: dict) -> str:
@@ -1222,11 +1218,11 @@ def run_summaries(out_dir: str | Path = "") -> dict[Path, Path]:
     return dict(sorted(found.items()))
 
 
-def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
+def find_runs(out_dir: str | Path = "", **wanted) -> pd.DataFrame:
     """One row per finished run below a results folder; a line for each whose files are damaged or not a run's.
 
     Columns: the summary's fields, `folder`, `rows` (of the images that the network saw), the metrics, and what else was
-    scored at the end as final_...
+    scored at the end as final_... With `wanted`, such as mode="laptop", only the runs that have these values.
     """
     found = []
     for path in run_summaries(out_dir).values():
@@ -1236,10 +1232,11 @@ def find_runs(out_dir: str | Path = "") -> pd.DataFrame:
             final = flat(summary["final"], "final_") if summary.get("final") else {}
             if wrong := [name for name, kind in KINDS.items() if not isinstance(summary[name], kind)]:
                 raise TypeError(wrong)
-            found.append(facts | summary | flat(summary["metrics"]) | final)
+            if all(summary.get(name) == value for name, value in wanted.items()):
+                found.append(facts | summary | flat(summary["metrics"]) | final)
         except NOT_OURS:
             say_once(f"left out: {path.parent} is damaged or not a run of ours")
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=None if found else ["folder", *KINDS])
 
 
 def read_published(notebook: str = "") -> pd.DataFrame:

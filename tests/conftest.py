@@ -24,16 +24,9 @@ os.environ.pop("CITYSCAPES_DATASET", None)
 def notebook_definitions(name: str) -> types.ModuleType:
     """A module with a notebook's imports, functions, classes and ALL_CAPS literals, none of its other statements run."""
     path = ROOT / "notebooks" / f"{name}.py"
-    kept = []
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) and t.id.isupper() for t in node.targets):
-            try:
-                ast.literal_eval(node.value)
-            except ValueError:
-                continue
-            kept.append(node)
-        elif isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef):
-            kept.append(node)
+    from results import runs
+
+    kept = runs.defining(ast.parse(path.read_text(encoding="utf-8")).body)
     module = types.ModuleType(f"notebook_{name}")
     exec(compile(ast.Module(kept, []), str(path), "exec"), module.__dict__)
     return module

@@ -406,6 +406,14 @@ def test_a_notebook_leaves_out_what_is_damaged_or_not_ours_with_one_line(tmp_pat
     assert capsys.readouterr().out == f"left out: {folder} is damaged or not a run of ours\n"
 
 
+def test_a_notebook_asks_for_runs_of_some_kind_and_gets_a_table_also_where_there_are_none(tmp_path):
+    made = {(recipe, mode): put_run(tmp_path, recipe, mode=mode) for recipe in "AD" for mode in ("laptop", "paper")}
+    assert common.find_runs(tmp_path, mode="laptop", method="D")["folder"].tolist() == [made["D", "laptop"]]
+    assert set(common.find_runs(tmp_path, mode="laptop")["folder"]) == {made["A", "laptop"], made["D", "laptop"]}
+    for none in (common.find_runs(tmp_path, mode="course"), common.find_runs(tmp_path / "nothing")):
+        assert len(none) == 0 and {"folder", "method", "mode", "seed"} <= set(none.columns)
+
+
 def test_a_notebook_finds_all_runs_of_this_repository(capsys):
     common.say_once.cache_clear()
     assert len(common.find_runs()) == len(list((common.HERE / "results").glob("*/*/*/summary.json"))) and not capsys.readouterr().out
