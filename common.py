@@ -237,14 +237,13 @@ def evenly(frames: Sequence, n: int) -> list:
     return [frames[i] for i in np.linspace(0, len(frames) - 1, n).round().astype(int)]
 
 
-def split_frames(frames: Sequence, sizes: tuple[int, int, int], split_seed: int) -> list[list]:
-    """[train, val, test] of a shuffled list, each sorted: of these sizes where it is long enough, else 80, 10 and 10 %."""
-    learn, val, test = sizes
-    if len(frames) < sum(sizes):
-        val = test = max(1, len(frames) // 10)
-        learn = max(0, len(frames) - val - test)
+def split_frames(frames: Sequence, split_seed: int) -> list[list]:
+    """[train, val, test], shuffled, each sorted: 2000, 250 and 250 of Cityscapes' 2975 frames, else 80, 10 and 10 %."""
+    whole = len(frames) == 2975
+    part = 250 if whole else max(1, len(frames) // 10)
+    learn = 2000 if whole else max(0, len(frames) - 2 * part)
     order = np.random.default_rng(split_seed).permutation(len(frames))
-    return [sorted(frames[i] for i in part) for part in np.split(order, [learn, learn + val, learn + val + test])[:3]]
+    return [sorted(frames[i] for i in one) for one in np.split(order, [learn, learn + part, learn + 2 * part])[:3]]
 
 
 def halve(frames: Sequence) -> tuple[list, list]:

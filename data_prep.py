@@ -1898,6 +1898,23 @@ def has_test_labels(root: Path) -> bool:
     return images.keys() == labels.keys() and any(np.isin(read_label(path), scored).any() for path in some)
 
 
+def assignment_of(number: str, out: str) -> None:
+    """Make an assignment for nbgrader of a notebook: its exercises solved, with hidden tests and points."""
+    from results import editions
+
+    editions.make_assignment(number, out)
+
+
+def release_of(repo: str, tag: str) -> None:
+    """Set the address and the tag of a release in all notebooks, their badges and README.md.
+
+    Prints the git commands that remain.
+    """
+    from results import editions
+
+    editions.make_release(repo, tag)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         # argparse prints its usage and exits with 2; here a mistake is one sentence and exit code 1.
@@ -1911,8 +1928,6 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from results import editions  # not at the top: it imports this file
-
     layout = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = _Parser(prog="data_prep.py", description=__doc__, **layout)
     commands = parser.add_subparsers(required=True, metavar="toy | camvid | pairs | check | assignment | release")
@@ -1938,10 +1953,10 @@ def _parser() -> argparse.ArgumentParser:
         writer.add_argument("--force", action="store_true", help=force)
     check.add_argument("root", metavar="ROOT", help="the folder that holds leftImg8bit/ and gtFine/")
     check.add_argument("--deep", action="store_true", help="decode all files and check label values (minutes)")
-    assignment = command("assignment", editions.make_assignment)
+    assignment = command("assignment", assignment_of)
     assignment.add_argument("number", metavar="NN", help="number of the notebook: 01 to 06")
     assignment.add_argument("--out", required=True, metavar="DIR", help="a new folder in the course's source/")
-    release = command("release", editions.make_release)
+    release = command("release", release_of)
     release.add_argument("--repo", required=True, metavar="URL", help="https://github.com/OWNER/NAME")
     release.add_argument("--tag", required=True, metavar="TAG", help="a new version, such as v1.1")
     return parser

@@ -25,7 +25,7 @@
 # ![A street of CamVid, its label, and what the U-Net makes of it after the first stage and after the control](../.github/02_camvid.jpg)
 #
 # *A street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching. People are red. Below, what our U-Net makes of it
-# after the first stage, and after the control, which has the best mean IoU with this seed but one. We picked a street where the
+# after the first stage, and after the control, the second best of our five stages with this seed. We picked a street where the
 # gain shows: on its whole drive, one film of a moving car, the IoU of people goes from 15 to 20 % with seed 42; with two other
 # seeds it does not rise.*
 #
@@ -903,8 +903,8 @@ if len(found) and "continued" in set(found["method"]):
 #
 # **In mean IoU** every later stage gains 1.3 to 2.5 points over `scratch` with seeds 42 and 43, the control among them. With
 # seed 44 the control loses 1.2 points, the weighted stages 1.0 and .8. Only `dice_occlusion` gains with all three: 2.5, 1.7 and
-# .6, which is .2, -.1 and 1.8 beside the control: a hint, and no more. (The kept epoch of a stage is anywhere from 1 to 11:
-# with seed 43 both stages with occlusion keep their first, the control its seventh.)
+# .6, which is .2, -.1 and 1.8 beside the control: a hint, and no more. (The kept epoch of a later stage is anywhere from 1 to
+# 11 of 12: with seed 43 both stages with occlusion keep their first, the control its seventh.)
 
 # %% [markdown]
 # ## Where the source is wrong

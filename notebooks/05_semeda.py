@@ -22,8 +22,8 @@
 # Yes, it can: a gradient passes through a frozen network. But on real streets, with each of three seeds, no network that trains
 # on with this loss comes up to one that trains on with cross-entropy alone. If both gradients are equally long ("strength 1"),
 # it costs about 2 points of mean IoU; with the paper's weights about 7 if divided by pixels, as we read the paper, and 2 if
-# divided by elements (pixels times channels): the paper does not say which. On a prediction that we make up you will see one
-# reason: its gradient is smallest where an edge is in the wrong place.
+# divided by elements (pixels times channels): the paper does not say which. And on a prediction that we make up, its gradient
+# is smallest where an edge is in the wrong place.
 #
 # ![A street of CamVid, its label, and what four networks make of it](../.github/05_camvid.jpg)
 #
@@ -748,9 +748,9 @@ def strength(model, data, recipe, crops=16):
 # %% [markdown]
 # ## The network
 #
-# The encoder of DeepLab v3+ stops at a sixteenth of the size; a skip brings a finer map, as in a U-Net. There three *atrous*
-# convolutions look at the map side by side: 3x3 convolutions whose nine weights, the *taps*, are set 6, 12 and 18 cells apart
-# (*atrous spatial pyramid pooling*, ASPP). For small crops we take smaller rates, or the outer taps would see only padding:
+# The encoder of DeepLab v3+ stops at a sixteenth of the size. There three *atrous* convolutions look at the map side by side:
+# 3x3 convolutions whose nine weights, the *taps*, are set 6, 12 and 18 cells apart (*atrous spatial pyramid pooling*, ASPP).
+# For small crops we take smaller rates, or the outer taps would see only padding. A skip brings a finer map, as in a U-Net:
 
 # %%
 def aspp_rates(crop):
@@ -1143,9 +1143,9 @@ if kept and ("all", "continued") in means.index:
     common.show(draw_trimaps(of_all))
 
 # %% [markdown]
-# All curves lie below the control's: every structural loss costs points near edges *and* away from them. The weak ones cost
-# *more* within 3 pixels of an edge than beyond, 2.4 to 2.7 points against .8 to 1.9; for the strong ones it depends on the
-# radius.
+# All curves lie below the control's: every structural loss costs points near edges *and* away from them. Those of a strength
+# near 1 cost *more* within 3 pixels of an edge than beyond, 2.4 to 2.7 points against .8 to 1.9; for the two strong ones it
+# depends on the radius.
 #
 # - *Training on*, the control gains .5 to 1.7 points. With every seed and on both drives every structural loss ends below it.
 #   At a strength of 1 Sobel costs 1.8 ± .5 points and SEMEDA 2.2 ± 1.0; with the paper's weights divided by pixels it is 8.2 ±
@@ -1154,8 +1154,8 @@ if kept and ("all", "continued") in means.index:
 #   wider ones, and leaves SEMEDA at strength 1 undecided.)
 # - *From ImageNet's weights* cross-entropy comes to 50.6 to 51.4, with Sobel's loss added to 40.9 to 41.6, with SEMEDA's to
 #   20.3 to 33.6: that training fails, at the one learning rate that we tried.
-# - *Rare classes* lose most at a strength of 1: SEMEDA takes 6.6 points from signs and 2.9 from poles, about a third of what
-#   the control has (20.8 and 8.5), and .1 from buildings. With the large strengths the sidewalk loses 4 points, too.
+# - *Rare classes* lose first: at a strength of 1 SEMEDA takes 6.6 points from signs and 2.9 from poles, about a third of what
+#   the control has (20.8 and 8.5), and .1 from buildings. With the large strengths they lose 7 to 20, and the sidewalk 4, too.
 # - *Why?* Where SEMEDA pulls cannot be the whole reason: Sobel pulls at the mistakes, too, and loses as much. Neither has a
 #   logarithm, so a class of small $p$ gets little gradient. That may be it; we have not tested it.
 #

@@ -32,7 +32,7 @@ def make_assignment(number: str, out: str | Path) -> Path:
     """Make an assignment for nbgrader of a notebook: its exercises solved, with hidden tests and points.
 
     `out` is the folder of the assignment in the course's source/, new or empty. The notebook's helpers go beside it,
-    from where nbgrader hands them to every student.
+    from where nbgrader hands them to every student. Returns the notebook's path.
     """
     import jupytext
 
@@ -93,7 +93,7 @@ def make_release(repo: str, tag: str) -> list[Path]:
     """Set the address and the tag of a release in all notebooks and README.md.
 
     That is where a notebook that is opened alone gets its helpers, where the badges lead, and every other mention of the
-    address: all of it, or nothing is changed. Prints the git commands that remain.
+    address: all of it, or nothing is changed. Prints the git commands that remain; returns the changed files.
     """
     home, repo = data_prep.HERE, repo.removesuffix("/").removesuffix(".git")
     if not re.fullmatch(r"https://github\.com/[a-z\d][a-z\d-]*/[\w.-]*\w[\w.-]*", repo, re.ASCII | re.IGNORECASE):

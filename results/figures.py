@@ -152,8 +152,9 @@ def show_seeds(table: pd.DataFrame, xlabel: str):
     size = (8.5, 0.3 * len(names) + 1.2)
     fig, axes = plt.subplots(1, len(table.columns), figsize=size, sharex=True, layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], table, strict=True):
-        for k, (color, (seed, dots)) in enumerate(zip(cycle(CURVES), table[name].groupby(level=1))):
-            rows = [names.index(method) + 0.15 * (k - 1) for method in dots.index.get_level_values(0)]
+        seeds = table[name].groupby(level=1)
+        for color, aside, (seed, dots) in zip(cycle(CURVES), np.linspace(-0.2, 0.2, len(seeds)), seeds):
+            rows = [names.index(method) + aside for method in dots.index.get_level_values(0)]
             axis.plot(dots.to_numpy(), rows, "o", color=color, label=f"seed {seed}")
         axis.axvline(0, color="0.6", linewidth=0.8)
         axis.set_yticks(range(len(names)), names if axis is axes[0][0] else [])

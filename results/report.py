@@ -532,12 +532,12 @@ Written by `python results/report.py` from the runs in this folder, published.cs
 
 Numbers are per cent (losses as they are). A run *tests* a claim only where it recorded everything that changes its numbers
 as the source had it; whatever else it had is listed by name. Differences are scored on images that nothing was selected on
-where there are some (a *test split* of the data set, or *test*, images set aside), else on *val*. Intervals are Student's over
-seeds: at 95 % for a single run's row, and for a claim at the level that Holm's procedure leaves it among all of its source that
-are judged under like conditions. One that was tried under several conditions has a line for each; *In short* has only those
-of a mode as it is. One seed has no interval and decides nothing, nor do networks that both score within {100 * MARGIN:.0f} points
-of naming the most frequent class everywhere. A claim was seen in the source's [report], its [code] or a [draft]; [ours] is a
-control that no source made.
+where there are some (a *test split* of the data set, or *test*, images set aside), else on *val*. Intervals are Student's
+over seeds: at 95 % for a single run's row, and for a claim at the level that Holm's procedure leaves it among all of its
+source that are judged on like data, in one mode, from like weights. One that was tried in several ways has a line for each;
+*In short* has only those of a mode as it is, where there are some. One seed has no interval and decides nothing, nor do
+networks that both score within {100 * MARGIN:.0f} points of naming the most frequent class everywhere. A claim was seen in
+the source's [report], its [code] or a [draft]; [ours] is a control that no source made.
 Where a source prints two scores, their *published* difference is taken between these, rounded as they are; the source may
 print another last digit. A mean, a spread or a share of classes that it does not print is ours.
 """

@@ -1232,11 +1232,13 @@ def find_runs(out_dir: str | Path = "", **wanted) -> pd.DataFrame:
             final = flat(summary["final"], "final_") if summary.get("final") else {}
             if wrong := [name for name, kind in KINDS.items() if not isinstance(summary[name], kind)]:
                 raise TypeError(wrong)
-            if all(summary.get(name) == value for name, value in wanted.items()):
-                found.append(facts | summary | flat(summary["metrics"]) | final)
+            found.append(facts | summary | flat(summary["metrics"]) | final)
         except NOT_OURS:
             say_once(f"left out: {path.parent} is damaged or not a run of ours")
-    return pd.DataFrame(found, columns=None if found else ["folder", *KINDS])
+    table = pd.DataFrame(found, columns=None if found else ["folder", *KINDS])
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    return table
 
 
 def read_published(notebook: str = "") -> pd.DataFrame:

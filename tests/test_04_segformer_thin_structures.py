@@ -612,31 +612,28 @@ def test_weights_that_are_asked_for_and_not_there_stop_with_one_sentence(nb, hub
 # the splits
 
 
-SPLIT = (2000, 250, 250)
-
-
 def frames_of(n):
     return [data_prep.Frame(f"frame_{i:04d}", "city", None, None) for i in range(n)]
 
 
 def test_cityscapes_is_cut_into_2000_250_and_250_images():
     frames = frames_of(2975)
-    parts = common.split_frames(frames, SPLIT, 42)
+    parts = common.split_frames(frames, 42)
     assert [len(part) for part in parts] == [2000, 250, 250]
     assert len({frame.name for part in parts for frame in part}) == 2500 and all(part == sorted(part) for part in parts)
-    assert parts == common.split_frames(frames, SPLIT, 42) and all(a != b for a, b in zip(parts, common.split_frames(frames, SPLIT, 43)))
+    assert parts == common.split_frames(frames, 42) and all(a != b for a, b in zip(parts, common.split_frames(frames, 43)))
 
 
-@pytest.mark.parametrize("n", [3, 4, 9, 10, 19, 40, 231, 2499])
+@pytest.mark.parametrize("n", [3, 4, 9, 10, 19, 40, 231, 2974, 3000])
 def test_another_data_set_is_cut_into_80_10_and_10_per_cent_without_a_rest(n):
-    train, val, test = common.split_frames(frames_of(n), SPLIT, 42)
+    train, val, test = common.split_frames(frames_of(n), 42)
     assert sorted(train + val + test) == frames_of(n) and len(val) == len(test) == max(1, n // 10)
     assert all(part == sorted(part) for part in (train, val, test))
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_too_few_images_for_three_parts_leave_nothing_to_learn_from_and_lose_none(n):
-    train, val, test = common.split_frames(frames_of(n), SPLIT, 42)
+    train, val, test = common.split_frames(frames_of(n), 42)
     assert train == [] and sorted(val + test) == frames_of(n)
     with pytest.raises(common.StreetsError, match="A split is empty"):
         common.StreetScenes(train, (32, 64))
@@ -1215,7 +1212,7 @@ def train_tiny(root, out, approach="bas_copypaste", epochs=4, scheme=THIN7, **ch
     """One approach as the notebook trains it; returns its folder."""
     common.runs.SAVE_SECONDS = 0.0  # a state after every epoch
     nb = notebook_definitions(NAME)
-    train, val, test = common.split_frames(common.list_frames(root, "train"), SPLIT, 42)
+    train, val, test = common.split_frames(common.list_frames(root, "train"), 42)
     splits = {"train": train, "val": val, "test": test, "official_val": common.list_frames(root, "val")}
     settings = nb.MODES["course"] | {"height": 32, "epochs": epochs, "eval_every": 1, "batch_size": 3}
     config = {"method": approach, "parameters": {"seed": 1, "mode": "course"}, "dataset": "toy", "images": {"train": 6, "val": 1},

@@ -198,6 +198,9 @@ def test_lengths_and_cosine_of_gradients_over_a_mask(nb):
     half = 0.5**0.5  # the length of cross-entropy's, of two classes
     assert [one["|dice| / |ce|"] * half for one in found] == pytest.approx([1, 1, 50**0.5])
     assert [one["|boundary| / |ce|"] * half for one in found] == pytest.approx([1, 1, 50**0.5])
+    assert [one["|boundary| per pixel"] for one in found] == pytest.approx([1, 1, 50**0.5])
+    both = nb.compare_pulls({"ce": a + 1, "dice": a, "boundary": b}, masks[0] | masks[2])
+    assert both["|boundary| per pixel"] == pytest.approx((51 / 2) ** 0.5)
 
 
 def test_runs_on_camvid_are_found_by_the_name_of_their_loss_and_others_are_left_out(nb, tmp_path, monkeypatch):

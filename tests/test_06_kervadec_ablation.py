@@ -613,7 +613,7 @@ def val_of(root):
 
 
 def test_the_notebook_reaches_its_end_with_its_figures(five):
-    assert five.printed.count("<IPython.core.display.Image object>") == 7
+    assert five.printed.count("<IPython.core.display.Image object>") == 6
     assert "Exercise 6.4: not done yet" in five.printed
 
 

@@ -412,6 +412,8 @@ def test_a_notebook_asks_for_runs_of_some_kind_and_gets_a_table_also_where_there
     assert set(common.find_runs(tmp_path, mode="laptop")["folder"]) == {made["A", "laptop"], made["D", "laptop"]}
     for none in (common.find_runs(tmp_path, mode="course"), common.find_runs(tmp_path / "nothing")):
         assert len(none) == 0 and {"folder", "method", "mode", "seed"} <= set(none.columns)
+    with pytest.raises(KeyError, match="mod"):
+        common.find_runs(tmp_path, mod="laptop")
 
 
 def test_a_notebook_finds_all_runs_of_this_repository(capsys):
@@ -598,6 +600,8 @@ def test_pictures_hold_what_they_are_given_and_are_shown_once(monkeypatch):
     figures = [
         common.show_panels({"photo": photo, "truth": label, "again": label}, scheme, columns=2),
         common.show_encoder_unet([8, 16]),
+        common.show_segformer([8, 16, 24, 32], 64),
+        common.show_folds({"image": [np.array([0, 3]), np.array([1, 2])], "city": [np.array([0, 1]), np.array([2, 3])]}, list("aabb")),
         common.show_history({"A": history, "B": history}),
         common.show_confusion(np.array([[3, 1], [0, 0]]), ["a", "b"]),
         common.show_panels({"photo": photo, "truth": common.as_colors(label, scheme)}, scheme),
