@@ -19,8 +19,9 @@
 # The networks of a student's report reach a mean IoU of 67.7 per cent on street pictures that were held back, and 65.5 on
 # pictures of other cities. They have learnt from neither. What should you expect of them on *your* streets? You train such
 # networks in two ways. A *drive* is one trip of the camera car: some networks learn from other pictures of the drive that they
-# are scored on (*by image*), others do not (*by drive*). On real streets the very same pictures score 7.2 ± 1.0 points higher in the first way (three seeds), and 5.6, 9.1 and 5.8 points if all networks learn from equally many pictures. So a score *by image* speaks
-# of known streets, and one *by drive* of new ones.
+# are scored on (*by image*), others do not (*by drive*). On real streets the very same pictures score 7.2 ± 1.0 points higher
+# in the first way (three seeds), and 5.6, 9.1 and 5.8 points if all networks learn from equally many pictures. So a score *by
+# image* speaks of known streets, and one *by drive* of new ones.
 #
 # ![A held-out street, its label, and the predictions of two networks](../.github/03_leak.jpg)
 #
@@ -43,7 +44,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 3 min on 2 cores of an AMD EPYC, 8 on those of a slower Xeon (November 2026) | with seed 42, mean IoU 18.4 by image and 16.8 by city (majority class 1.8): too few streets to tell |
+# | `quick` | toy streets, made on the spot | any CPU | 3 min on 2 cores of an AMD EPYC, 8 to 11 on those of a slower Xeon (November 2026) | with seed 42, mean IoU 18.4 by image and 16.8 by city (majority class 1.8): too few streets to tell |
 # | `laptop` | CamVid, 367 real streets | any CPU | about 5 min a fold on one core, 33 to 38 for all six | mean IoU 42 to 44 by image and 35 to 36 by drive (three seeds; majority class about 3) |
 # | `course` | CamVid, or 900 images of Cityscapes, at 512 rows | one 16 GB GPU: at most 5.3 GiB, computed | not yet measured | the same comparison with the source's network |
 # | `paper` | Cityscapes, 512x1024 | one 16 GB GPU: 4.7 GiB, computed | not yet measured | the published table |
@@ -342,8 +343,9 @@ if len(equal):
     display(held_out_scores(equal), on_test_drives(equal))
 
 # %% [markdown]
-# The means of the folds are 40.4 to 41.9 by image and 30.6 to 35.1 by drive, on average no nearer to each other than before. So fewer pictures are not the reason for the gap, or not much of it. (Fold 1 by drive stays the worst on Seq05VD: it also lacks 0016E5, which all others
-# have.)
+# The means of the folds are 40.4 to 41.9 by image and 30.6 to 35.1 by drive, on average no nearer to each other than before. So
+# fewer pictures are not the reason for the gap, or not much of it. (Fold 1 by drive stays the worst on Seq05VD: it also lacks
+# 0016E5, which all others have.)
 #
 # So there are two questions. By image: how good is the network on more pictures of the streets it knows? By drive: how good is
 # it on other streets? Report the second if a car is to go anywhere new.
@@ -696,8 +698,8 @@ histories = {name: run.history for name, run in runs.items()}
 common.show(common.show_history(histories))
 
 # %% [markdown]
-# By image the three scores lie together: each fold is a bit of everything. By city they part, and fold 3 is the hardest city.
-# After the last epoch, in per cent, beside the scores on a split that is in no fold:
+# On the right, the three scores by image lie together: each fold is a bit of everything. By city they part, and fold 3 is the
+# hardest city. After the last epoch, in per cent, beside the scores on a split that is in no fold:
 
 # %%
 other_set = "test" if "test" in others else "official_val"
@@ -992,7 +994,8 @@ video.show(photo, run.folder, scheme, model, own_size, **scaling)
 # ## What we learnt
 #
 # - A score by image speaks of known streets, a score by city or drive of new ones. On CamVid they differ by 7.2 points (± 1.0
-#   for the chance of training, 0.0 to 10.0 from drive to drive), and by 6.8 ± 5.0 if all learn from equally many pictures. With three drives the honest score is also a noisy one.
+#   for the chance of training, 0.0 to 10.0 from drive to drive), and by 6.8 ± 5.0 if all learn from equally many pictures. With
+#   three drives the honest score is also a noisy one.
 # - Three scores need Student's t, and folds are not even independent.
 # - Two networks are compared on the same pictures, by a paired bootstrap. Draw the unit that you want to speak about.
 # - If several things change between two numbers, change them one at a time.

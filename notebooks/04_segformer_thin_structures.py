@@ -1166,7 +1166,7 @@ if camvid:
     camvid = pd.DataFrame(camvid).set_index(["approach", "seed"]).sort_index()
     means = camvid.groupby("approach").mean().reindex(list(APPROACHES))
     display(means.round(1))
-    each = camvid[["pole", "mean of five"]].unstack("seed")
+    each = camvid[["pole", "traffic sign", "mean of five"]].unstack("seed")
     display(each.reindex(list(APPROACHES)).round(1))
 
 
