@@ -125,7 +125,8 @@ importlib.invalidate_caches()
 
 # %% [markdown]
 # A *mode* is a recipe. `paper` is the source's, with its scaling mended (`augment`): ResNet-50, pictures of 512x1024 [report],
-# 65 epochs of Adam, 13 validations [code]. `quick` and `laptop` put its decoder on a small encoder, EfficientNet-Lite0.
+# 65 epochs of Adam, 13 validations [code]. `quick` and `laptop` put its way up, the *decoder*, on a small way down, the
+# *encoder*, EfficientNet-Lite0.
 
 # %%
 MODES = {
@@ -988,8 +989,8 @@ video.show(photo, run.folder, scheme, model, own_size, **scaling)
 
 
 # %% [markdown]
-# With 27 toy streets to learn from, the network finds road, sky, buildings and some trees. The bus becomes car, sidewalk and
-# building.
+# With 27 toy streets to learn from, the network finds road, sky, buildings and some trees. The large vehicle becomes car and
+# sidewalk.
 #
 # ## What we learnt
 #

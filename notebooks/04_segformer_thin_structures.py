@@ -37,7 +37,7 @@
 # [results/sources.md](../results/sources.md) has the links.
 #
 # **You need** softmax, cross-entropy and the IoU of notebook 01, the training loop, Dice loss, recall and precision of notebook
-# 02, and the bootstrap of notebook 03. This notebook takes about 45 minutes to read.
+# 02, and the pretrained encoder and the bootstrap of notebook 03. This notebook takes about 45 minutes to read.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
@@ -124,7 +124,7 @@ importlib.invalidate_caches()
 
 # %% [markdown]
 # A *mode* is a recipe; `paper` is nearly the source's [code]. `quick` and `laptop` train a small network, Lite0, whose
-# pretrained weights need no model hub.
+# pretrained weights come as a Python package.
 
 # %%
 MODES = {
@@ -633,7 +633,7 @@ common.show(common.show_panels(panels, scheme, columns=2))
 # ## The network
 #
 # The source's network, *SegFormer-B0* [report], has an encoder of four stages. Its decoder, the *head*, is small: a linear
-# layer brings each map to 256 channels, all are enlarged to the finest, joined, and mixed.
+# layer (a 1x1 convolution) brings each map to 256 channels, all are enlarged to the finest, joined, and mixed.
 
 # %%
 common.show(common.show_segformer((32, 64, 160, 256), 512))
@@ -1304,7 +1304,7 @@ video.show(photo, runs[best].folder, scheme, net, fits, **inputs)
 
 
 # %% [markdown]
-# On our toy street the pole is a grey blob, and the triangular sign is missed.
+# On our toy street the foot of the pole is a grey blob, and the triangular sign is missed.
 #
 # ## What we learnt
 #

@@ -934,9 +934,10 @@ pd.DataFrame(table).T.map("{:.2g}".format)
 
 # %% [markdown]
 # At the start Dice pulls with .02 of cross-entropy's strength, after training with .28; the boundary loss with less than a
-# thousandth each time. Is it neutral inside of regions? Hardly: it pulls a pixel there three quarters as hard as one near seams
-# (in A 2.7 to 3.5 billionths; cross-entropy itself is weaker inside). On these toy streets the two never pull apart: after
-# training they agree more inside (.37 to .38) than near seams (.24), where the source expects it.
+# thousandth each time. Is it neutral inside of regions? Hardly: at the start it pulls a pixel there as hard as one near seams,
+# after training three quarters as hard (in A 2.7 to 3.5 billionths; cross-entropy itself is weaker inside). On these toy
+# streets the two never pull apart: after training they agree more inside (.37 to .38) than near seams (.24), where the source
+# expects it.
 #
 # Which $\lambda_b$ would give the boundary loss a tenth of cross-entropy's pull in A?
 
@@ -1095,8 +1096,8 @@ axis.set(xlabel="epoch", ylabel="C - D in points of mIoU")
 common.show(fig)
 
 # %% [markdown]
-# Of the nine epochs with $p < .05$ C is above D in the five up to 70, D above C in the four from 130 on. The two do seem to
-# change places, though after Holm for sixteen epochs none survives by itself.
+# In nine epochs $p < .05$: in the five up to 70 C is above D, in the four from 130 on D above C. The two do seem to change
+# places, though after Holm for sixteen epochs none survives by itself.
 #
 # But by the text these are *stops on the way* of one long schedule (it may be otherwise, see *Where the source is wrong*). A
 # short study would let its learning rate fall within its own few epochs. Here are our runs on CamVid with a quarter of the
@@ -1127,7 +1128,7 @@ if len(found) and len(short):
 #
 # In version 0.1 both contour scores had a fault, which the author found and mended himself [report, §4.2]. They took the map of
 # class *numbers* for a mask: class 0, road, against the rest. The seam between building and vegetation was no contour. So we
-# draw a building 20 pixels too wide, and ask both scores:
+# draw a building 20 pixels too wide, and ask the boundary F1 of then and the mended one:
 
 # %%
 street = np.full((64, 128), 2)  # building
