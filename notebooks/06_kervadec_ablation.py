@@ -226,7 +226,9 @@ common.show(common.show_pair(picture, label, scheme))
 # %%
 moved = np.roll(label, 4, axis=1)
 for c in (CAR, POLE):
-    print(f"{scheme.classes[c]}: {(moved[label == c] == c).mean():.0%} still right")
+    right = moved[label == c] == c
+    if len(right):
+        print(f"{scheme.classes[c]}: {right.mean():.0%} still right")
 
 # %% [markdown]
 # The car covers most of itself, and the pole stands beside itself. What will our three losses say of that? We build them first.
