@@ -17,10 +17,9 @@
 # # What can a U-Net learn from nothing?
 #
 # You build a U-Net, write the loop that trains it, and watch it learn streets from random weights. On real streets it learns
-# road and sky well, and overlooks most pixels of people. Then you try three recipes to make it see them, beside a control that
-# only trains longer. Weighted cross-entropy does it: with each of three seeds (a seed fixes the random start and the order of
-# the pictures) the network finds about 60 % of people's pixels, the control 32 to 40. But it calls so much else person that the
-# IoU of people gains nothing.
+# road and sky well, and overlooks most pixels of people. Then you try three recipes against that, beside a control that only
+# trains longer. Weighted cross-entropy finds about 60 % of people's pixels with each of three seeds (a seed fixes the random
+# start and the order of the pictures), the control 32 to 40. But it calls so much else person that their IoU gains nothing.
 #
 # ![A street of CamVid, its label, and what the U-Net makes of it after the first stage and after the control](../.github/02_camvid.jpg)
 #
@@ -39,20 +38,18 @@
 # al., *U-Net* (2015). [report] marks what it says, [code] what its public code does;
 # [results/sources.md](../results/sources.md) has the links.
 #
-# **You need** convolution, batch norm, softmax and cross-entropy. Notebook 01 explains the seven classes, the confusion matrix
-# and the mean IoU. Reading takes about 50 minutes.
+# **You need** convolution, batch norm, softmax, cross-entropy, and notebook 01. Reading takes about 50 minutes.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2 min in all on 2 cores of an AMD EPYC, 4.5 on those of a slower Xeon (November 2026) | mIoU on test .68 to .71 after `scratch`, .71 to .73 after `dice_occlusion` (majority class .04), people .00 to .04 and .15 to .21 (seeds 42 to 44, one thread and two): a smoke test, no evidence |
-# | `laptop` | CamVid: 367 real streets | any CPU | about 47 min of training for all five stages on one core of that EPYC | mIoU on test .60 to .62 after `scratch` (.59 with two threads), .61 to .63 after `dice_occlusion` (majority class .04), people .15 to .23 and .19 to .27 (three seeds) |
+# | `quick` | toy streets, made on the spot | any CPU | 2 min on 2 cores of an AMD EPYC, 4.5 on those of a slower Xeon (November 2026) | mIoU on test .68 to .71 after `scratch`, .71 to .73 after `dice_occlusion` (majority class .04), people .00 to .04 and .15 to .21 (seeds 42 to 44, one thread and two): no evidence |
+# | `laptop` | CamVid: 367 real streets | any CPU | 47 min for all five stages on one core of that EPYC | mIoU on test .60 to .62 after `scratch` (.59 with two threads), .61 to .63 after `dice_occlusion` (majority class .04), people .15 to .23 and .19 to .27 (three seeds) |
 # | `course`, `paper` | CamVid or Cityscapes | one 16 GB GPU, of which 1.5 GiB (computed) | not yet measured | not yet run |
 
 # %% [markdown]
 # ## Parameters
 #
-# You can change them here, or from a shell:
-# `papermill notebooks/02_unet_from_scratch.ipynb out.ipynb -p stage dice_occlusion`.
+# Change them here, or from a shell: `papermill notebooks/02_unet_from_scratch.ipynb out.ipynb -p stage dice_occlusion`.
 
 # %% tags=["parameters"]
 mode: str = "quick"  # quick (CPU, minutes), laptop (real streets), course (GPU), paper
@@ -123,9 +120,8 @@ if missing and subprocess.run(install).returncode:
 importlib.invalidate_caches()
 
 # %% [markdown]
-# A *mode* is a recipe. `paper` takes the source's numbers: pictures squeezed to 256x256, 100 epochs of Adam, then 30 for each
-# later stage [code]. `laptop` and `quick` take a quarter of the channels and smaller pictures, `course` all channels and fewer
-# epochs.
+# A *mode* is a recipe: `paper` the source's [code], `course` with fewer epochs, `laptop` and `quick` also with smaller pictures
+# and a quarter of the channels.
 
 # %%
 MODES = {
@@ -173,8 +169,8 @@ print(common.device_line())
 # %% [markdown]
 # ## Streets in seven classes
 #
-# The source has seven classes: background, road, building, vehicle, person, vegetation and sky. Everything else is background,
-# even void [code]. We do as it does, and train and score background like any other class.
+# The source has seven classes: road, building, vehicle, person, vegetation, sky, and background for everything else, even void
+# [code]. It trains and scores background like any other class, and so do we.
 #
 # We learn from `train`, choose the best epoch on `val`, and judge on `test`. Cityscapes keeps its test labels secret; there we
 # split the validation pictures into the same halves as the source [code]:
@@ -193,7 +189,7 @@ print({name: len(frames) for name, frames in splits.items()})
 
 # %% [markdown]
 # To PyTorch a data set is an object that has a length and gives its k-th example. Ours reads a photo and its label, makes both
-# small squares, and looks the label up in the table of notebook 01:
+# small squares, and looks the label up in notebook 01's table:
 
 # %%
 import cv2
@@ -234,13 +230,11 @@ picture = (255 * street).byte().movedim(0, -1).numpy()  # (H, W, 3), for matplot
 common.show(common.show_pair(picture, truth.numpy(), scheme))
 
 # %% [markdown]
-# (Squeezed to a square, everybody is thin.)
-#
 # ## The network
 #
-# Here is what we are going to build. Each box is a *feature map*, in short a map. On the way down its side is halved and its
-# channels double; on the way up both go back. The *skip connections* bring the maps of the way down across. (The sides are
-# those of `paper`; our street has 128.)
+# Here is what we build. Each box is a *feature map*, in short a map. On the way down its side is halved and its channels
+# double; on the way up both go back. The *skip connections* bring the maps of the way down across. (The sides are those of
+# `paper`; our street has 128.)
 
 # %%
 colors = common.as_colors(truth.numpy(), scheme)
@@ -250,7 +244,7 @@ common.show(common.show_unet(picture, colors, width=64, depth=3, size=256))
 # ### One block, used everywhere
 #
 # Nearly everything in this U-Net is made of one block: a 3x3 convolution, batch norm and ReLU, twice. The convolutions are
-# padded, so the side stays as it is. Our street goes through a first block:
+# padded, so the side stays as it is:
 
 # %%
 from torch import nn
@@ -350,8 +344,7 @@ for name in ("down", "bottleneck", "up", "merge"):
 print(f"in all     {sum(p.numel() for p in net.parameters()):9,} parameters")
 
 # %% [markdown]
-# 7,703,367 parameters, as many as the source's code makes [code], and nearly half of them in the bottleneck. (The U-Net of
-# Ronneberger et al. has four poolings.)
+# 7,703,367 parameters, as many as the source's code makes [code], and nearly half of them in the bottleneck.
 #
 # How much of the street can one pixel's answer depend on? That is its *receptive field*. We send the gradient of the middle
 # pixel's logits back to the photo, and look where it is not 0. (`eval`, as in training batch norm mixes all pixels.)
@@ -386,8 +379,7 @@ print("images", tuple(images.shape), "labels", tuple(labels.shape))
 # 3. Compute the loss, and send its gradient back through the network.
 # 4. Let the *optimizer*, the rule for the steps, change every weight a little, roughly against its gradient.
 #
-# `model.train()` sets the training mode, which `predict` below leaves; `loss.item()` is the loss as a Python number. Cover the
-# next cell and write it first.
+# `model.train()` sets the training mode, which `predict` below leaves. Cover the next cell and write it first.
 
 # %%
 def train_epoch(model, loader, optimizer, device="cpu"):
@@ -429,9 +421,8 @@ def confusion_of(model, data, device="cpu"):
 
 
 # %% [markdown]
-# To be quick we take a quarter of the source's channels. The optimizer *Adam* adapts the step of every weight to the size of
-# its recent gradients. The *learning rate* `lr` scales all steps: too large, and the loss jumps; too small, and it hardly
-# moves.
+# We take a quarter of the source's channels. The optimizer *Adam* adapts the step of every weight to the size of its recent
+# gradients. The *learning rate* `lr` scales all steps: too large, and the loss jumps; too small, and it hardly moves.
 
 # %%
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -484,9 +475,7 @@ common.show(common.show_confusion(confusion, scheme.classes))
 
 # %% [markdown]
 # No pixel of people is called person; most become vehicle or building. They are one or two pixels in a hundred, so missing them
-# costs the network little.
-#
-# Numbers hide much, so look at what goes worst, here the two val streets with the fewest pixels right:
+# costs the network little. The two val streets with the fewest pixels right:
 
 # %%
 answers = [predict(model, val[k][0][None], device)[0] for k in range(len(val))]
@@ -504,10 +493,8 @@ common.show(common.show_panels(panels, scheme, columns=3))
 #
 # ## The same loop on real streets
 #
-# `common.fit` is this loop; it also resumes after a stop and runs on several GPUs.
-#
-# The repository keeps the records of trainings on CamVid, 367 real streets (mode `laptop`). In the first stage, `scratch`, a
-# U-Net learnt for 50 epochs:
+# `common.fit` is this loop; it also resumes after a stop and runs on several GPUs. With it we trained on CamVid, 367 real
+# streets (mode `laptop`). In the first stage, `scratch`, a U-Net learnt for 50 epochs:
 
 # %%
 import pandas as pd
@@ -524,8 +511,8 @@ if histories:
 
 # %% [markdown]
 # Above are the losses on train and on val (`eval loss`), below the mean IoU and the IoU of people on val. For 20 to 27 epochs
-# almost nobody is found; then the IoU of people rises in jumps. How large are these in the last ten epochs? And is the network
-# still learning?
+# almost nobody is found; then the IoU of people rises in jumps. How large are these in the last ten epochs, and is it still
+# learning?
 
 # %%
 for name, history in histories.items():
@@ -536,9 +523,9 @@ for name, history in histories.items():
 
 # %% [markdown]
 # From one epoch to the next the mean IoU jumps by 1.7 to 2.4 points on average, that of people by 3.6 to 7.8: which epoch we
-# keep is partly luck. And the network still learns: the last five epochs are 1.4 to 2.4 points better than the five before.
+# keep is partly luck. And it still learns: the last five epochs are 1.4 to 2.4 points better than the five before.
 #
-# Which classes has it learnt? The IoU of each, in per cent, in the epoch that we keep, the one with the best mean IoU on val:
+# The IoU of each class, in per cent, in the epoch that we keep, the one with the best mean IoU on val:
 
 # %%
 if len(found):
@@ -547,9 +534,8 @@ if len(found):
     display((100 * pd.DataFrame(by_class)).round(1))
 
 # %% [markdown]
-# On test sky and road have 85 to 90 %, vehicles, buildings and vegetation 57 to 69, background 41 to 48, and people 15 to 23.
-# Sky and road are learnt well, people last and badly. (On val people have up to 56: its drive is also in train, and the epoch
-# was chosen on it. So val reads too good; notebook 03 asks more.)
+# On test sky and road have 85 to 90 %, the others 41 to 69, and people 15 to 23: learnt last, and badly. (On val they have up
+# to 56: its drive is also in train, and the epoch was chosen on it. Notebook 03 asks more.)
 #
 # ## Idea 1: class weights
 #
@@ -558,8 +544,8 @@ if len(found):
 #
 # $$L_{CE} = -\frac{\sum_x w_{y(x)} \log p_{y(x)}(x)}{\sum_x w_{y(x)}}$$
 #
-# The source takes $w_c = 1/\sqrt{f_c}$ [code], where $f_c$ is the share of pixels of class $c$. Its shares are typed in: "1a"
-# here, rounded, for weights alone, and "1b", two of them changed, for both stages with occlusion [code].
+# The source takes $w_c = 1/\sqrt{f_c}$ [code], where $f_c$ is the share of pixels of class $c$. Its shares are typed in, "1a"
+# here for weights alone, and "1b" for both stages with occlusion [code]:
 
 # %%
 FREQUENCIES = {  # the source's shares, without and with occlusion
@@ -579,8 +565,7 @@ for name, shares in FREQUENCIES.items():
 
 # %% [markdown]
 # People, the fifth class, have 1.2 % of its training pixels [code]. Taken for 1 % they weigh 10, taken for 2 % only 7.1.
-# `frequency = "measured"` takes the shares of your own training labels. PyTorch's own cross-entropy takes such weights, and
-# divides by their sum as the formula does:
+# PyTorch's cross-entropy takes such weights, and divides by their sum as the formula does:
 
 # %%
 def cross_entropy(logits, label, weights=None):
@@ -607,7 +592,7 @@ def find_people(label):
 
 
 # %% [markdown]
-# The hidden box has 30 to 70 % of each side of a person. Mostly muted noise fills it, else noise of all colours [code]:
+# The hidden box has 30 to 70 % of each side of a person. Noise fills it, mostly a muted one [code]:
 
 # %%
 def box_within(box, rng):
@@ -628,8 +613,8 @@ def noise(shape, rng, grey):
 
 
 # %% [markdown]
-# An augmentation of this course takes a photo, a label and a random generator, and returns photo and label. This one stops
-# after hiding two people, as the source's does [code]:
+# An augmentation of this course takes a photo, a label and a random generator, and returns photo and label. This one hides at
+# most two people [code]:
 
 # %%
 def occlude(image, label, rng, hide=0.6, grey=0.7, fill="noise", limit=2):
@@ -688,8 +673,8 @@ def weighted_dice_loss(probs, label, weights):
 
 
 # %% [markdown]
-# A class that is not in the batch has a Dice near 0 whatever the network answers: its own term does not see false alarms of it.
-# That is a good reason to add some cross-entropy:
+# A class that is not in the batch has a Dice near 0 whatever the network answers: its term does not see false alarms. A good
+# reason to add some cross-entropy:
 
 # %%
 def dice_and_cross_entropy(logits, label, weights):
@@ -702,21 +687,21 @@ def dice_and_cross_entropy(logits, label, weights):
 # %% [markdown]
 # ## Five stages
 #
-# | stage | starts from | loss | chance that a person is hidden | its file in the source [code] |
-# |---|---|---|---|---|
-# | `scratch` | random weights | cross-entropy | | best_model |
-# | `continued` | `scratch` | cross-entropy | | none: our control |
-# | `weighted` | `scratch` | weighted cross-entropy | | new_best_model |
-# | `weighted_occlusion` | `weighted` | weighted cross-entropy | 60 % | new_best_model_2 |
-# | `dice_occlusion` | `scratch` | 0.3 weighted cross-entropy + 0.7 weighted Dice | 80 % | new_best_model_3 |
+# | stage | starts from | loss | chance that a person is hidden |
+# |---|---|---|---|
+# | `scratch` | random weights | cross-entropy | |
+# | `continued` | `scratch` | cross-entropy: our control | |
+# | `weighted` | `scratch` | weighted cross-entropy | |
+# | `weighted_occlusion` | `weighted` | weighted cross-entropy | 60 % |
+# | `dice_occlusion` | `scratch` | 0.3 weighted cross-entropy + 0.7 weighted Dice | 80 % |
 #
-# The report sets the later stages beside the first [report]. But each starts from kept weights, for up to 30 more epochs at a
-# tenth of the rate [code]: a better score can come from that alone. So we add `continued`, with their epochs and learning rate
-# and the old loss. It is a fair control for `weighted`, and a rough one for the last two: `weighted_occlusion` starts after
-# other extra epochs, and `dice_occlusion` takes twice as many steps per epoch, as its batches are half as large.
+# Each later stage trains on from kept weights, for up to 30 more epochs at a tenth of the rate [code]: a better score can come
+# from that alone. So we add `continued`, with these epochs, this rate and the old loss. It is a fair control for `weighted`,
+# and a rough one for the last two: `weighted_occlusion` has more epochs behind it, and `dice_occlusion`, whose batches are half
+# as large, twice as many steps.
 #
-# In every stage we keep the epoch with the highest mean IoU on val (`select`). (On a first reading you can skip to *On the toy
-# streets*.) The loss of a stage; the batches of `common.fit` are dictionaries:
+# We keep the epoch with the highest mean IoU on val (`select`). (On a first reading, skip to *On the toy streets*.) The loss of
+# a stage; the batches of `common.fit` are dictionaries:
 
 # %%
 LOSSES = ("cross_entropy", "weighted", "dice")
@@ -732,8 +717,7 @@ def stage_loss(model, batch, kind, weights):
 
 
 # %% [markdown]
-# `common.StreetScenes` is our `Streets`, with room for an augmentation. The shares of the classes are for `frequency =
-# "measured"`:
+# `common.StreetScenes` is our `Streets`, with room for an augmentation; the shares are for `frequency = "measured"`:
 
 # %%
 def make_data(frames, size, seed):
@@ -811,8 +795,8 @@ def train_stage(folder, recipe, settings, splits, frequency, fill, select, seed,
 
 
 # %% [markdown]
-# `train_runs` trains what is not there yet, parents first. `UNUSED` names parameters that a stage does not read, so that a
-# change of one does not train it again:
+# `train_runs` trains what is not there yet, parents first. `UNUSED` names what a stage does not read, so that a change of it
+# does not train it again:
 
 # %%
 UNUSED = {
@@ -846,14 +830,13 @@ print(f"the majority class scores {100 * majority['miou']:.1f}")
 table.rename(columns=columns).round(1)
 
 # %% [markdown]
-# `continued` brings people from 0.0 to 0.3, class weights to 15.2, and with occlusion to 15.7; `dice_occlusion` has 17.9. These
-# are twelve toy streets and one seed: they show how the comparison works, and prove nothing.
+# `continued` brings people from 0.0 to 0.3, class weights to 15.2, and with occlusion to 15.7; `dice_occlusion` has 17.9.
+# Twelve toy streets and one seed show how the comparison works, and prove nothing.
 #
 # ## What CamVid says
 #
-# A run keeps the confusion matrix of each test picture, so we can score it without a network. From the row and the column of
-# people we take two more numbers: the *recall*, the share of their pixels that is found, and the *precision*, the share of all
-# pixels called person that is right:
+# A run keeps the confusion matrix of each test picture. From the row and the column of people we take two more numbers: the
+# *recall*, the share of their pixels that is found, and the *precision*, the share of all pixels called person that is right:
 
 # %%
 def scores_of(folder, drive=""):
@@ -903,14 +886,13 @@ if len(found) and "continued" in set(found["method"]):
 #
 # **In mean IoU** every later stage gains 1.3 to 2.5 points over `scratch` with seeds 42 and 43, the control among them. With
 # seed 44 the control loses 1.2 points, the weighted stages 1.0 and .8. Only `dice_occlusion` gains with all three: 2.5, 1.7 and
-# .6, which is .2, -.1 and 1.8 beside the control: a hint, and no more. (The kept epoch of a later stage is anywhere from 1 to
-# 11 of 12: with seed 43 both stages with occlusion keep their first, the control its seventh.)
+# .6, which is .2, -.1 and 1.8 beside the control: a hint, and no more.
 
 # %% [markdown]
 # ## Where the source is wrong
 #
-# Three points teach most, a mistake and two open questions; [results/sources.md](../results/sources.md) has the others. We can
-# see them because the author published his notebooks. The source's scores on 250 pictures of Cityscapes [code], the means ours:
+# Three points teach most, a mistake and two open questions; we can see them because the author published his notebooks.
+# [results/sources.md](../results/sources.md) has the others. His scores on 250 pictures of Cityscapes [code], the means ours:
 
 # %%
 published = common.read_published(NOTEBOOK)
@@ -930,8 +912,8 @@ pd.DataFrame({"mean IoU": means, "person": people}).reindex(means.index)
 # CamVid, where it still fell, such epochs alone raised the score with two seeds of three.
 #
 # **3. Two rules for the epoch.** `scratch` keeps the lowest validation loss, the later stages the highest mean IoU averaged
-# over batches [code]. A part of their gain may be the rule. What would these rules keep on CamVid? The mean IoU on val of the
-# kept epoch, a mean over seeds:
+# over batches [code]. A part of their gain may be the rule. On CamVid they would keep epochs with this mean IoU on val, a mean
+# over seeds:
 
 # %%
 rows = []
@@ -952,8 +934,8 @@ if rows:
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG, a PNG or a short video of yours. The network of the last stage labels it, of a video every frame.
-# Without one, a street serves that was not trained on:
+# Set `photo` to a JPEG, a PNG or a short video of yours, and the network of the last stage labels it. Without one, a test
+# street serves:
 
 # %%
 from results import video
@@ -983,8 +965,7 @@ video.show(photo, runs[last].folder, scheme, model, size, **inputs)
 #
 # ## Exercises
 #
-# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it. An exercise
-# that is not done yet stops nothing.
+# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it.
 
 # %% [markdown]
 # ### Exercise 2.1: write the skip connections
@@ -1016,9 +997,9 @@ with common.exercise("Exercise 2.1"):
 # %% [markdown]
 # ### Exercise 2.2: write the loop, and overfit one picture
 #
-# Before you train on thousands of pictures, see whether your loop can learn one by heart. Write one that takes `steps` steps on
-# the same batch with the given optimizer and `F.cross_entropy`, the model in training mode. Return the loss of every step,
-# taken before that step, as a list of Python numbers.
+# Can your loop learn one picture by heart? Write one that takes `steps` steps on the same batch with the given optimizer and
+# `F.cross_entropy`, the model in training mode. Return the loss of every step, taken before that step, as a list of Python
+# numbers.
 
 # %%
 # Exercise 2.2

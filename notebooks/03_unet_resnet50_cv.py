@@ -17,11 +17,11 @@
 # # What does a cross-validated score tell you?
 #
 # The networks of a student's report reach a mean IoU of 67.7 per cent on street pictures that were held back, and 65.5 on
-# pictures of other cities. They have learnt from neither. What should you expect of them on *your* streets? You train such
-# networks in two ways. A *drive* is one trip of the camera car: some networks learn from other pictures of the drive that they
-# are scored on (*by image*), others do not (*by drive*). On real streets the very same pictures score 7.2 ± 1.0 points higher
-# in the first way (three seeds), and 5.6, 9.1 and 5.8 points if all networks learn from equally many pictures. So a score *by
-# image* speaks of known streets, and one *by drive* of new ones.
+# pictures of other cities. They have learnt from neither. What should you expect of them on *your* streets? A *drive* is one
+# trip of the camera car. You train some networks that learn from other pictures of the drive that they are scored on (*by
+# image*), and some that do not (*by drive*). On real streets the very same pictures score 7.2 ± 1.0 points higher in the first
+# way (three seeds), and 5.6, 9.1 and 5.8 points if all networks learn from equally many. So a score *by image* speaks of known
+# streets, one *by drive* of new ones.
 #
 # ![A held-out street, its label, and the predictions of two networks](../.github/03_leak.jpg)
 #
@@ -35,12 +35,11 @@
 # Notebook 3 of 6 · before it: [02 U-Net from scratch](02_unet_from_scratch.ipynb) · after it: [04 thin
 # structures](04_segformer_thin_structures.ipynb) · [all six](../README.md)
 #
-# **Source.** *The cross-validation report*: D. Drabik, a student's course report of 7 June 2025 with its code;
-# [results/sources.md](../results/sources.md) says more. Marks tell where a thing was read: [report] its text, [code] its code,
-# [README] the notes beside the code.
+# **Source.** *The cross-validation report*: D. Drabik, a student's course report of 7 June 2025 with its code
+# ([results/sources.md](../results/sources.md)). Marks tell where a thing was read: [report], [code], or [README], the notes
+# beside the code.
 #
-# **You need** notebook 02: the U-Net, its training loop, and the mean IoU; from statistics, the standard deviation. Reading
-# takes about 45 minutes.
+# **You need** notebook 02, and from statistics the standard deviation. Reading takes about 45 minutes.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
@@ -52,7 +51,7 @@
 # %% [markdown]
 # ## Parameters
 #
-# You can change them here, or from a shell:
+# Change them here, or from a shell:
 # `papermill notebooks/03_unet_resnet50_cv.ipynb out.ipynb -p folds city -p fold 2`.
 
 # %% tags=["parameters"]
@@ -167,11 +166,11 @@ print(common.device_line())
 # %% [markdown]
 # ## The puzzle
 #
-# *Three-fold cross-validation* deals the pictures out to three parts, the *folds*. Three networks are trained. Each learns from
-# two folds and is scored on the third, which is *held out*. So no network is scored on a picture from which it has learnt.
+# *Three-fold cross-validation* deals the pictures out to three parts, the *folds*. Each of three networks learns from two folds
+# and is scored on the third, which is *held out*: no network is scored on a picture from which it has learnt.
 #
-# The source did this with the 2975 training pictures of Cityscapes, and then scored the same networks on its 500 official
-# validation pictures [code]. Its numbers, mean IoU in per cent [report]:
+# The source did this with the 2975 training pictures of Cityscapes, and then scored the same networks on its 500 validation
+# pictures [code]. The mean IoU in per cent [report]:
 
 # %%
 import pandas as pd
@@ -186,12 +185,12 @@ published
 
 # %% [markdown]
 # All three fall, on average from 67.7 to 65.5. Three things changed: the **pictures**, the **resolution** and the **epoch**
-# whose score was taken. Which of them lowered the scores? We begin with the pictures: were those of a held-out fold really new
-# to the network?
+# whose score was taken. Which of them lowered the scores? First the pictures: were those of a held-out fold really new to the
+# network?
 #
 # ## Folds, and how they leak
 #
-# We deal out the training split. The other splits are scored at the end:
+# We deal out the training split. Other splits are scored at the end:
 
 # %%
 import numpy as np
@@ -266,13 +265,13 @@ common.show(common.show_panels(panels))
 # %% [markdown]
 # By image the network learns from the same city, with the same yellow trees. This is a *leak*: what a network is tested on
 # reaches its training after all. A video leaks more: CamVid's pictures are mostly a second apart, and by image a network mostly
-# learns from the one before or after the held-out one.
+# learns from a neighbour of the held-out one.
 #
 # ## What real streets say
 #
-# CamVid's training pictures come from three drives of a car, and a fold by city is one drive: fold 1 is *0016E5* (204
-# pictures), fold 2 *0006R0* (101), fold 3 *0001TP* (62). The repository keeps runs of this notebook on them (mode `laptop`). We
-# read those of the seeds that have all six:
+# CamVid's training pictures come from three drives, and a fold by city is one drive: fold 1 is *0016E5* (204 pictures), fold 2
+# *0006R0* (101), fold 3 *0001TP* (62). We trained this notebook on them (mode `laptop`), and read the seeds that have all six
+# runs:
 
 # %%
 from IPython.display import display
@@ -308,8 +307,8 @@ if len(committed):
 # and 35.3 to 36.2 by drive, on the same 367 pictures. (All are low: the pictures are small, and five of eleven classes, such as
 # poles and people, are hardly found.)
 #
-# Do folds by drive just make worse networks? The test split can tell. Its drive *Seq05VD* is new to all six networks. Its other
-# drive, *0001TP*, is known to five of them. The sixth, fold 3 by drive, held it out.
+# Do folds by drive just make worse networks? The test split can tell. Its drive *Seq05VD* is new to all six networks, its other
+# drive, *0001TP*, to fold 3 by drive only.
 
 # %%
 def on_test_drives(found):
@@ -330,9 +329,9 @@ if len(committed):
     display(on_test_drives(committed))
 
 # %% [markdown]
-# Fold 3 by drive is no bad network, it learnt from the most pictures, and on the new drive it is second of six with seeds 42
-# and 43, and fourth with seed 44. But on 0001TP it is last with every seed, with 30.7 to 36.5, where all that know this drive
-# have 37.2 to 41.7. This is the leak.
+# Fold 3 by drive is no bad network: it learnt from the most pictures, and on the new drive it is second, second and fourth of
+# six. But on 0001TP it is last with every seed, with 30.7 to 36.5, where all that know this drive have 37.2 to 41.7. This is
+# the leak.
 #
 # Fold 1 by drive *is* a bad one: on Seq05VD, where nothing can leak, it has 30.5 to 32.2, the others 38.6 to 43.5. It learnt
 # from 163 pictures only, so not all of its low score on its own fold is a leak. A control lets all six learn from 163 pictures
@@ -348,16 +347,14 @@ if len(equal):
 # fewer pictures are not the reason for the gap, or not much of it. (Fold 1 by drive stays the worst on Seq05VD: it also lacks
 # 0016E5, which all others have.)
 #
-# So there are two questions. By image: how good is the network on more pictures of the streets it knows? By drive: how good is
-# it on other streets? Report the second if a car is to go anywhere new.
+# So there are two questions: how good is the network on more pictures of streets that it knows (by image), and on other streets
+# (by drive)? Report the second if a car is to go anywhere new.
 #
 # ## The network
 #
 # The encoder of the source's U-Net is *pretrained*: ResNet-50 has learnt to name the things in the photos of ImageNet [report].
-# What follows it starts from nothing: the *bottleneck*, the *decoder*, which enlarges the maps, and the head [code].
-#
-# In the drawing the encoder is blue and halves a picture five times, the bottleneck is green, and the steps back up are orange,
-# each with its number of channels:
+# It is blue in the drawing, and halves a picture five times. What follows starts from nothing: the *bottleneck* (green), the
+# *decoder* (orange), which enlarges the maps, and the head [code].
 
 # %%
 import segmentation_models_pytorch as smp
@@ -539,8 +536,8 @@ for title, k in {"mirrored": 2, "smaller, mirrored, other colours": 25,
 common.show(common.show_panels(panels, columns=2))
 
 # %% [markdown]
-# Now the network, with pretrained weights where they can be had. It gets pixels as these weights know them: between -1 and 1
-# for Lite0, normalised by ImageNet's mean and standard deviation for ResNet-50:
+# Now the network, with pretrained weights where they can be had, and pixels as these weights know them: between -1 and 1 for
+# Lite0, normalised by ImageNet's mean and standard deviation for ResNet-50:
 
 # %%
 def build_network(encoder, network, weights):
@@ -599,8 +596,8 @@ def both_resolutions(frames, size, native, encoder):
             "full": make_data(frames, native, encoder, augment=shrink)}
 
 # %% [markdown]
-# Each network is scored on each set of pictures, at both resolutions, after the last epoch and after the best. We also keep the
-# confusion matrix of each held-out picture. (This is bookkeeping: you may go on to *One fold*.)
+# Each network is scored on each set of pictures, at both resolutions, after the last epoch and after the best. (You may skip
+# this bookkeeping, up to *One fold*.)
 
 # %%
 def save_matrices(path, data, per_image):
@@ -719,8 +716,7 @@ columns = ["folds", "fold", "learnt from", "held out", other_set]
 scores[columns].round(1)
 
 # %% [markdown]
-# The networks learnt from 26 or 27 small pictures. Their held-out scores have a mean of 18.4 by image and 16.8 by city. On the
-# test streets the networks by city are no worse.
+# The held-out scores have a mean of 18.4 by image and 16.8 by city. On the test streets the networks by city are no worse.
 #
 # ## How sure is the difference?
 #
@@ -731,8 +727,8 @@ scores[columns].round(1)
 # $$\bar x \pm q \, \frac{s}{\sqrt n}$$
 #
 # with a number $q$, often 1.96, and the standard deviation $s$. In $s$ we can divide by $n$, which describes these scores, or
-# by $n-1$, which estimates the spread of further ones. We draw three scores around 67, many times. The interval should hold the
-# 67 in 95 % of all cases:
+# by $n-1$, which estimates the spread of further ones. We draw three scores around 67, many times. 95 % of the intervals should
+# hold the 67:
 
 # %%
 draws = np.random.default_rng(0).normal(67, 1, (20000, 3))  # the true mean is 67
@@ -754,9 +750,9 @@ for kind, of_kind in scores.groupby("folds"):
 # By city we know hardly anything, as one of three cities is hard. By image the interval is narrow, but all three folds have the
 # same leak.
 #
-# And the interval is for independent scores, while networks 1 and 2 both learn from fold 3. No estimate of the variance from
-# such scores is unbiased (Bengio and Grandvalet, 2004). *Seeds*, runs that differ in nothing but chance, are independent. But
-# they answer a smaller question: would these folds of these pictures give it again?
+# And it is meant for independent scores, while networks 1 and 2 both learn from fold 3. No estimate of the variance from such
+# scores is unbiased (Bengio and Grandvalet, 2004). *Seeds*, runs that differ in nothing but chance, are independent. But they
+# answer a smaller question: would these folds of these pictures give it again?
 #
 # ### The same pictures, scored by two networks
 #
@@ -820,13 +816,12 @@ for title, some in {"CamVid": on_camvid, "CamVid, 163 each": equal_pairs}.items(
 # The three seeds agree within a point, 6.8, 7.2 and 7.6: more than the chance of training. Drive by drive it is 3.7 to 10.0
 # points, but 0.0 for 0001TP with seed 43. With 163 pictures for all it is much the same on average, and less certain: 5.6, 9.1
 # and 5.8 points, and 3.6 to 13.2 drive by drive. On the toy streets most of the 2.3 comes from brunhaven, the city of fold 3.
-# (One score of all pictures is not the mean of three folds: there, 18.4 and 16.8 are 1.6 apart.)
+# (One score of all pictures is not the mean of three folds.)
 #
 # ### The paired bootstrap
 #
 # Would other pictures show the difference, too? We have no others, but we can draw from ours, with replacement, as many as
-# there are, and score these, two thousand times: the **bootstrap**. What we draw are *units*: pictures, or groups of them. We
-# add up the matrices of all drawn units and take the mIoU of the sum:
+# there are, and score these, two thousand times: the **bootstrap**. What we draw are *units*: pictures, or groups of them.
 
 # %%
 def bootstrap(matrices, units, seed=0, repeats=2000):
@@ -839,9 +834,8 @@ def bootstrap(matrices, units, seed=0, repeats=2000):
     return np.array(scores)
 
 # %% [markdown]
-# The same `seed` draws the same units for both networks. That makes it **paired**: in each draw both are scored on the same
-# pictures, and what makes these easy or hard cancels in the difference. Of the two thousand differences, the middle 95 % is the
-# interval.
+# The same `seed` draws the same units for both networks. That makes it **paired**: what makes pictures easy or hard cancels in
+# the difference. Of the two thousand differences, the middle 95 % is the interval.
 #
 # Which units? In a video, neighbours are nearly the same picture, and drawing them apart makes the data look richer than it is.
 # We compare a picture, a block of ten neighbours, and a whole city or drive:
@@ -889,8 +883,8 @@ pd.DataFrame(of_class, classes).dropna().round(1)
 #
 # ## The drop, taken apart
 #
-# Back to the puzzle: between the source's two scores three things change. We change one at a time. (CamVid's val is a piece of
-# 0016E5, a drive of the folds, so its test split serves as the other pictures.)
+# Back to the puzzle. We change the three things one at a time. (CamVid's val is a piece of 0016E5, a drive of the folds, so its
+# test split serves as the other pictures.)
 
 # %%
 def one_at_a_time(final, other):
@@ -917,8 +911,8 @@ pd.DataFrame(rows).groupby("runs").mean().round(1)
 # *gain* 2.5 to 2.8. So the score by image lies 2.2 to 3.5 points above the score on the test streets, and the score by drive
 # 2.8 to 3.2 below it: neither foretells it well. Three drives are few.
 #
-# And the epoch? The best of 13 validations is never below the last, and some of that is luck. Suppose that a network no longer
-# improves: its validations are one value and noise with a standard deviation of 1:
+# And the epoch? The best of 13 validations is never below the last, and some of that is luck. Suppose a network no longer
+# improves, and its validations are noise with a standard deviation of 1:
 
 # %%
 noise = np.random.default_rng(0).normal(0, 1, (40000, 13))
@@ -929,8 +923,8 @@ print(f"best minus last: {(noise.max(axis=1) - noise[:, -1]).mean():.2f} deviati
 # of 18 networks were best at the last epoch.)
 #
 # So why did the scores fall from 67.7 to 65.5? On CamVid, by image, it is the pictures: all of it with two seeds, and most of
-# 3.5 points with seed 43. For the source we cannot know, as we did not measure Cityscapes. Its folds share every city [code],
-# its official pictures are of other cities, and part may be the choice of the epoch.
+# 3.5 points with seed 43. For the source we cannot know without Cityscapes: its folds share every city [code], its official
+# pictures are of other cities, and part may be the choice of the epoch.
 #
 # ## Where the source is wrong
 #
@@ -957,8 +951,8 @@ for factor in (0.8, 1.2):
         print(f"{factor} as {version}: {width} pixels wide")
 
 # %% [markdown]
-# As intended, the square gets smaller or larger. As published, it stays: what is enlarged and then shrunk as a whole is the
-# same picture again. So look at what reaches your network.
+# As published, the square stays: what is enlarged and then shrunk as a whole is the same picture again. So look at what reaches
+# your network.
 #
 # **3. A spread of 1 % read as stability** [report]. The printed spreads, .94 and 1.20, divide by $n$. With $n-1$ and Student's
 # t the two scores are 67.7 ± 2.9 and 65.5 ± 3.6, intervals that overlap. Paired, fold by fold, the falls are 1.9, 2.0 and 2.7,
@@ -968,8 +962,8 @@ for factor in (0.8, 1.2):
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG, a PNG or a short video of yours, for the network that was trained last. Without one, a street serves
-# that was not trained on:
+# Set `photo` to a JPEG, a PNG or a short video of yours, for the network that was trained last. Without one, a test street
+# serves:
 
 # %%
 from results import video

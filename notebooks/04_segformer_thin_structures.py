@@ -19,8 +19,7 @@
 # A network can be right about 93 pixels in 100 and find only one pole pixel in five: so does our small one, trained with
 # cross-entropy on CamVid's streets. A loss can change it, for it decides how much a missed pixel counts. With class weights and
 # two more losses, SSIM and Lovász (and pasted objects, which hardly change poles), the network finds 42 % of the pole pixels
-# instead of 19 %, on average over three trainings. It pays for them: of the pixels that it calls pole 39 % are right instead of
-# 59.
+# instead of 19 %, on average over three trainings. But of the pixels that it calls pole 39 % are right instead of 59.
 #
 # ![A street of CamVid, its label, and two predictions: with cross-entropy alone, pieces of the poles; with the other losses, more of the large poles, drawn too wide](../.github/04_poles.jpg)
 #
@@ -36,8 +35,8 @@
 # *SegFormer* and *BASNet*. [report] marks what its text says, [code] the code that it prints, [draft] an earlier text;
 # [results/sources.md](../results/sources.md) has the links.
 #
-# **You need** softmax, cross-entropy and the IoU of notebook 01, the training loop, Dice loss, recall and precision of notebook
-# 02, and the pretrained encoder and the bootstrap of notebook 03. This notebook takes about 45 minutes to read.
+# **You need** notebook 02 (the training loop, Dice loss, recall and precision), and the pretrained encoder and the bootstrap of
+# notebook 03. Reading takes about 45 minutes.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
@@ -49,7 +48,7 @@
 # %% [markdown]
 # ## Parameters
 #
-# You can change them here, or from a shell:
+# Change them here, or from a shell:
 # `papermill notebooks/04_segformer_thin_structures.ipynb out.ipynb -p approach bas_copypaste`.
 
 # %% tags=["parameters"]
@@ -162,9 +161,9 @@ print(common.device_line())
 # %% [markdown]
 # ## How thin is a pole?
 #
-# The source has six classes, fence, car, vegetation, pole, traffic sign and traffic light; the rest is background. It trains,
-# validates and tests on 2000, 250 and 250 images of Cityscapes, and does not say which [report]; we draw ours at random. CamVid
-# and the toy streets have splits of their own:
+# The source has six classes, fence, car, vegetation, pole, traffic sign and traffic light; the rest is background. It takes
+# 2000, 250 and 250 images of Cityscapes, and does not say which [report]; we draw ours at random. CamVid and the toy streets
+# have splits of their own:
 
 # %%
 root = common.find_data(data_dir, mode)
@@ -203,7 +202,7 @@ scenes = common.StreetScenes(splits["train"], size)
 scenes.scheme = scheme
 
 # %% [markdown]
-# Of the first twenty streets we look at the one with most pixels of poles and signs:
+# Of the first twenty streets, the one with most pixels of poles and signs:
 
 # %%
 amounts = [np.isin(scenes.read(k)[1], (POLE, SIGN)).sum()
@@ -334,8 +333,8 @@ def blur(maps, sigma=1.5):
 
 
 # %% [markdown]
-# A variance is the mean of the squares minus the square of the mean. The two are nearly equal: of their difference little would
-# be left in numbers of 16 bits, which a GPU trains with. So we subtract in float32:
+# A variance is the mean of the squares minus the square of the mean. The two are nearly equal: in the 16 bits that a GPU trains
+# with, little would be left of their difference. So we subtract in float32:
 
 # %%
 def ssim_map(p, y, c1=0.01**2, c2=0.03**2):
@@ -491,8 +490,8 @@ def hybrid_loss(logits, label, terms, class_weights=None, normalize="present"):
 # %% [markdown]
 # ## What a shift costs, and how hard a loss pulls
 #
-# A network learns from the *gradient* of a loss, which can be small where the value is large. The *pull* on a pixel is minus
-# the gradient at the object's logit, times the number of pixels. Cross-entropy pulls by $y - p$: a missed pixel by nearly 1, a
+# A network learns from the *gradient* of a loss, which can be small where the loss is large. The *pull* on a pixel is minus the
+# gradient at the object's logit, times the number of pixels. Cross-entropy pulls by $y - p$: a missed pixel by nearly 1, a
 # false alarm by nearly -1.
 
 # %%
@@ -572,14 +571,13 @@ pd.DataFrame(columns).round(2)
 # - *Soft IoU* pulls a missed pixel of the thin object three times as hard as one of the thick (.17 to .06), *Lovász* five times
 #   (.33 to .07).
 #
-# So the answer to our question begins with yes. A weight makes pole pixels count more; to soft IoU and Lovász a pixel counts
-# the more, the fewer its class has.
+# So a weight makes pole pixels count more, and to soft IoU and Lovász a pixel counts the more, the fewer its class has.
 #
 # Why then keep cross-entropy? Where the network is sure of its mistake, the other three pull by .02 at most: the gradient of a
 # probability at its logit is $p(1-p)$, which fades. In cross-entropy the $1/p$ of the logarithm makes up for it.
 #
-# All four have a limit: once the thin pole is missed altogether, from a shift of 4 on, its curves are flat, or nearly so. A
-# pole beside the true one is no better than one far off.
+# All four have a limit: once the thin pole is missed altogether, from a shift of 4 on, its curves are nearly flat. A pole
+# beside the true one is no better than one far off.
 #
 # ### What a coarse grid can draw
 #
@@ -627,8 +625,7 @@ common.show(common.show_panels(panels, scheme, columns=2))
 
 # %% [markdown]
 # At stride 4 it can: poles reach an IoU of .70 with cross-entropy and .83 with Lovász. At stride 8 it cannot with cross-entropy
-# (.01, after these 100 steps), and with Lovász it begins to (.29). But these logits knew the label. A network has to find the
-# poles.
+# (.01, after these 100 steps), and with Lovász it begins to (.29). But a network has to find the poles first.
 #
 # ## The network
 #
@@ -650,8 +647,8 @@ common.show(common.show_segformer((32, 64, 160, 256), 512))
 # $$\mathrm{out} = \mathrm{softmax}\left(\frac{q\,k^\top}{\sqrt{d}}\right) v$$
 #
 # With the 32 768 tokens of a 512x1024 photo the softmax would hold a billion numbers. So a convolution of stride $R$ first
-# makes one token of $R \times R$ for keys and values: *spatial reduction*. Several attentions (*attention heads*) work side by
-# side, each on a part of the channels.
+# makes one token of $R \times R$ for keys and values: *spatial reduction*. Several *attention heads* work side by side, each on
+# a part of the channels.
 
 # %%
 def attention(x, height, width, layer):
@@ -669,8 +666,8 @@ def attention(x, height, width, layer):
 
 
 # %% [markdown]
-# `layer` is an attention layer of the library segmentation-models-pytorch; our function returns what it returns. Reduction has
-# a price: in the first stage a token sees only summaries of 8x8 cells.
+# `layer` is an attention layer of the library segmentation-models-pytorch, whose own result is the same. Reduction has a price:
+# in the first stage a token sees only summaries of 8x8 cells.
 #
 # ### The whole network
 #
@@ -702,9 +699,9 @@ class SegFormer(nn.Module):
 
 
 # %% [markdown]
-# The source starts from a SegFormer trained on Cityscapes, with a new last layer [code]. `quick` and `laptop` need something
-# smaller: `lite0` puts the same head, 64 channels wide, on *EfficientNet-Lite0*, which has convolutions, no attention, and
-# knows ImageNet. It can compare losses; of attention it tells nothing. Three ways to begin:
+# The source starts from a SegFormer trained on Cityscapes, with a new last layer [code]. `quick` and `laptop` put the same
+# head, 64 channels wide, on the smaller *EfficientNet-Lite0*, which has convolutions, no attention, and knows ImageNet. It can
+# compare losses; of attention it tells nothing. Three ways to begin:
 
 # %%
 CITYSCAPES_WEIGHTS = "smp-hub/segformer-b0-512x1024-city-160k"
@@ -915,10 +912,10 @@ APPROACHES = {
 
 # %% [markdown]
 # The source found Approach 3 worse than Approach 2, and names two possible reasons: Lovász and the class weights [report]. But
-# *four* things change: the term, the weights, and two coefficients [code]. So two recipes are controls of ours. `bas_lovasz`
-# changes the term alone. `bas_lovasz_matched` also begins with the same strength: its $\lambda$ makes the gradient of $\lambda
-# L_{Lovász}$ as long as that of $0.5\,L_{IoU}$ before the first step. The class weights are 5 for fence, pole and sign, and 2
-# for light. `UNUSED`, below, says which parameters an approach does not read.
+# *four* things change: the term, the weights (5 for fence, pole and sign, 2 for light), and two coefficients [code]. So two
+# recipes are controls of ours. `bas_lovasz` changes the term alone. `bas_lovasz_matched` also begins with the same strength:
+# its $\lambda$ makes the gradient of $\lambda L_{Lovász}$ as long as that of $0.5\,L_{IoU}$ before the first step. (`UNUSED`
+# says which parameters an approach does not read.)
 
 # %%
 from copy import deepcopy
@@ -987,7 +984,7 @@ def make_scheduler(optimizer, schedule, steps):
 
 # %% [markdown]
 # Where the source is silent, we take the defaults of its library, the Hugging Face trainer [code]: AdamW without weight decay,
-# gradients clipped: one longer than 1 is scaled down to 1.
+# and a gradient longer than 1 is scaled down to 1.
 
 # %%
 def training_loss(model, batch, **recipe):
@@ -1132,7 +1129,7 @@ for shift in (0, 1, 2, 4, 6, 8):
 #
 # `mode = "laptop"` trains on CamVid's real streets: 320x416 pixels, seven epochs on 367 images, from Lite0's weights. Its
 # labels call traffic lights signs, so five of the six classes remain. We read the repository's runs, three seeds of each
-# approach, and yours.
+# approach.
 
 # %%
 from IPython.display import display
@@ -1197,9 +1194,9 @@ if len(camvid):
     display(means.reindex(list(APPROACHES)).round(1))
 
 # %% [markdown]
-# The network paints more. With `ssim_lovasz` it finds 42 % of the pole pixels instead of 19 %, and 39 % of those that it paints
-# are right instead of 59 %: it paints about as many as there are, where `baseline` paints a third of that. The boundary F1
-# rises from 33.5 to 59.7: its 3 pixels forgive a pole that is drawn too wide.
+# With `ssim_lovasz` the network finds 42 % of the pole pixels instead of 19 %, and 39 % of those that it paints are right
+# instead of 59 %: it paints about as many as there are, `baseline` a third of that. The boundary F1 rises from 33.5 to 59.7:
+# its 3 pixels forgive a pole that is drawn too wide.
 #
 # ### Which change did it?
 #
@@ -1260,15 +1257,15 @@ if len(camvid):
 #   falls from 13 to 2.5; that we have not measured here.
 # - *Class weights and coefficients* bring the larger part, 3.6 points.
 #
-# (An interval that draws from only three seeds is rather narrow.) In the report, Approach 3 came last of three, 1.24 points
-# above the baseline [report]; here it leads the three by .8 in the mean of five. But [results/README.md](../results/README.md)
-# judges over seeds alone, with wider intervals: there all nine claims that it judges stay undecided, that .8 and the 3.7 points
-# of poles too. And the source's network had learnt poles on Cityscapes before it began [report].
+# In the report, Approach 3 came last of three, 1.24 points above the baseline [report]; here it leads the three by .8 in the
+# mean of five. But these intervals draw from only three seeds, and are rather narrow: [results/README.md](../results/README.md)
+# judges over seeds alone, and there all nine claims stay undecided, that .8 and the 3.7 points of poles too. And the source's
+# network had learnt poles on Cityscapes before it began [report].
 #
 # ## Where the source is wrong
 #
 # It prints its losses, its pasting and its training arguments [code], and trains its baseline as long as the rest [report]. One
-# point is doubtful, and two are open; [results/sources.md](../results/sources.md) has the others.
+# point is doubtful, two are open ([results/sources.md](../results/sources.md) has more).
 #
 # **1. Which loss favours thin things?** SSIM gives them "stronger learning signals", and IoU is "large-region focused"
 # [report]; the report measures no gradient. On our painted objects soft IoU pulls a missed pixel of the thin one three times as
@@ -1318,8 +1315,7 @@ video.show(photo, runs[best].folder, scheme, net, fits, **inputs)
 #
 # ## Exercises
 #
-# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it. One that is
-# not done yet stops nothing.
+# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it.
 #
 # ### Exercise 4.1: how far may it slide?
 #
