@@ -38,14 +38,14 @@
 # ablation](06_kervadec_ablation.ipynb) · [all six](../README.md)
 #
 # **Sources.** Y. Chen, A. Dapogny, M. Cord, *SEMEDA: Enhancing Segmentation Precision with Semantic Edge Aware Loss* (Pattern
-# Recognition 108, 2020, 107557), here *the paper*; its part on Cityscapes. We know of no public code, and have read the paper
-# once. What "the paper" says is [report], where nothing else is said ([links](../results/sources.md#semeda)).
+# Recognition 108, 2020, 107557), here *the paper*; its part on Cityscapes. We know of no public code. What "the paper" says is
+# [report], where nothing else is said ([links](../results/sources.md#semeda)).
 #
 # **You need** the training loop of notebook 02 and Student's interval of notebook 03; an hour to read.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2 min in all on 2 cores of an AMD EPYC, 4 on those of a slower Xeon (November 2026) | with seed 42, mean IoU on test 23 to 26 after training on with cross-entropy (majority class 1.9), 18 to 20 with the paper's weights divided by pixels, 21 to 24 at strength 1; no evidence |
+# | `quick` | toy streets, made on the spot | any CPU | 2 min on 2 cores of an AMD EPYC, 4 on those of a slower Xeon (November 2026) | with seed 42, mean IoU on test 23 to 26 after training on with cross-entropy (majority class 1.9), 18 to 20 with the paper's weights divided by pixels, 21 to 24 at strength 1; no evidence |
 # | `laptop` | CamVid: 367 real streets | any CPU | about 1.5 h for all 21 trainings on one core of that EPYC | mean IoU on test 51.5 to 52.3, 44.3 to 46.2 and 49.5 to 50.2 with the same losses (majority class 2.4; three seeds) |
 # | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: 2.7 GiB, computed | not yet measured | not yet known |
 # | `paper` | Cityscapes at full size, crops of 320 | one 16 GB GPU: 1.3 GiB, computed | not yet measured (the paper names no time) | numbers beside the published table |
@@ -298,7 +298,7 @@ holes[0, 8 + picked // 16, 8 + picked % 16] = 0
 shifted[:, :, 8:10] = 0
 
 # %% [markdown]
-# What does cross-entropy say if the network is 90 % sure of each?
+# Their cross-entropy, if the network is 90 % sure:
 
 # %%
 shapes = {"truth": square, "scattered holes": holes, "two columns lost": shifted}
@@ -309,8 +309,8 @@ for name, predicted in shapes.items():
 common.show(common.show_panels(panels, scheme))
 
 # %% [markdown]
-# Both have a cross-entropy of .2643. (The truth has .1054, as the network is only 90 % sure.) Cross-entropy counts wrong
-# pixels; where they lie makes no difference. The paper wants a loss that sees *structure*.
+# Both have .2643. (The truth has .1054, as the network is only 90 % sure.) Cross-entropy counts wrong pixels; where they lie
+# makes no difference. The paper wants a loss that sees *structure*.
 #
 # ## Edges of a label
 #
@@ -329,7 +329,7 @@ def semantic_edges(label, ignore=255):
 
 
 # %% [markdown]
-# Here are the edges of our street in black, two pixels wide, and in orange void and its neighbours:
+# Edges are black, two pixels wide; void and its neighbours are orange:
 
 # %%
 truth = torch.from_numpy(label_0.astype(np.int64))[None]  # (1, H, W)
@@ -484,7 +484,7 @@ proxy_run.history[["epoch", "train_loss", "edge_f1"]].round(3)
 # ## What it sees
 #
 # An older way to find edges, the paper's rival and ours, is Sobel's filter: the difference between right and left of a pixel,
-# and between below and above. Here it is for every class map:
+# and between below and above, here for every class map:
 
 # %%
 SOBEL = (((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0)),
@@ -575,8 +575,8 @@ def semeda_loss(probs, label, proxy, lambdas, reduction="pixels"):
 
 
 # %% [markdown]
-# Does the gradient arrive, and is $g$ left as it is? In other words, can a network be a loss? We try the paper's best weights
-# on Cityscapes, (4, 2, 0):
+# Can a network be a loss: does the gradient arrive, and is $g$ left as it is? We try the paper's best weights on Cityscapes,
+# (4, 2, 0):
 
 # %%
 probs = sure_of(truth, 19).requires_grad_()
@@ -609,7 +609,7 @@ def structural_loss(logits, label, method, lambdas, proxy, reduction="pixels"):
 
 
 # %% [markdown]
-# Which loss tells scattered holes from lost columns? Sobel has its best weight in the paper, 4:
+# Which loss tells scattered holes from lost columns? (4 is Sobel's best weight in the paper.)
 
 # %%
 import pandas as pd
@@ -632,8 +632,8 @@ pd.DataFrame(rows).T.round(2)
 #
 # ## Where it pulls, and how strongly
 #
-# A training follows the gradient of a loss. So we ask each loss for its gradient at the logits, its *pull*. Its *length* is the
-# root of the sum of its squares, over all pixels or some:
+# We ask each loss for its gradient at the logits, its *pull*. Its *length* is the root of the sum of its squares, over all
+# pixels or some:
 
 # %%
 def pull(loss, logits, *more):
@@ -695,8 +695,8 @@ pd.DataFrame(strengths).round(2)
 # At the start Sobel pulls 7.6 times as hard as cross-entropy, and SEMEDA 2.4 times. Late it is 5 and 48 times; away from edges
 # cross-entropy hardly pulls any more. Divided by elements, SEMEDA has .08 and 1.71.
 #
-# And where does each pull? Bright is strong, each map with a scale of its own. The titles say which part of the squared length
-# lies on the pixels that are wrong:
+# And where does each pull? Bright is strong, on a scale of its own. The titles say which part of the squared length lies on the
+# pixels that are wrong:
 
 # %%
 mistakes = wrong.sum() / (truth != 255).sum()
@@ -727,7 +727,7 @@ common.show(common.show_panels(panels, columns=2))
 # and 32 channels, and 38 for Sobel's filter. (So `elements` also changes the proportion of SEMEDA's layers: 4 to 2 becomes 4 to
 # 1.) The other is $g$: with embeddings ten times as large it could find the same edges (exercise 5.3).
 #
-# To compare two losses, give them the same *strength*: the length of the loss's gradient at the logits, here divided by that of
+# To compare two losses, give them the same *strength*: the length of the gradient at the logits, here divided by that of
 # cross-entropy's (in notebook 04 it was not). We measure it once, before the first step, over 16 random crops. (It is the
 # strength of one moment: on CamVid SEMEDA with the paper's weights has 1.4 before any training and 28 at a trained network.)
 
@@ -1050,9 +1050,8 @@ shown.round(1)
 #
 # ## What CamVid says
 #
-# Mode `laptop` trains the first nine recipes on real streets. The repository keeps the records of three seeds. Test has 233
-# frames of two drives; of one of them, `Seq05VD` (171), nothing was trained on. With the first seed a fine-tuning was made with
-# three learning rates. Val chooses one, for all seeds:
+# Mode `laptop` trains the first nine recipes on real streets. Test has 233 frames of two drives; of one, `Seq05VD` (171),
+# nothing was trained on. With the first seed a fine-tuning was made with three learning rates. Val chooses one, for all seeds:
 
 # %%
 planned = plan_runs(RECIPES, MODES["laptop"]["stage_lrs"])
@@ -1160,8 +1159,8 @@ if kept and ("all", "continued") in means.index:
 #   logarithm, so a class of small $p$ gets little gradient. That may be it; we have not tested it.
 #
 # At equal strength SEMEDA ends .4 ± 1.0 points below Sobel: three seeds do not tell them apart. That the paper *gains* 1.8
-# points is no contradiction: its networks are larger, its pictures other ones, its $g$ and its reduction unknown to us; and it
-# chose the best of eight weights, we looked for none. The test of its claim is `mode = "paper"`, on a GPU.
+# points is no contradiction: its networks are larger, its pictures others, its $g$ and its reduction unknown to us, and it
+# chose the best of eight weights. The test of its claim is `mode = "paper"`, on a GPU.
 #
 # ## Where the source is wrong
 #
@@ -1188,8 +1187,7 @@ scores.sort_values()
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG, a PNG or a short video of yours. The last network of the table labels it (without one, a street that
-# was not trained on):
+# Set `photo` to a JPEG, a PNG or a short video of yours. The last network of the table labels it (without one, a test street):
 
 # %%
 from results import video
@@ -1374,9 +1372,7 @@ with common.exercise("Exercise 5.4"):
     common.check("all void", soft_edge_loss(probs, empty)[0], 0)
 
 # %% [markdown]
-# ### To go further
-#
-# These need training and are not checked.
+# ### To go further (with training, not checked)
 #
 # - How sure is each network of its answers, and how often right, near edges and away? Is `semeda_tuned` surer than the control,
 #   or better?

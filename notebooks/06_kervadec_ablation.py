@@ -36,11 +36,11 @@
 # [results/sources.md](../results/sources.md). [report] marks the study's text, [README] its notes, [code] public code.
 #
 # **You need** softmax, cross-entropy and Dice (notebook 02), Student's t and the bootstrap (03), boundary F1 and trimap IoU
-# (04). This notebook takes about 45 minutes to read.
+# (04). Reading takes about 45 minutes.
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 3 min 15 s in all on 2 cores of an AMD EPYC, 10 min on those of a slower Xeon (November 2026) | with seed 42 mIoU about .43 on val (majority class .02), poles .11: it works, and is no evidence |
+# | `quick` | toy streets, made on the spot | any CPU | 3 min 15 s on 2 cores of an AMD EPYC, 10 min on those of a slower Xeon (November 2026) | with seed 42 mIoU about .43 on val (majority class .02), poles .11: it works, and is no evidence |
 # | `laptop` | CamVid: 367 real streets | any CPU | 15 min for each variant on one free core of that EPYC | mIoU on test .59 to .61 (majority class .02), poles .23 to .24 (three seeds) |
 # | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: at most 5.9 GiB, computed | not measured | four variants that one can compare |
 # | `paper` | Cityscapes, 1024x2048 | one GPU of 40 GB: 28 GiB, computed | not measured (the source: 28 h a run [report, §4.3]) | the published table |
@@ -48,8 +48,8 @@
 # %% [markdown]
 # ## Parameters
 #
-# You can change them here, or from a shell: `papermill notebooks/06_kervadec_ablation.ipynb out.ipynb -p variant D` trains one
-# variant only.
+# Change them here, or from a shell: `papermill notebooks/06_kervadec_ablation.ipynb out.ipynb -p variant D` trains one variant
+# only.
 
 # %% tags=["parameters"]
 mode: str = "quick"  # quick (CPU, minutes), laptop (real streets), course (GPU), paper
@@ -125,8 +125,7 @@ importlib.invalidate_caches()
 
 # %% [markdown]
 # A *mode* is a recipe. `paper` is the source's, as far as it is stated: 2 photos at a time, and a step after 4 such batches
-# (`accumulation`). `quick` and `laptop` put the same decoder on a small encoder, EfficientNet-Lite0, whose ImageNet weights
-# come as a Python package.
+# (`accumulation`). `quick` and `laptop` put the same decoder on the small encoder EfficientNet-Lite0.
 
 # %%
 MODES = {
@@ -231,7 +230,7 @@ for c in (CAR, POLE):
         print(f"{scheme.classes[c]}: {right.mean():.0%} still right")
 
 # %% [markdown]
-# The car covers most of itself, and the pole stands beside itself. What will our three losses say of that? We build them first.
+# The car covers most of itself, the pole stands beside itself. What will our three losses say of that?
 #
 # ## Cross-entropy counts pixels
 #
@@ -284,8 +283,8 @@ def dice_loss(probs, label, smooth=1.0):
 # %% [markdown]
 # ## The boundary loss counts distances
 #
-# Neither of the two knows *how far* a wrong pixel lies from where it belongs. SciPy's `distance_transform_edt` does: it gives
-# every `True` pixel its distance to the nearest `False` one. Here is a small bus, from outside and from inside:
+# Neither of the two knows *how far* a wrong pixel lies from where it belongs. SciPy's `distance_transform_edt` gives every
+# `True` pixel its distance to the nearest `False` one. Here is a small bus, from outside and from inside:
 
 # %%
 from scipy.ndimage import distance_transform_edt
@@ -311,8 +310,7 @@ def signed_distance(mask):
 
 
 # %% [markdown]
-# Here is the map of the bus. `data_prep.signed_distance_maps` makes those of all classes, 14 times faster on large pictures; we
-# compare:
+# `data_prep.signed_distance_maps` makes those of all classes, 14 times faster on large pictures; we compare:
 
 # %%
 print(signed_distance(bus).round(1))
@@ -742,7 +740,7 @@ common.show(common.show_history(histories, ("miou", "iou_pole")))
 #
 # ## One street, four answers
 #
-# What does that look like? A function that loads the network of a finished run:
+# This loads the network of a finished run:
 
 # %%
 def load_variant(folder, settings, file="last.safetensors"):
@@ -797,7 +795,7 @@ pd.concat({"ours": pd.DataFrame(ours).T.round(1),
 #
 # ## Three seeds and six comparisons
 #
-# How much of this is luck? In the source every variant has three runs:
+# How much is luck? In the source every variant has three runs:
 
 # %%
 def per_seed(published, metric, epoch="last"):
@@ -993,9 +991,9 @@ for term in ("ce", "boundary"):
 #
 # ## What CamVid says
 #
-# The repository keeps runs on CamVid in mode `laptop`, with three seeds. `D pixels` is D with distances in pixels and
-# $\lambda_b$ = .2 (`-p norm none`): its boundary loss pulls over a hundred times as hard (62 against .45 above), yet still with
-# less than a tenth of cross-entropy's strength.
+# We trained on CamVid, mode `laptop`, with three seeds. `D pixels` is D with distances in pixels and $\lambda_b$ = .2 (`-p norm
+# none`): its boundary loss pulls over a hundred times as hard (62 against .45 above), yet still with less than a tenth of
+# cross-entropy's strength.
 
 # %%
 def camvid_runs(suffix=""):
@@ -1146,14 +1144,14 @@ for estimator in ("as_published", "per_class"):
 #
 # ## Where the source is wrong
 #
-# This is a careful study: twelve long runs, public tables, and two mistakes mended by its author. Three points teach; the
-# others are in [results/sources.md](../results/sources.md).
+# A careful study: twelve long runs, public tables, and two mistakes mended by its author. Three points teach
+# ([results/sources.md](../results/sources.md) has more).
 #
 # **1. One schedule, or three?** By the text all runs follow one schedule of 160 epochs [report, §3.1]. But the script that
 # makes its table is headed "2 seeds × 10 epochs", and the trainer prolongs a finished run by setting its learning rate back
-# [code]. So two seeds were probably trained for 10 epochs first, and then prolonged. That would make "short-epoch ablations are
-# systematically misleading" [report, §7] better founded than its text makes it: on these seeds C leads D by 1.9 points after 10
-# epochs, and D leads C by .5 after 160. For this one pair, that is: "systematically" is not shown.
+# [code]. So two seeds were probably trained for 10 epochs first, and then prolonged. Then "short-epoch ablations are
+# systematically misleading" [report, §7] is better founded than its text makes it: on these seeds C leads D by 1.9 points after
+# 10 epochs, and D leads C by .5 after 160. But that is one pair: "systematically" is not shown.
 #
 # **2. Two sets of weights.** "The CE weight is fixed at 1.0 throughout" [report, §3.2]. The same script lists A: 1, B: .5 and
 # .5 of Dice, C: .4, .4 and .2 of the boundary loss, D: .8 and .2 [code]. We train the text's; `recipe = "author_config"` takes
@@ -1165,8 +1163,8 @@ for estimator in ("as_published", "per_class"):
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a street serves that was not trained on. (Our D takes
-# most of its bus for a train.)
+# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a test street serves. (Our D takes most of its bus for
+# a train.)
 
 # %%
 from results import video
