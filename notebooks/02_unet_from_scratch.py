@@ -19,7 +19,7 @@
 # You build a U-Net, write the loop that trains it, and watch it learn streets from random weights. On real streets it learns
 # road and sky well, and overlooks most pixels of people. Then you try three recipes against that, beside a control that only
 # trains longer. Weighted cross-entropy finds about 60 % of people's pixels with each of three seeds (a seed fixes the random
-# start and the order of the pictures), the control 32 to 40. But it calls so much else person that their IoU gains nothing.
+# start and the order of the pictures), the control 32 to 40. But it calls so much else person that their IoU ends no higher.
 #
 # ![A street of CamVid, its label, and what the U-Net makes of it after the first stage and after the control](../.github/02_camvid.jpg)
 #
@@ -34,7 +34,7 @@
 # Notebook 2 of 6 · before it: [01 class remapping](01_class_remapping.ipynb) · after it: [03
 # cross-validation](03_unet_resnet50_cv.ipynb) · [all six](../README.md)
 #
-# **Sources.** *The U-Net report*: Subhasis Panda, a report on Cityscapes with public code (April 2025), after Ronneberger et
+# **Source.** *The U-Net report*: Subhasis Panda, a report on Cityscapes with public code (April 2025), after Ronneberger et
 # al., *U-Net* (2015). [report] marks what it says, [code] what its public code does;
 # [results/sources.md](../results/sources.md) has the links.
 #
@@ -42,8 +42,8 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2 min on 2 cores of an AMD EPYC, 4.5 on those of a slower Xeon (November 2026) | mIoU on test .68 to .71 after `scratch`, .71 to .73 after `dice_occlusion` (majority class .04), people .00 to .04 and .15 to .21 (seeds 42 to 44, one thread and two): no evidence |
-# | `laptop` | CamVid: 367 real streets | any CPU | 47 min for all five stages on one core of that EPYC | mIoU on test .60 to .62 after `scratch` (.59 with two threads), .61 to .63 after `dice_occlusion` (majority class .04), people .15 to .23 and .19 to .27 (three seeds) |
+# | `quick` | toy streets, made on the spot | any CPU | 2 min on 2 cores of an AMD EPYC, 4.5 on those of a slower Xeon (November 2026) | mIoU on test .68 to .71 after the first stage, .71 to .73 after the last (majority class .04), IoU of people .00 to .04 and .15 to .21 (seeds 42 to 44, one thread and two): toy streets prove nothing |
+# | `laptop` | CamVid: 367 real streets | any CPU | 47 min for all five stages on one core of that EPYC | mIoU on test .60 to .62 after the first stage (.59 with two threads), .61 to .63 after the last (majority class .04), IoU of people .15 to .23 and .19 to .27 (three seeds) |
 # | `course`, `paper` | CamVid or Cityscapes | one 16 GB GPU, of which 1.5 GiB (computed) | not yet measured | not yet run |
 
 # %% [markdown]
@@ -120,8 +120,8 @@ if missing and subprocess.run(install).returncode:
 importlib.invalidate_caches()
 
 # %% [markdown]
-# A *mode* is a recipe: `paper` the source's [code], `course` with fewer epochs, `laptop` and `quick` also with smaller pictures
-# and a quarter of the channels.
+# A *mode* is a recipe: `paper` the source's [code], `course` with fewer epochs and larger steps, `laptop` and `quick` also with
+# smaller pictures and a quarter of the channels.
 
 # %%
 MODES = {
@@ -233,8 +233,8 @@ common.show(common.show_pair(picture, truth.numpy(), scheme))
 # ## The network
 #
 # Here is what we build. Each box is a *feature map*, in short a map. On the way down its side is halved and its channels
-# double; on the way up both go back. The *skip connections* bring the maps of the way down across. (The sides are those of
-# `paper`; our street has 128.)
+# double; on the way up both go back. The *skip connections* carry maps of the way down across. (The sides are those of `paper`;
+# our street has 128.)
 
 # %%
 colors = common.as_colors(truth.numpy(), scheme)
@@ -285,8 +285,8 @@ print(tuple(first.shape), "-> pooled", tuple(pooled.shape), "->", tuple(second.s
 # ### Up
 #
 # A *transposed convolution* with a 2x2 kernel and stride 2 turns every pixel into 2x2 pixels, each a learnt weighted sum of its
-# channels. The map from the way down has this side, too, and was not pooled. We join the two along the channels, and a block
-# merges them:
+# channels. The map of the way down, as it was before pooling, has the same side. We join the two along the channels, and a
+# block merges them:
 
 # %%
 up = nn.ConvTranspose2d(128, 64, kernel_size=2, stride=2)(second)
@@ -344,10 +344,10 @@ for name in ("down", "bottleneck", "up", "merge"):
 print(f"in all     {sum(p.numel() for p in net.parameters()):9,} parameters")
 
 # %% [markdown]
-# 7,703,367 parameters, as many as the source's code makes [code], and nearly half of them in the bottleneck.
+# As many as the source's code makes [code], and nearly half of them in the bottleneck.
 #
 # How much of the street can one pixel's answer depend on? That is its *receptive field*. We send the gradient of the middle
-# pixel's logits back to the photo, and look where it is not 0. (`eval`, as in training batch norm mixes all pixels.)
+# pixel's logits back to the photo, and look where it is not 0. (`eval` keeps batch norm from mixing all pixels.)
 
 # %%
 traced = batch.clone().requires_grad_()
@@ -379,7 +379,7 @@ print("images", tuple(images.shape), "labels", tuple(labels.shape))
 # 3. Compute the loss, and send its gradient back through the network.
 # 4. Let the *optimizer*, the rule for the steps, change every weight a little, roughly against its gradient.
 #
-# `model.train()` sets the training mode, which `predict` below leaves. Cover the next cell and write it first.
+# `model.train()` sets the training mode, which `predict` below leaves. Cover the next cell and write it yourself.
 
 # %%
 def train_epoch(model, loader, optimizer, device="cpu"):
@@ -454,8 +454,8 @@ labels = {title: one.numpy() for title, one in labels.items()}
 common.show(common.show_panels(labels, scheme))
 
 # %% [markdown]
-# After one epoch everything is road, the commonest class. After five we see the large regions, after twenty contours and a blob
-# for a vehicle. People are not found.
+# After one epoch everything is road, the commonest class. After five we see the large regions, after twenty contours, and
+# patches of vehicle, some of them where people stand.
 #
 # The network trained on this street. We go back to the best weights, and score the validation streets:
 
@@ -523,7 +523,7 @@ for name, history in histories.items():
 
 # %% [markdown]
 # From one epoch to the next the mean IoU jumps by 1.7 to 2.4 points on average, that of people by 3.6 to 7.8: which epoch we
-# keep is partly luck. And it still learns: the last five epochs are 1.4 to 2.4 points better than the five before.
+# keep is partly luck. And it still learns: in mean IoU the last five epochs are 1.4 to 2.4 points better than the five before.
 #
 # The IoU of each class, in per cent, in the epoch that we keep, the one with the best mean IoU on val:
 
@@ -564,8 +564,8 @@ for name, shares in FREQUENCIES.items():
 
 
 # %% [markdown]
-# People, the fifth class, have 1.2 % of its training pixels [code]. Taken for 1 % they weigh 10, taken for 2 % only 7.1.
-# PyTorch's cross-entropy takes such weights, and divides by their sum as the formula does:
+# People, the fifth class, have 1.2 % of the source's training pixels [code]. Taken for 1 % they weigh 10, taken for 2 % only
+# 7.1. PyTorch's cross-entropy takes such weights, and divides by their sum as the formula does:
 
 # %%
 def cross_entropy(logits, label, weights=None):
@@ -576,9 +576,9 @@ def cross_entropy(logits, label, weights=None):
 # %% [markdown]
 # ## Idea 2: hide parts of people
 #
-# *Occlusion* covers a part of the photo, but not of the label: "black boxes" [report], in the code noise on people [code]. The
-# network then has to name what it cannot see by what is around it. First we have to find the people, groups of person pixels
-# that touch:
+# *Occlusion* is an *augmentation*, a random change of the training pictures: it covers a part of the photo, but not of the
+# label, with "black boxes" [report], or with noise on people [code]. The network then has to name what it cannot see by what is
+# around it. First we have to find the people, groups of person pixels that touch:
 
 # %%
 import numpy as np
@@ -660,8 +660,8 @@ def dice_per_class(probs, label, epsilon=1e-6):
 
 
 # %% [markdown]
-# In the plain mean of these a class of few pixels has the same say as a class of many. The source also multiplies each class by
-# its weight from idea 1, and scales the weights so that their mean is 1 [code]:
+# In the plain mean of these a class of few pixels has the same say as a class of many. The source also multiplies each of the
+# $C$ classes by its weight from idea 1, and scales the weights so that their mean is 1 [code]:
 #
 # $$L_{Dice} = \frac{1}{C} \sum_c \left(1 - \hat w_c \min(D_c, 0.999)\right) \qquad \hat w_c = \frac{C\, w_c}{\sum_k w_k}$$
 
@@ -695,10 +695,10 @@ def dice_and_cross_entropy(logits, label, weights):
 # | `weighted_occlusion` | `weighted` | weighted cross-entropy | 60 % |
 # | `dice_occlusion` | `scratch` | 0.3 weighted cross-entropy + 0.7 weighted Dice | 80 % |
 #
-# Each later stage trains on from kept weights, for up to 30 more epochs at a tenth of the rate [code]: a better score can come
-# from that alone. So we add `continued`, with these epochs, this rate and the old loss. It is a fair control for `weighted`,
-# and a rough one for the last two: `weighted_occlusion` has more epochs behind it, and `dice_occlusion`, whose batches are half
-# as large, twice as many steps.
+# Each later stage trains on from kept weights, for up to 30 more epochs at a tenth of the rate [code] (here 10 or 12, at a
+# quarter): a better score can come from that alone. So we add `continued`, with as many epochs, the same rate and the old loss.
+# It is a fair control for `weighted`, and a rough one for the last two: `weighted_occlusion` has more epochs behind it, and
+# `dice_occlusion`, whose batches are half as large, twice as many steps.
 #
 # We keep the epoch with the highest mean IoU on val (`select`). (On a first reading, skip to *On the toy streets*.) The loss of
 # a stage; the batches of `common.fit` are dictionaries:
@@ -717,7 +717,7 @@ def stage_loss(model, batch, kind, weights):
 
 
 # %% [markdown]
-# `common.StreetScenes` is our `Streets`, with room for an augmentation; the shares are for `frequency = "measured"`:
+# `common.StreetScenes` is our `Streets`, with room for an augmentation; `measured_shares` serves `frequency = "measured"`:
 
 # %%
 def make_data(frames, size, seed):
@@ -795,7 +795,7 @@ def train_stage(folder, recipe, settings, splits, frequency, fill, select, seed,
 
 
 # %% [markdown]
-# `train_runs` trains what is not there yet, parents first. `UNUSED` names what a stage does not read, so that a change of it
+# `train_runs` trains what is not there yet, parents first. `UNUSED` names parameters that a stage ignores, so that changing one
 # does not train it again:
 
 # %%
@@ -830,8 +830,8 @@ print(f"the majority class scores {100 * majority['miou']:.1f}")
 table.rename(columns=columns).round(1)
 
 # %% [markdown]
-# `continued` brings people from 0.0 to 0.3, class weights to 15.2, and with occlusion to 15.7; `dice_occlusion` has 17.9.
-# Twelve toy streets and one seed show how the comparison works, and prove nothing.
+# `continued` leaves people at .3, the three recipes bring them to 15.2, 15.7 and 17.9. Twelve toy streets and one seed show how
+# the comparison works, and prove nothing.
 #
 # ## What CamVid says
 #
@@ -852,7 +852,7 @@ def scores_of(folder, drive=""):
 
 
 # %% [markdown]
-# The test split has two drives, and nothing was trained on one of them, `Seq05VD`. A table of all runs, on both or on one:
+# The test split has two drives; one, `Seq05VD`, has no picture in train. A table of all runs, on both or on one:
 
 # %%
 def table_of(found, drive=""):
@@ -868,7 +868,7 @@ if len(found):
     display(camvid.round(1))
 
 # %% [markdown]
-# Each recipe's points beside the control with the same seed, for people on test:
+# Each recipe minus the control of the same seed, in points, for people on test:
 
 # %%
 if len(found) and "continued" in set(found["method"]):
@@ -881,17 +881,17 @@ if len(found) and "continued" in set(found["method"]):
 # %% [markdown]
 # **Weighted cross-entropy makes the network see people.** With every seed `weighted` finds 57 to 62 % of their pixels, the
 # control 32 to 40. It pays in precision: 24 to 28 % of what it calls person is right, with the control 34 to 42. In the IoU the
-# two cancel out (-2.1 to 1.7 points; on `Seq05VD` -3.4 to .6). A car that brakes for people wants recall. With occlusion recall
-# is 44 to 52 %, still above the control with every seed; with Dice 29 to 46, above it with two.
+# two cancel out (-2.1 to 1.7 points, from unrounded scores; on `Seq05VD` -3.4 to .6). A car that brakes for people wants
+# recall. With occlusion recall is 44 to 52 %, still above the control with every seed; with Dice 29 to 46, above it with two.
 #
 # **In mean IoU** every later stage gains 1.3 to 2.5 points over `scratch` with seeds 42 and 43, the control among them. With
 # seed 44 the control loses 1.2 points, the weighted stages 1.0 and .8. Only `dice_occlusion` gains with all three: 2.5, 1.7 and
-# .6, which is .2, -.1 and 1.8 beside the control: a hint, and no more.
+# .6, or .2, -.1 and 1.8 more than the control: a hint.
 
 # %% [markdown]
 # ## Where the source is wrong
 #
-# Three points teach most, a mistake and two open questions; we can see them because the author published his notebooks.
+# Three points teach the most, a mistake and two open questions; we can see them because the author published his notebooks.
 # [results/sources.md](../results/sources.md) has the others. His scores on 250 pictures of Cityscapes [code], the means ours:
 
 # %%
@@ -908,12 +908,12 @@ pd.DataFrame({"mean IoU": means, "person": people}).reindex(means.index)
 # up to 60 more epochs and two other weights [code]; each is one run.)
 #
 # **2. A gain without a control.** The report calls the last stage a "notable improvement" and names no control [report]. It had
-# up to 30 more epochs from epoch 20 of `scratch`, after which the loss of `scratch` on val was never lower again [code]. On
-# CamVid, where it still fell, such epochs alone raised the score with two seeds of three.
+# up to 30 more epochs from epoch 20 of `scratch`, the one with its lowest loss on val [code]. On CamVid, where it still fell,
+# such epochs alone raised the score with two seeds of three.
 #
 # **3. Two rules for the epoch.** `scratch` keeps the lowest validation loss, the later stages the highest mean IoU averaged
-# over batches [code]. A part of their gain may be the rule. On CamVid they would keep epochs with this mean IoU on val, a mean
-# over seeds:
+# over batches [code]. A part of their gain may be the rule. The mean IoU on val of the epoch that each rule keeps on CamVid,
+# averaged over seeds:
 
 # %%
 rows = []
@@ -929,8 +929,8 @@ if rows:
     display(rules.round(1))
 
 # %% [markdown]
-# Here the source's rules cost a quarter of a point at most, the last epoch up to 1.6. But the loss of our `scratch` is lowest
-# in epochs 49 and 50 of 50, that of the source's in epoch 20 of 100 [code]: there the rule may matter more.
+# Here the source's rules cost about a quarter of a point at most, the last epoch about 1.5. But the loss of our `scratch` is
+# lowest in epochs 49 and 50 of 50, the source's in epoch 20 of 100 [code]: there the rule may matter more.
 #
 # ## Your own photo
 #

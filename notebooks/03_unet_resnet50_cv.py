@@ -17,17 +17,17 @@
 # # What does a cross-validated score tell you?
 #
 # The networks of a student's report reach a mean IoU of 67.7 per cent on street pictures that were held back, and 65.5 on
-# pictures of other cities. They have learnt from neither. What should you expect of them on *your* streets? A *drive* is one
-# trip of the camera car. You train some networks that learn from other pictures of the drive that they are scored on (*by
-# image*), and some that do not (*by drive*). On real streets the very same pictures score 7.2 ± 1.0 points higher in the first
-# way (three seeds), and 5.6, 9.1 and 5.8 points if all networks learn from equally many. So a score *by image* speaks of known
-# streets, one *by drive* of new ones.
+# pictures of other cities. They have learnt from neither. What should you expect of them on *your* streets? You train some
+# networks that learn from other pictures of the *drive*, one trip of the camera car, that they are scored on (*by image*), and
+# some that do not (*by drive*). On the very same real pictures the first score 7.2 ± 1.0 points higher (three seeds), or 5.6,
+# 9.1 and 5.8 if all learn from equally many pictures. So a score *by image* speaks of known streets, one *by drive* of new
+# ones.
 #
 # ![A held-out street, its label, and the predictions of two networks](../.github/03_leak.jpg)
 #
-# *A held-out street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching. Both networks have learnt from 163
-# pictures, the first also from others of this drive, the second from other drives only. They score 52 and 46 per cent here.
-# Purple is road, pink sidewalk, grey building, green trees, dark blue car, black void.*
+# *A held-out street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching. Each network has learnt from 163 pictures:
+# among the first's are others of this drive, the second's are of other drives. They score 52 and 46 per cent here. Purple is
+# road, pink sidewalk, grey building, green trees, light blue sky, dark blue car, yellow sign, black void.*
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/03_unet_resnet50_cv.ipynb)
@@ -308,7 +308,7 @@ if len(committed):
 # poles and people, are hardly found.)
 #
 # Do folds by drive just make worse networks? The test split can tell. Its drive *Seq05VD* is new to all six networks, its other
-# drive, *0001TP*, to fold 3 by drive only.
+# drive, *0001TP*, only to that of fold 3 by drive.
 
 # %%
 def on_test_drives(found):
@@ -329,13 +329,12 @@ if len(committed):
     display(on_test_drives(committed))
 
 # %% [markdown]
-# Fold 3 by drive is no bad network: it learnt from the most pictures, and on the new drive it is second, second and fourth of
-# six. But on 0001TP it is last with every seed, with 30.7 to 36.5, where all that know this drive have 37.2 to 41.7. This is
-# the leak.
+# That network is no bad one: it learnt from the most pictures, and on the new drive it is second, second and fourth of six. But
+# on 0001TP it is last with every seed, with 30.7 to 36.5, where all that know this drive have 37.2 to 41.7. This is the leak.
 #
 # Fold 1 by drive *is* a bad one: on Seq05VD, where nothing can leak, it has 30.5 to 32.2, the others 38.6 to 43.5. It learnt
-# from 163 pictures only, so not all of its low score on its own fold is a leak. A control lets all six learn from 163 pictures
-# (`-p learn 163`):
+# from 163 pictures only, so not all of the gap on its fold is the leak. A control lets all six learn from 163 pictures (`-p
+# learn 163`):
 
 # %%
 equal = camvid_runs(equal=True)
@@ -343,9 +342,10 @@ if len(equal):
     display(held_out_scores(equal), on_test_drives(equal))
 
 # %% [markdown]
-# The means of the folds are 40.4 to 41.9 by image and 30.6 to 35.1 by drive, on average no nearer to each other than before. So
-# fewer pictures are not the reason for the gap, or not much of it. (Fold 1 by drive stays the worst on Seq05VD: it also lacks
-# 0016E5, which all others have.)
+# The means of the folds are 40.4 to 41.9 by image and 30.6 to 35.1 by drive, about as far apart as before. So fewer pictures
+# are not the reason for the gap, or not much of it. (Fold 1 by drive stays the worst on Seq05VD: it also lacks 0016E5, which
+# all others have. It was trained twice on the same pictures, on two kinds of CPU: where its scores differ, by up to 2.6 points,
+# it is by chance.)
 #
 # So there are two questions: how good is the network on more pictures of streets that it knows (by image), and on other streets
 # (by drive)? Report the second if a car is to go anywhere new.
@@ -354,7 +354,7 @@ if len(equal):
 #
 # The encoder of the source's U-Net is *pretrained*: ResNet-50 has learnt to name the things in the photos of ImageNet [report].
 # It is blue in the drawing, and halves a picture five times. What follows starts from nothing: the *bottleneck* (green), the
-# *decoder* (orange), which enlarges the maps, and the head [code].
+# *decoder* (orange), which enlarges the maps, and the *head*, which makes the logits [code].
 
 # %%
 import segmentation_models_pytorch as smp
@@ -697,7 +697,7 @@ common.show(common.show_history(histories))
 
 # %% [markdown]
 # On the right, the three scores by image lie together: each fold is a bit of everything. By city they part, and fold 3 is the
-# hardest city. After the last epoch, in per cent, beside the scores on a split that is in no fold:
+# hardest city. Here are the scores after the last epoch, in per cent, beside those on a split that is in no fold:
 
 # %%
 other_set = "test" if "test" in others else "official_val"
@@ -750,9 +750,9 @@ for kind, of_kind in scores.groupby("folds"):
 # By city we know hardly anything, as one of three cities is hard. By image the interval is narrow, but all three folds have the
 # same leak.
 #
-# And it is meant for independent scores, while networks 1 and 2 both learn from fold 3. No estimate of the variance from such
-# scores is unbiased (Bengio and Grandvalet, 2004). *Seeds*, runs that differ in nothing but chance, are independent. But they
-# answer a smaller question: would these folds of these pictures give it again?
+# And the interval is meant for independent scores, while networks 1 and 2 both learn from fold 3. No estimate of the variance
+# from such scores is unbiased (Bengio and Grandvalet, 2004). *Seeds*, runs that differ in nothing but chance, are independent.
+# But they ask less: would the same folds and pictures give the same score again?
 #
 # ### The same pictures, scored by two networks
 #
@@ -771,7 +771,7 @@ def paired_matrices(folders):
     return pictures, a, b
 
 # %% [markdown]
-# We sum the matrices over all pictures. The leak is the difference of the two mean IoUs, in points:
+# We sum the matrices over all pictures. The *leak* in numbers is the difference of the two mean IoUs, in points:
 
 # %%
 def leak(by_image, by_city):
@@ -813,10 +813,10 @@ for title, some in {"CamVid": on_camvid, "CamVid, 163 each": equal_pairs}.items(
         print(f"{title}, {len(leaks)} seeds: {mean:.1f} ± {half:.1f} points")
 
 # %% [markdown]
-# The three seeds agree within a point, 6.8, 7.2 and 7.6: more than the chance of training. Drive by drive it is 3.7 to 10.0
-# points, but 0.0 for 0001TP with seed 43. With 163 pictures for all it is much the same on average, and less certain: 5.6, 9.1
-# and 5.8 points, and 3.6 to 13.2 drive by drive. On the toy streets most of the 2.3 comes from brunhaven, the city of fold 3.
-# (One score of all pictures is not the mean of three folds.)
+# The three seeds give 6.8, 7.2 and 7.6: more than the chance of training explains. Drive by drive it is 3.7 to 10.0 points, but
+# 0.0 for 0001TP with seed 43. With 163 pictures for all it is much the same on average, and less certain: 5.6, 9.1 and 5.8
+# points, and 3.6 to 13.2 drive by drive. On the toy streets most of the 2.3 comes from brunhaven, the city of fold 3. (It is
+# not 18.4 - 16.8: one score of all pictures is no mean of folds.)
 #
 # ### The paired bootstrap
 #
@@ -883,8 +883,8 @@ pd.DataFrame(of_class, classes).dropna().round(1)
 #
 # ## The drop, taken apart
 #
-# Back to the puzzle. We change the three things one at a time. (CamVid's val is a piece of 0016E5, a drive of the folds, so its
-# test split serves as the other pictures.)
+# Back to the puzzle. We change the three things one at a time. (CamVid's val is a piece of 0016E5, a drive of the folds. Its
+# test split serves as the other pictures; three quarters of it, Seq05VD, are new to all networks.)
 
 # %%
 def one_at_a_time(final, other):
@@ -909,22 +909,22 @@ pd.DataFrame(rows).groupby("runs").mean().round(1)
 # Each column changes one thing more than the one before. The resolution changes next to nothing; the epoch changes .7 points at
 # most, and that is a rise. On CamVid the pictures make the difference: by image they cost 2.3 to 3.4 points, by drive they
 # *gain* 2.5 to 2.8. So the score by image lies 2.2 to 3.5 points above the score on the test streets, and the score by drive
-# 2.8 to 3.2 below it: neither foretells it well. Three drives are few.
+# 2.8 to 3.2 below it: neither foretells it well.
 #
-# And the epoch? The best of 13 validations is never below the last, and some of that is luck. Suppose a network no longer
-# improves, and its validations are noise with a standard deviation of 1:
+# And the epoch? The best of 13 validations beats the last partly by luck. Suppose a network no longer improves, and its
+# validations are noise with a standard deviation of 1:
 
 # %%
 noise = np.random.default_rng(0).normal(0, 1, (40000, 13))
 print(f"best minus last: {(noise.max(axis=1) - noise[:, -1]).mean():.2f} deviations")
 
 # %% [markdown]
-# How far the source's validations scatter we do not know: were it half a point, luck made .8 of its 2.2 points. (On CamVid 13
-# of 18 networks were best at the last epoch.)
+# How far the source's validations scatter we do not know: were it half a point, luck would have made .8 of its 2.2 points. (On
+# CamVid 13 of 18 networks were best at the last epoch.)
 #
-# So why did the scores fall from 67.7 to 65.5? On CamVid, by image, it is the pictures: all of it with two seeds, and most of
-# 3.5 points with seed 43. For the source we cannot know without Cityscapes: its folds share every city [code], its official
-# pictures are of other cities, and part may be the choice of the epoch.
+# So why did the scores fall from 67.7 to 65.5? Ours on CamVid, by image, fall because of the pictures: all of it with two
+# seeds, and most of 3.5 points with seed 43. For the source we cannot know without Cityscapes: its folds share every city
+# [code], its official pictures are of other cities, and part may be the choice of the epoch.
 #
 # ## Where the source is wrong
 #
@@ -951,8 +951,7 @@ for factor in (0.8, 1.2):
         print(f"{factor} as {version}: {width} pixels wide")
 
 # %% [markdown]
-# As published, the square stays: what is enlarged and then shrunk as a whole is the same picture again. So look at what reaches
-# your network.
+# As published, the square stays: what is enlarged and then shrunk as a whole is the same picture again.
 #
 # **3. A spread of 1 % read as stability** [report]. The printed spreads, .94 and 1.20, divide by $n$. With $n-1$ and Student's
 # t the two scores are 67.7 ± 2.9 and 65.5 ± 3.6, intervals that overlap. Paired, fold by fold, the falls are 1.9, 2.0 and 2.7,
@@ -1002,8 +1001,7 @@ video.show(photo, run.folder, scheme, model, own_size, **scaling)
 # ### Exercise 3.1: more folds, more independent scores?
 #
 # With three folds, two networks share half of their training pictures. Do ten folds make the scores less dependent? Give a
-# formula for `k` folds of equal size: of the pictures that one network learns from, which part has another one learnt from,
-# too?
+# formula for `k` folds of equal size: of the pictures that one network learns from, what share has another learnt from, too?
 
 # %%
 # Exercise 3.1

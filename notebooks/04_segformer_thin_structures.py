@@ -40,7 +40,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 3 min in all on 2 cores of an AMD EPYC, 8 on those of a slower Xeon (November 2026) | with seed 42, only `ssim_lovasz` finds poles: no evidence |
+# | `quick` | toy streets, made on the spot | any CPU | 3 min in all on 2 cores of an AMD EPYC, 8 on those of a slower Xeon (November 2026) | with seed 42, only `ssim_lovasz` finds poles: toy streets prove nothing |
 # | `laptop` | CamVid | any CPU | 9 to 15 min an approach on one free core of that EPYC, two to four times as long on the Xeon | IoU of poles 15 to 18 (`baseline`) and 25 to 26 (`ssim_lovasz`), mean of five classes 46 to 47 and 50 to 51 (three seeds) |
 # | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: at most 4.2 GiB, computed | not yet measured | not yet known |
 # | `paper` | Cityscapes at 512x1024 | one 16 GB GPU: 2.1 GiB, computed | not yet measured | published: mean of six classes 57.9 to 59.7 |
@@ -161,9 +161,9 @@ print(common.device_line())
 # %% [markdown]
 # ## How thin is a pole?
 #
-# The source has six classes, fence, car, vegetation, pole, traffic sign and traffic light; the rest is background. It takes
-# 2000, 250 and 250 images of Cityscapes, and does not say which [report]; we draw ours at random. CamVid and the toy streets
-# have splits of their own:
+# The source has six classes, fence, car, vegetation, pole, traffic sign and traffic light; the rest is background, and so is
+# void (unless `void = "ignore"`). It takes 2000, 250 and 250 images of Cityscapes, and does not say which [report]; we draw
+# ours at random. CamVid and the toy streets have splits of their own:
 
 # %%
 root = common.find_data(data_dir, mode)
@@ -213,8 +213,8 @@ common.show(common.show_pair(photo_of_street, label, scheme))
 
 # %% [markdown]
 # How wide is a pole? An *object* is a group of pixels of one class that touch; its width is the diameter of the largest disc
-# that fits in. The *distance transform* gives each pixel its distance to the nearest one outside. In a picture of twice the
-# size its maximum is the width:
+# that fits in. The *distance transform* gives each pixel its distance to the nearest one outside. In a picture twice as large,
+# the largest distance is the width:
 
 # %%
 from scipy import ndimage
@@ -413,9 +413,9 @@ def soft_iou_loss(probs, label, smooth=1e-6):
 #
 # ### Lovász: the IoU itself, made continuous
 #
-# With *hard* predictions, one class per pixel, the IoU depends on the set of wrong pixels. The *Lovász extension* continues it
-# to soft errors $m(x) = |y_c(x) - p_c(x)|$. Of a network that gets worse the pixel with the largest error is wrong first. So
-# sort them, $m_{(1)} \ge m_{(2)} \ge \dots$, and weigh each with how much the IoU drops when that pixel becomes wrong, too:
+# With *hard* predictions, one class per pixel, the IoU depends on the set of wrong pixels. The *Lovász extension* extends it to
+# soft errors $m(x) = |y_c(x) - p_c(x)|$. As a network gets worse, the pixel with the largest error turns wrong first. So sort
+# the errors, $m_{(1)} \ge m_{(2)} \ge \dots$, and weigh each by the drop of the IoU when that pixel turns wrong, too:
 #
 # $$L_c = \sum_i m_{(i)}\,(\Delta_i - \Delta_{i-1}), \qquad \Delta_i = 1 - \frac{n - h_i}{n + f_i}, \qquad \Delta_0 = 0$$
 #
@@ -642,7 +642,7 @@ common.show(common.show_segformer((32, 64, 160, 256), 512))
 #
 # This is the source's encoder; the small network of `quick` and `laptop`, below, has none of it. Inside a stage the map is a
 # list of *tokens*, one vector per cell. Each has a query $q$, a key $k$ and a value $v$, all linear in it. *Attention* gives it
-# the mean of all values, weighted by how well its query fits their keys; $d$ is a query's length:
+# the mean of all values, weighted by how well its query fits their keys; a query has $d$ numbers:
 #
 # $$\mathrm{out} = \mathrm{softmax}\left(\frac{q\,k^\top}{\sqrt{d}}\right) v$$
 #
@@ -788,8 +788,7 @@ def term_lengths(logits, label, terms=TERMS):
 
 
 # %% [markdown]
-# Forty small streets in batches of 4, and the street of our first figure. *AdamW* is Adam where its weight decay, here 0, is
-# kept apart:
+# Forty small streets in batches of 4, and the street of our first figure. *AdamW* without weight decay, as here, is Adam:
 
 # %%
 from torch.utils.data import DataLoader
@@ -984,7 +983,7 @@ def make_scheduler(optimizer, schedule, steps):
 
 # %% [markdown]
 # Where the source is silent, we take the defaults of its library, the Hugging Face trainer [code]: AdamW without weight decay,
-# and a gradient longer than 1 is scaled down to 1.
+# and gradients scaled down to a length of 1 at most.
 
 # %%
 def training_loss(model, batch, **recipe):
@@ -1058,8 +1057,8 @@ table.assign(published=published.reindex(table.index)).round(1)
 
 
 # %% [markdown]
-# Only `ssim_lovasz` finds poles (11) and signs (12). `bas_lovasz`, with Lovász but no class weights, finds none. But these are
-# 120 steps and twelve test streets; they prove nothing.
+# Only `ssim_lovasz` finds poles (an IoU of 11) and signs (12). `bas_lovasz`, with Lovász but no class weights, finds none. But
+# these are 120 steps and twelve test streets; they prove nothing.
 #
 # ### Found, or hit?
 #
@@ -1075,8 +1074,8 @@ def boundary(mask):
 
 
 # %% [markdown]
-# The *boundary F1* joins two shares: precision $P$, of the predicted boundary pixels those with a true one within `tolerance`
-# pixels, and recall $R$, of the true ones those with a predicted one near:
+# The *boundary F1* joins precision $P$, the share of predicted boundary pixels that have a true one within `tolerance` pixels,
+# and recall $R$, the share of true ones that have a predicted one as near:
 #
 # $$F_1 = \frac{2PR}{P + R}$$
 
@@ -1122,8 +1121,8 @@ for shift in (0, 1, 2, 4, 6, 8):
 
 # %% [markdown]
 # At a shift of 2 the IoU has fallen to .33, and the boundary F1 is still 1: the pole is found, if not hit. At 4 no pixel is
-# right, and the F1 is still .76. The trimap IoU equals the IoU, as all of a thin pole lies in the band. (Notebooks 05 and 06
-# use it.)
+# right, and the F1 is still .76. The trimap IoU equals the IoU, as all of a thin pole lies in the band. (It is for thicker
+# things, and for notebooks 05 and 06.)
 #
 # ## What CamVid says
 #
@@ -1151,7 +1150,7 @@ def on_test(folder, drive=""):
 
 
 # %% [markdown]
-# The means over the seeds, in per cent:
+# The means over the seeds, and three of the scores by seed, in per cent:
 
 # %%
 camvid = [{"approach": run.method, "seed": run.seed} | on_test(run.folder)
@@ -1214,8 +1213,8 @@ QUESTIONS = {
 
 # %% [markdown]
 # The difference in points, with a 95 % interval: the bootstrap draws blocks of pictures, as in notebook 03, and seeds, too.
-# Four classes are four chances for luck: a star marks what a stricter test keeps in a row (*Holm's method*, notebook 06).
-# (Where there is one seed, there is no star, and the interval speaks of other pictures alone.)
+# Four classes (without vegetation) are four chances for luck: a star marks what a stricter test keeps of a row (*Holm's
+# method*, notebook 06).
 
 # %%
 from results.report import holm_levels
@@ -1246,26 +1245,27 @@ if len(camvid):
         display(table.unstack().reindex(list(QUESTIONS)))
 
 # %% [markdown]
+# These intervals draw from only three seeds, and are rather narrow. [results/README.md](../results/README.md) judges over seeds
+# alone, and there all of the source's claims stay undecided, the 3.7 points of poles, too.
+#
 # - *SSIM and soft IoU* give poles 3.7 points, with each seed 2.8 or more; which of the two, no run tells. Signs gain 2.5,
 #   without a star.
 # - *Copy-paste*: nothing certain for any class (poles +.2). With seed 42 alone it *takes* 1.1 points from poles, with an
 #   interval without 0: that is a difference between two networks, not between two recipes.
 # - *All changed*, Approach 3 beside 2: poles gain 4.8 points, with each seed 4.7 or more; the other intervals hold 0. In the
 #   report Approach 3 loses [report].
-# - *Was Lovász to blame* for that? At its own coefficient, .5, no: poles gain 1.3 points of those 4.8. Matched at the start
-#   ($\lambda$ = .05 to .07) they lose 2.7, perhaps because it is the weaker one later, as its lead in the table of strengths
-#   falls from 13 to 2.5; that we have not measured here.
+# - *Was Lovász to blame* for that? At its own coefficient, .5, no: poles gain 1.3 points of those 4.8, the mean of five .4.
+#   Matched at the start ($\lambda$ = .05 to .07) they lose 2.7 and 1.4, perhaps because it is the weaker one later, as its lead
+#   in the table of strengths, on toy streets, falls from 13 to 2.5; on CamVid we have not measured it.
 # - *Class weights and coefficients* bring the larger part, 3.6 points.
 #
-# In the report, Approach 3 came last of three, 1.24 points above the baseline [report]; here it leads the three by .8 in the
-# mean of five. But these intervals draw from only three seeds, and are rather narrow: [results/README.md](../results/README.md)
-# judges over seeds alone, and there all nine claims stay undecided, that .8 and the 3.7 points of poles too. And the source's
-# network had learnt poles on Cityscapes before it began [report].
+# In the report, Approach 3 came last of three, 1.24 points above the baseline [report]; here it is first, by .8 in the mean of
+# five. And the source's network had learnt poles on Cityscapes before it began [report].
 #
 # ## Where the source is wrong
 #
-# It prints its losses, its pasting and its training arguments [code], and trains its baseline as long as the rest [report]. One
-# point is doubtful, two are open ([results/sources.md](../results/sources.md) has more).
+# The source prints its losses, its pasting and its training arguments [code], and trains its baseline as long as the rest
+# [report]: so we can see that one point is doubtful, and ask about two ([results/sources.md](../results/sources.md) has more).
 #
 # **1. Which loss favours thin things?** SSIM gives them "stronger learning signals", and IoU is "large-region focused"
 # [report]; the report measures no gradient. On our painted objects soft IoU pulls a missed pixel of the thin one three times as

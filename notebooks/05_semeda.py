@@ -19,11 +19,11 @@
 # Cross-entropy looks at one pixel at a time. Here you train a tiny network to find the edges between classes, freeze it, and
 # use what happens *inside* it as an additional loss for a large network.
 #
-# Yes, it can: a gradient passes through a frozen network. But on real streets, with each of three seeds, no network that trains
-# on with this loss comes up to one that trains on with cross-entropy alone. If both gradients are equally long ("strength 1"),
-# it costs about 2 points of mean IoU; with the paper's weights about 7 if divided by pixels, as we read the paper, and 2 if
-# divided by elements (pixels times channels): the paper does not say which. And on a prediction that we make up, its gradient
-# is smallest where an edge is in the wrong place.
+# Yes, it can: a gradient passes through a frozen network. But on real streets, with each of three seeds, no network that is
+# trained further with this loss comes up to one trained further with cross-entropy alone. If both gradients are equally long
+# ("strength 1"), it costs about 2 points of mean IoU; with the paper's weights about 7 if divided by pixels, as we read the
+# paper, and 2 if divided by elements (pixels times channels): the paper does not say which. And on a prediction that we make
+# up, its gradient is smallest where an edge is in the wrong place.
 #
 # ![A street of CamVid, its label, and what four networks make of it](../.github/05_camvid.jpg)
 #
@@ -45,8 +45,8 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2 min on 2 cores of an AMD EPYC, 4 on those of a slower Xeon (November 2026) | with seed 42, mean IoU on test 23 to 26 after training on with cross-entropy (majority class 1.9), 18 to 20 with the paper's weights divided by pixels, 21 to 24 at strength 1; no evidence |
-# | `laptop` | CamVid: 367 real streets | any CPU | about 1.5 h for all 21 trainings on one core of that EPYC | mean IoU on test 51.5 to 52.3, 44.3 to 46.2 and 49.5 to 50.2 with the same losses (majority class 2.4; three seeds) |
+# | `quick` | toy streets, made on the spot | any CPU | 2 min on 2 cores of an AMD EPYC, 4 on those of a slower Xeon (November 2026) | with seed 42, mean IoU on test 23 to 26 after training on with cross-entropy (majority class 1.9), 18 to 20 with SEMEDA, the paper's weights divided by pixels, 21 to 24 with SEMEDA at strength 1: toy streets prove nothing |
+# | `laptop` | CamVid: 367 real streets | any CPU | about 1.5 h for all 21 trainings on one core of that EPYC | mean IoU on test 51.5 to 52.3, 44.3 to 46.2 and 49.5 to 50.2 with the same two (majority class 2.4; three seeds) |
 # | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: 2.7 GiB, computed | not yet measured | not yet known |
 # | `paper` | Cityscapes at full size, crops of 320 | one 16 GB GPU: 1.3 GiB, computed | not yet measured (the paper names no time) | numbers beside the published table |
 
@@ -346,7 +346,7 @@ common.show(common.show_panels({"label": label_0, share: picture}, scheme))
 #
 # Why not compare the edges of prediction and label? An edge is a yes or no about *hard* labels: it has no gradient. The paper's
 # idea: train a tiny network $g$, the *proxy*, to find edges, and compare what $g$ computes on its way: the outputs of its
-# layers (after ReLU, the last after softmax), called *embeddings*.
+# layers (after ReLU, the last after softmax), called *embeddings*, $\psi_1$ to $\psi_3$.
 #
 # $g$ takes class maps: the one-hot label while it is trained, the softmax probabilities later. Its three convolutions, $C \to
 # 16 \to 32 \to 2$ channels, have 7,970 weights. (The paper does not state the kernel; ours is 3x3.)
@@ -456,7 +456,7 @@ def train_proxy(folder, splits, size, settings, seed, processes=1):
 
 
 # %% [markdown]
-# `common.train_runs` trains it, or loads it. `unread` are the settings that it does not depend on:
+# `common.train_runs` trains it, or loads it. `unread` lists the settings that the proxy does not depend on:
 
 # %%
 reads = ("height", "crop", "images", "scale_from", "scale_to", "proxy_lr")
@@ -536,8 +536,8 @@ common.show(common.show_panels(panels, columns=3))
 #  photo --> network --> softmax p -----------> g --> psi(p)
 # ```
 #
-# SEMEDA ("semantic edge aware" loss) adds to cross-entropy how far apart the embeddings $\psi_l$ of both are, in each layer
-# $l$:
+# SEMEDA ("semantic edge aware" loss) adds to cross-entropy the distance between the embeddings of prediction and label in each
+# layer $l$:
 #
 # $$L = L_{CE} + \sum_{l=1}^{3} \lambda_l \,\lVert \psi_l(p) - \psi_l(y) \rVert_1$$
 #
@@ -558,7 +558,7 @@ def l1_distance(predicted, truth, valid, reduction="pixels"):
 # %% [markdown]
 # $g$ gets the *probabilities* of the prediction, not its argmax, or there would be no gradient. The label's embeddings are a
 # fixed target, under `no_grad`. The prediction's are not: their gradient has to pass through $g$. At void the prediction is set
-# to 0, as the one-hot label is, or $g$ would see a difference from next door.
+# to 0, as the one-hot label is, or what stands there would change $g$'s answers beside it.
 
 # %%
 def semeda_loss(probs, label, proxy, lambdas, reduction="pixels"):
@@ -626,9 +626,8 @@ for name, predicted in shapes.items():
 pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
-# Sobel's and SEMEDA's do. Sobel gives holes 3.50 and columns 2.43, as a hole makes new edges all around it. SEMEDA gives holes
-# 2.7 more than the truth, columns 1.3. But the truth itself has 26.97: what SEMEDA minds most is that the network is only 90 %
-# sure.
+# Sobel's and SEMEDA's do. Beside the truth, Sobel gives holes 3.1 more and columns 2.0, as a hole makes new edges all around
+# it; SEMEDA 2.7 and 1.3. But the truth itself has 26.97 there: what SEMEDA minds most is that the network is only 90 % sure.
 #
 # ## Where it pulls, and how strongly
 #
@@ -712,13 +711,13 @@ common.show(common.show_panels(panels, columns=2))
 # %% [markdown]
 # Cross-entropy pulls at the mistakes, Sobel along all edges, true and wrong. SEMEDA pulls everywhere *but* along edges, and
 # some classes harder than others. Only .3 % are left for the wrong pixels, which are a tenth of all. So this loss, though
-# called *edge* aware, asks for more confidence where the large network is right already. (With our $g$, in a prediction that is
-# equally sure everywhere; a real network is not. And the paper wants objects without holes, too, says an earlier text [draft].)
+# called *edge* aware, asks for more confidence where the large network is right already.  (With our $g$, in a prediction that
+# is equally sure everywhere; a real network is not.)
 #
 # There are two reasons. First, the embeddings are codes for classes. A code is off wherever the network is not quite sure, and
 # inside a region all neighbours ask for the same change, so that their pulls add up. Second, the loss has no logarithm. A
-# softmax passes a gradient on times about $p(1-p)$, where $p$ is the probability of the class that it names: at 90 % that is
-# .09 for a mistake as for a right answer. Cross-entropy, with its logarithm, pulls 13 times as hard at a mistake as at a right
+# softmax passes a gradient on times about $p(1-p)$, where $p$ is the probability of the predicted class: at 90 % that is .09
+# for a mistake as for a right answer. Cross-entropy, with its logarithm, pulls 13 times as hard at a mistake as at a right
 # answer.
 #
 # ## What a lambda means
@@ -727,7 +726,7 @@ common.show(common.show_panels(panels, columns=2))
 # and 32 channels, and 38 for Sobel's filter. (So `elements` also changes the proportion of SEMEDA's layers: 4 to 2 becomes 4 to
 # 1.) The other is $g$: with embeddings ten times as large it could find the same edges (exercise 5.3).
 #
-# To compare two losses, give them the same *strength*: the length of the gradient at the logits, here divided by that of
+# To compare two losses, give them the same *strength*: the length of the gradient at the logits, here divided by
 # cross-entropy's (in notebook 04 it was not). We measure it once, before the first step, over 16 random crops. (It is the
 # strength of one moment: on CamVid SEMEDA with the paper's weights has 1.4 before any training and 28 at a trained network.)
 
@@ -900,8 +899,8 @@ def training_loss(model, batch, method, lambdas, proxy, reduction="pixels"):
 
 
 # %% [markdown]
-# `ppce`, `sobel_4` and `semeda_4_2_0` start from ImageNet's weights, as in the paper (`quick` leaves the last two out).
-# *Fine-tunings* start from the finished `ppce` network, and all take the same number of epochs:
+# `ppce`, `sobel_4` and `semeda_4_2_0` start from ImageNet's weights, as in the paper (`quick` and `course` leave the last two
+# out). *Fine-tunings* start from the finished `ppce` network, and all take the same number of epochs:
 #
 # | recipe | adds to cross-entropy |
 # |---|---|
@@ -972,7 +971,7 @@ def train_method(folder, recipe, rate, proxy_folder, settings, splits, size, wei
 
 # %% [markdown]
 # The best learning rate may depend on the loss, so `laptop` fine-tunes with three. The rate stands in the name of the run, as
-# in `sobel_tuned_lr3e-4`. `unread_by` says which parameters do not matter to it:
+# in `sobel_tuned_lr3e-4`. `unread_by` says which parameters do not matter to a recipe:
 
 # %%
 def plan_runs(names, rates, suffix=""):
@@ -1050,8 +1049,8 @@ shown.round(1)
 #
 # ## What CamVid says
 #
-# Mode `laptop` trains the first nine recipes on real streets. Test has 233 frames of two drives; of one, `Seq05VD` (171),
-# nothing was trained on. With the first seed a fine-tuning was made with three learning rates. Val chooses one, for all seeds:
+# Mode `laptop` trains the first nine recipes on real streets. Test has 233 frames of two drives; one of them, `Seq05VD` (171),
+# has no picture in train. With the first seed a fine-tuning was made with three learning rates. Val chooses one, for all seeds:
 
 # %%
 planned = plan_runs(RECIPES, MODES["laptop"]["stage_lrs"])
@@ -1146,15 +1145,16 @@ if kept and ("all", "continued") in means.index:
 # near 1 cost *more* within 3 pixels of an edge than beyond, 2.4 to 2.7 points against .8 to 1.9; for the two strong ones it
 # depends on the radius.
 #
-# - *Training on*, the control gains .5 to 1.7 points. With every seed, and on `Seq05VD` alone, too, every structural loss ends
-#   below it. At a strength of 1 Sobel costs 1.8 ± .5 points and SEMEDA 2.2 ± 1.0; with the paper's weights divided by pixels it
-#   is 8.2 ± 1.3 and 6.7 ± 1.8. Divided by elements, SEMEDA's weights have a strength of 1.1, and end where the matched ones do.
-#   (Each interval is for one comparison. [The results page](../results/README.md) judges all of the source's claims at once,
-#   with wider ones, and leaves SEMEDA at strength 1 undecided.)
-# - *From ImageNet's weights* cross-entropy comes to 50.6 to 51.4, with Sobel's loss added to 40.9 to 41.6, with SEMEDA's to
+# - *Training on*, the control gains .5 to 1.7 points (from unrounded scores). With every seed, and on `Seq05VD` alone, too,
+#   every structural loss ends below it. At a strength of 1 Sobel costs 1.8 ± .5 points and SEMEDA 2.2 ± 1.0; with the paper's
+#   weights divided by pixels it is 8.2 ± 1.3 and 6.7 ± 1.8. Divided by elements, SEMEDA's weights have a strength of 1.1, and
+#   end where the matched ones do. (Each interval is for one comparison. [The results page](../results/README.md) judges all of
+#   the source's claims at once, with wider ones, and leaves SEMEDA at strength 1 undecided.)
+# - *From ImageNet's weights* cross-entropy comes to 50.6 to 51.4, with Sobel's loss beside it to 40.9 to 41.6, with SEMEDA's to
 #   20.3 to 33.6: that training fails, at the one learning rate that we tried.
 # - *Rare classes* lose first: at a strength of 1 SEMEDA takes 6.6 points from signs and 2.9 from poles, about a third of what
-#   the control has (20.8 and 8.5), and .1 from buildings. With the large strengths they lose 7 to 20, and the sidewalk 4, too.
+#   the control has (20.8 and 8.5), and .1 from buildings. With the large strengths poles and signs lose 7 to 20, fences and
+#   people 11 to 28, the sidewalk 4.
 # - *Why?* Where SEMEDA pulls cannot be the whole reason: Sobel pulls at the mistakes, too, and loses as much. Neither has a
 #   logarithm, so a class of small $p$ gets little gradient. That may be it; we have not tested it.
 #
@@ -1164,8 +1164,8 @@ if kept and ("all", "continued") in means.index:
 #
 # ## Where the source is wrong
 #
-# The paper shows gains on three data sets, near edges and away from them, and on a test server, whose labels nobody sees, of
-# still 1.7 points on Cityscapes [report]. One point is open, one says too much (here are [the
+# The paper shows gains on three data sets, near edges and away from them, and still 1.7 points on the Cityscapes test server,
+# whose labels nobody sees [report]. One thing is left open, one claim goes too far (here are [the
 # others](../results/sources.md#semeda)).
 #
 # **1. $\lambda$ has no unit.** The paper states neither the reduction, nor how long and how fast $g$ was trained [report]. At a
@@ -1183,7 +1183,7 @@ scores.sort_values()
 
 # %% [markdown]
 # These seem to be single runs, and $\lambda$ was chosen among them, on the pictures that are scored [report]. So a part of the
-# 1.8 points may be luck, though hardly a large one, as the test server says.
+# 1.8 points may be luck, though hardly a large one, as the test server suggests.
 #
 # ## Your own photo
 #
@@ -1210,8 +1210,8 @@ if (last / "last.safetensors").exists():
 # - A coefficient says nothing without the reduction. To compare two losses, give their gradients the same length, and say at
 #   which moment.
 # - Whoever claims a gain near edges should show what happens away from them.
-# - On CamVid's streets, with three seeds, both structural losses cost points, near edges too, each more at its larger strength,
-#   and rare classes lost most.
+# - On CamVid's streets, with three seeds, training on with either structural loss cost points, near edges too, more at the
+#   larger strength, and rare classes lost most.
 #
 # ## Exercises
 #

@@ -124,8 +124,8 @@ if missing and subprocess.run(install).returncode:
 importlib.invalidate_caches()
 
 # %% [markdown]
-# A *mode* is a recipe. `paper` is the source's, as far as it is stated: 2 photos at a time, and a step after 4 such batches
-# (`accumulation`). `quick` and `laptop` put the same decoder on the small encoder EfficientNet-Lite0.
+# A *mode* sets data, network and training. `paper` is the source's, as far as it is stated: 2 photos at a time, and a step
+# after 4 such batches (`accumulation`). `quick` and `laptop` put the same decoder on the small encoder EfficientNet-Lite0.
 
 # %%
 MODES = {
@@ -269,7 +269,7 @@ def cross_entropy(log_probs, label, class_weights=None):
 #
 # $$L_{Dice} = 1 - \frac{1}{C}\sum_c \frac{2\sum_{x\in V} p_c y_c + \varepsilon}{\sum_{x\in V} p_c + \sum_{x\in V} y_c + \varepsilon}$$
 #
-# A class that the batch lacks has a Dice of 1 if nobody predicts it, and of about a tenth if ten pixels are predicted.
+# A class that the batch lacks has a Dice of 1 if it is predicted nowhere, and of about a tenth if ten pixels are predicted.
 
 # %%
 def dice_loss(probs, label, smooth=1.0):
@@ -339,8 +339,8 @@ common.show(fig)
 # $$L_{B} = \frac{1}{C\,|V|}\sum_c\sum_{x\in V} \phi_c(x)\, p_c(x)$$
 #
 # Probability far outside a class costs, probability deep inside earns. So the loss is **negative for a good prediction**. That
-# is no bug: a loss only has to fall when things get better. A pole has no inside: naming it rightly earns nothing, only every
-# other class pays there.
+# is no bug: a loss only has to fall when things get better. A pole has no inside: naming it rightly earns nothing; any other
+# class pays there.
 
 # %%
 def boundary_loss(probs, phi, label):
@@ -354,8 +354,7 @@ def boundary_loss(probs, phi, label):
 # %% [markdown]
 # Its size depends on the unit of $\phi$. The source has distances in [-1, 1] [report, §3.3]; how its runs got there is not
 # public. We clip at 127 pixels [report, §3.4] and divide by 127: the map is stored as int8, and `boundary_loss` divides. `norm
-# = "none"` keeps pixels, as Kervadec's code does [code]. The map is made after a photo and its label are mirrored; else it
-# would show the other side.
+# = "none"` keeps pixels, as Kervadec's code does [code].
 
 # %%
 def distance_targets(label, num_classes, norm):
@@ -399,7 +398,8 @@ for name, guess in guesses.items():
 # | C | $L_{CE} + \lambda_d L_{Dice} + \lambda_b L_B$ |
 # | D | $L_{CE} + \lambda_b L_B$ |
 #
-# with $\lambda_d = 1$ and $\lambda_b = 0.2$, as in the source [report, §3.2]:
+# with $\lambda_d = 1$ and $\lambda_b = 0.2$, as in the source's text [report, §3.2] (`recipe = "author_config"` takes those of
+# its code, see the end):
 
 # %%
 def loss_terms(variant, recipe, lambda_d, lambda_b):
@@ -570,7 +570,8 @@ with common.network_errors(settings["encoder"]), torch.no_grad():
 # %% [markdown]
 # ### The rest of the recipe
 #
-# All photos get other colours. Half of them are mirrored, each with its label, and half are blurred:
+# All photos get other colours. Half of them are mirrored, each with its label, of which the distance map is then made, and half
+# are blurred:
 
 # %%
 import cv2
@@ -649,8 +650,8 @@ def make_scheduler(optimizer, settings, steps_per_epoch):
 
 # %% [markdown]
 # Contours are scored by the *boundary F1* and the *trimap IoU* of notebook 04. The source's F1 also counts the frame of the
-# picture and the rim of void, which lie alike in both maps and raise every score [code]; our *strict* one does not. Then one
-# training, whole:
+# picture and the rim of void, which are the same in label and prediction and raise every score [code]; our *strict* F1 leaves
+# them out. Then one training, whole:
 
 # %%
 def strict_contours(pred, truth):
@@ -704,7 +705,7 @@ def train_variant(folder, terms, own, class_weights, settings, size, splits, wei
 # ## Train them
 #
 # The four see the same pictures in the same order, and start from the same weights. `unread` lists what a loss does not read:
-# for another $\lambda_b$ A is not trained again.
+# so a new $\lambda_b$ does not train A again.
 
 # %%
 def unread(terms):
@@ -769,7 +770,7 @@ common.show(common.show_panels(panels, scheme, columns=2))
 # network says there counts nowhere.)
 #
 # Here are our scores in per cent, beside the published ones of 160 epochs on Cityscapes. The boundary F1 is not the same score
-# in both, nor are the pictures: compare rows, not halves.
+# in both, nor are the pictures: compare within a half, not across.
 
 # %%
 from itertools import combinations
@@ -841,7 +842,8 @@ def holm(pvalues):
 
 
 # %% [markdown]
-# All pairs at once. *difference ± t* is the interval in points, of each pair by itself, *holm* the $p$ corrected for six:
+# All pairs at once. *difference ± t* is the interval in points, of each pair by itself, *holm* the $p$ corrected for six. A
+# difference *survives* if that is below .05:
 
 # %%
 def paired_tests(scores):
@@ -860,13 +862,13 @@ pd.concat(pairs, axis=1).drop(columns="p", level=1).round(3)
 # - **mIoU**: of six differences one survives, D over C (.042). D leads A by .40 and B by .59, with every seed, but three seeds
 #   are too few to be sure (.356).
 # - **Trimap IoU**: Dice is 1.6 to 1.7 better in all four comparisons, and all survive.
-# - **Boundary F1**: Dice is .7 to .9 worse. The differences to B survive; those to C just miss it (.055).
+# - **Boundary F1**: Dice is .7 to .9 worse. Those of A and D to B survive; those to C just miss it (.055).
 #
 # We asked each score by itself. Over all 18 comparisons D over C in mIoU would not survive, either (.085).
 #
 # ## How strongly does each loss pull?
 #
-# The source supposes *gradient interference* [report, §6.1]: near a contour Dice and boundary loss push the same way, inside of
+# The source supposes *gradient interference* [report, §6.1]: near a contour Dice and boundary loss push the same way, inside
 # regions Dice still pushes while the boundary loss is nearly neutral. It did not measure this [report, §6.4]. We do, by the
 # gradient at the logits of four val streets: a long one is a strong pull (notebook 05).
 
@@ -891,7 +893,7 @@ held_out = default_collate([four[k] for k in range(len(four))])
 all_terms = loss_terms("C", "paper", lambda_d or 1.0, lambda_b or 0.2)
 
 # %% [markdown]
-# The networks are a fresh one, C, which learnt with both losses, and A, which learnt with neither:
+# The networks: a fresh one; C, which learnt with both losses; and A, which learnt with neither:
 
 # %%
 torch.manual_seed(seed)
@@ -913,8 +915,8 @@ def compare_pulls(pull, mask):
 
 
 # %% [markdown]
-# We ask everywhere, within a pixel of the seams between classes, and inside of the regions. The first two columns are shares of
-# the length of cross-entropy's gradient; the last is the boundary loss's own length, of a typical pixel:
+# We ask everywhere, within a pixel of the seams between classes, and inside regions. The first two columns are shares of the
+# length of cross-entropy's gradient; the last is the boundary loss's own length, of a typical pixel:
 
 # %%
 bands = [common.trimap_band(one.numpy(), 19, radius=1) for one in held_out["label"]]
@@ -934,10 +936,10 @@ pd.DataFrame(table).T.map("{:.2g}".format)
 
 # %% [markdown]
 # At the start Dice pulls with .02 of cross-entropy's strength, after training with .28; the boundary loss with less than a
-# thousandth each time. Is it neutral inside of regions? Hardly: at the start it pulls a pixel there as hard as one near seams,
-# after training three quarters as hard (in A 2.7 to 3.5 billionths; cross-entropy itself is weaker inside). On these toy
-# streets the two never pull apart: after training they agree more inside (.37 to .38) than near seams (.24), where the source
-# expects it.
+# thousandth each time. Is it neutral inside regions? Hardly: at the start it pulls a pixel there as hard as one near seams,
+# after training three quarters as hard (in A 2.7 against 3.5 billionths; cross-entropy itself is weaker inside). On these toy
+# streets the two never pull apart: after training they agree more inside (.37 to .38) than near seams (.24); the source expects
+# that near contours.
 #
 # Which $\lambda_b$ would give the boundary loss a tenth of cross-entropy's pull in A?
 
@@ -952,8 +954,8 @@ for unit in sorted({norm, "none"}):
 
 # %% [markdown]
 # 62 if distances are divided by 127, .45 if they are in pixels, for these toy streets: a $\lambda_b$ means nothing without the
-# unit of $\phi$. The source's .2 would be .04 of cross-entropy's pull in pixels, and is little with any scale within [-1, 1]
-# (exercise 6.2).
+# unit of $\phi$. With distances in pixels the source's .2 gives .04 of cross-entropy's pull, and little at any scale within
+# [-1, 1] (exercise 6.2).
 #
 # ### The boundary loss alone
 #
@@ -992,8 +994,8 @@ for term in ("ce", "boundary"):
 # ## What CamVid says
 #
 # We trained on CamVid, mode `laptop`, with three seeds. `D pixels` is D with distances in pixels and $\lambda_b$ = .2 (`-p norm
-# none`): its boundary loss pulls over a hundred times as hard (62 against .45 above), yet still with less than a tenth of
-# cross-entropy's strength.
+# none`). On the toy streets above its boundary loss pulled over a hundred times as hard (62 against .45), yet with less than a
+# tenth of cross-entropy's strength.
 
 # %%
 def camvid_runs(suffix=""):
@@ -1041,8 +1043,8 @@ def compare(folders, a, b, metric):
 
 
 # %% [markdown]
-# Two pairs add Dice, two the boundary loss, the last one in pixels. With several seeds the $p$ over seeds follows, after Holm
-# for the five pairs of a score; with one, the interval is over pictures alone:
+# Two pairs add Dice, two the boundary loss, one the boundary loss in pixels. With several seeds the $p$ over seeds follows,
+# after Holm for the five pairs of a score; with one, the interval is over pictures alone:
 
 # %%
 PAIRS = (("B", "A"), ("C", "D"), ("D", "A"), ("C", "B"), ("D pixels", "A"))
@@ -1060,12 +1062,13 @@ if len(found):
     display(table)
 
 # %% [markdown]
-# - **Dice** lifts the mIoU by 1.2 points beside A, strict boundary F1 by 1.0 and trimap IoU by 1.3; beside D by .3, .8 and 1.0.
-#   All but the .3 have an interval without 0. But none has a $p$ below .05 (.060 at best), and an interval that draws from only
-#   three seeds is too narrow: likely, not certain. In the study Dice lifted the trimap IoU by 1.6 to 1.7, while its F1 fell.
+# - **Dice**: B has 1.2 points of mIoU more than A, 1.0 of strict boundary F1 and 1.3 of trimap IoU; C has .3, .8 and 1.0 more
+#   than D. All but the .3 have an interval without 0. But none has a $p$ below .05 (.060 at best), and an interval that draws
+#   from only three seeds is too narrow: likely, not certain. In the study Dice lifted the trimap IoU by 1.6 to 1.7, while its
+#   F1 fell.
 # - **The boundary loss**, in either unit: D is .5 points of mIoU above A, C .3 below B, `D pixels` .1 above A. Every interval
 #   holds 0: it changes nothing that we can tell from luck. (On val D is .8 *below* A.)
-# - **One $p$** is below .05: C below B in mIoU (.015), as its three differences are nearly equal, .30, .33 and .37. But it asks
+# - **One $p$** is below .05: C below B in mIoU (.015), as the three differences are nearly equal, .30, .33 and .37. But it asks
 #   about these 233 pictures only. The interval asks about other pictures, too, and holds 0.
 #
 # Had we stopped at seed 42, D would be .8 above A. That is a difference between two *networks*: a small change to a training
@@ -1074,8 +1077,8 @@ if len(found):
 #
 # ## Do short runs mislead?
 #
-# After 10 epochs of 160 the study's best loss is C, in the end D. It calls this exploratory, but finds it significant that C
-# and D change places [report, §4.2, §5.2]. From its public table, how far is C above D?
+# After 10 epochs of 160 the study's best loss is C, in the end D. The study calls this exploratory, yet finds it significant
+# that C and D change places [report, §4.2, §5.2]. From its public table, how far is C above D?
 
 # %%
 EPOCHS = [*range(10, 160, 10), "last"]
@@ -1096,7 +1099,7 @@ axis.set(xlabel="epoch", ylabel="C - D in points of mIoU")
 common.show(fig)
 
 # %% [markdown]
-# In nine epochs $p < .05$: in the five up to 70 C is above D, in the four from 130 on D above C. The two do seem to change
+# At nine of them $p < .05$: in the five up to 70 C is above D, in the four from 130 on D above C. The two do seem to change
 # places, though after Holm for sixteen epochs none survives by itself.
 #
 # But by the text these are *stops on the way* of one long schedule (it may be otherwise, see *Where the source is wrong*). A
@@ -1147,11 +1150,11 @@ for estimator in ("as_published", "per_class"):
 # A careful study: twelve long runs, public tables, and two mistakes mended by its author. Three points teach
 # ([results/sources.md](../results/sources.md) has more).
 #
-# **1. One schedule, or three?** By the text all runs follow one schedule of 160 epochs [report, §3.1]. But the script that
-# makes its table is headed "2 seeds × 10 epochs", and the trainer prolongs a finished run by setting its learning rate back
-# [code]. So two seeds were probably trained for 10 epochs first, and then prolonged. Then "short-epoch ablations are
-# systematically misleading" [report, §7] is better founded than its text makes it: on these seeds C leads D by 1.9 points after
-# 10 epochs, and D leads C by .5 after 160. But that is one pair: "systematically" is not shown.
+# **1. One schedule, or two?** By the text all runs follow one schedule of 160 epochs [report, §3.1]. But the script that makes
+# its table is headed "2 seeds × 10 epochs", and the trainer prolongs a finished run by setting its learning rate back [code].
+# So two seeds were probably trained for 10 epochs first, and then prolonged. If so, "short-epoch ablations are systematically
+# misleading" [report, §7] is better founded than its text makes it: on these seeds C leads D by 1.9 points after 10 epochs, and
+# D leads C by .5 after 160. But that is one pair: "systematically" is not shown.
 #
 # **2. Two sets of weights.** "The CE weight is fixed at 1.0 throughout" [report, §3.2]. The same script lists A: 1, B: .5 and
 # .5 of Dice, C: .4, .4 and .2 of the boundary loss, D: .8 and .2 [code]. We train the text's; `recipe = "author_config"` takes
@@ -1163,8 +1166,8 @@ for estimator in ("as_published", "per_class"):
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a test street serves. (Our D takes most of its bus for
-# a train.)
+# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a test street serves. (Our D takes most of its bus for a
+# train.)
 
 # %%
 from results import video
