@@ -11,7 +11,7 @@ import jupytext
 import nbformat
 import papermill
 import pytest
-from conftest import ROOT, notebook_definitions
+from conftest import ROOT, SHORTER, notebook_definitions
 
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 SHARED_TAIL = ["seed", "data_dir", "out_dir", "num_processes", "max_hours"]
@@ -48,6 +48,11 @@ def test_the_committed_notebook_was_executed_once_from_top_to_bottom(name):
     assert not [cell for cell in code if "injected-parameters" in cell.metadata.get("tags", [])]
     assert [o for cell in code for o in cell.outputs if "image/png" in o.get("data", {}) or "image/jpeg" in o.get("data", {})]
     assert (ROOT / "notebooks" / f"{name}.ipynb").stat().st_size < 2**20
+
+
+def test_what_the_tests_shorten_stands_in_one_notebook_each():
+    scripts = [(ROOT / "notebooks" / f"{name}.py").read_text() for name in NAMES]
+    assert [sorted(script.count(long) for script in scripts)[-2:] for long in SHORTER] == [[0, 1]] * len(SHORTER)
 
 
 @pytest.mark.parametrize("name", NAMES)
