@@ -279,7 +279,7 @@ second = DoubleConv(64, 128)(pooled)
 print(tuple(first.shape), "-> pooled", tuple(pooled.shape), "->", tuple(second.shape))
 
 # %% [markdown]
-# A pooled map still knows *that* something is there, but not in which of the four pixels. The way up will need help with that.
+# A pooled map still knows *that* something is there, but not in which of the four pixels. The way up needs help with that.
 #
 # ### Up
 #
@@ -372,7 +372,7 @@ print("images", tuple(images.shape), "labels", tuple(labels.shape))
 # %% [markdown]
 # Training repeats one step for every batch; a pass over all batches is an *epoch*. The step has four parts:
 #
-# 1. Move the batch to the *device*, the GPU or CPU where the network is.
+# 1. Move the batch to the *device*, the GPU or CPU.
 # 2. Forget the old gradients. `backward` *adds* to what is stored in `.grad`; without `zero_grad` a step would follow the
 #    gradients of all batches so far.
 # 3. Compute the loss, and send its gradient back through the network.
@@ -430,8 +430,8 @@ model = UNet(width=16).to(device)
 optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 
 # %% [markdown]
-# We train for twenty epochs, and look at our street after the first, the fifth and the last. The last need not be the best, so
-# we score val after each, and keep a copy of the best weights, as training goes on changing them:
+# We look at our street after the first, the fifth and the last of twenty epochs. The last need not be the best, so we score val
+# after each, and keep a copy of the best weights:
 
 # %%
 import copy
@@ -467,7 +467,7 @@ print("IoU of person", common.iou_per_class(confusion)[PERSON].round(3))
 
 # %% [markdown]
 # The accuracy looks fine, but the IoU of people is 0. What does the network take people for? Each row of this matrix is a true
-# class, and says in per cent where its pixels went (less than half a per cent stays empty):
+# class, and says in per cent where its pixels went:
 
 # %%
 common.show(common.show_confusion(confusion, scheme.classes))
@@ -577,7 +577,7 @@ def cross_entropy(logits, label, weights=None):
 #
 # *Occlusion* is an *augmentation*, a random change of the training pictures: it covers a part of the photo, but not of the
 # label, with "black boxes" [report], or with noise on people [code]. The network then has to name what it cannot see by what is
-# around it. First we have to find the people, groups of person pixels that touch:
+# around it. First we find the people, groups of person pixels that touch:
 
 # %%
 import numpy as np
@@ -904,7 +904,7 @@ pd.DataFrame({"mean IoU": means, "person": people}).reindex(means.index)
 # **1. Two stages, one caption.** Figure 3, "Weighted CE and Occlusion Augmentation" [report], shows the numbers of `weighted`,
 # which hides nobody [code]. Beside it the report notes that "this fine tuning" lowered the IoU of people [report]: true of the
 # weights alone, by .7 points. With occlusion, in the public notebook, people *gain* .29 on `scratch` [code]. (That network had
-# up to 60 more epochs and two other weights [code]; each is one run.)
+# up to 60 more epochs and two other weights [code].)
 #
 # **2. A gain without a control.** The report calls the last stage a "notable improvement" and names no control [report]. It had
 # up to 30 more epochs from epoch 20 of `scratch`, the one with its lowest loss on val [code]. On CamVid, where it still fell,
@@ -950,17 +950,15 @@ common.show(common.show_pair(own, answer, scheme))
 video.show(photo, runs[last].folder, scheme, model, size, **inputs)
 
 # %% [markdown]
-# Road, trees and vehicles are found, with rounded outlines and holes.
+# Road, trees and vehicles are found, with rounded outlines.
 #
 # ## What we learnt
 #
 # - A U-Net is one block, used on the way down and on the way up; the skip connections carry the places that pooling forgets.
-# - Every training is the same loop: forget the gradients, compute the loss, send it back, take a step; score val, keep the
-#   best.
+# - Every training is the same loop: forget the gradients, compute the loss, send it back, take a step.
 # - A class weight decides which mistakes cost more. On CamVid, in cross-entropy, it buys recall of people, and precision pays.
 #   Dice gives small classes a say, and forgets absent ones.
-# - A gain needs a control: training longer, with smaller steps, is a method, too. And it needs seeds: what two of them show, a
-#   third can take back.
+# - A gain needs a control: training longer is a method, too. And it needs seeds: what two of them show, a third can take back.
 #
 # ## Exercises
 #
@@ -969,9 +967,8 @@ video.show(photo, runs[last].folder, scheme, model, size, **inputs)
 # %% [markdown]
 # ### Exercise 2.1: write the skip connections
 #
-# Write the way up of the U-Net without looking back: from the map of the bottleneck and the maps of the way down (`skips`, the
-# largest first) to the logits. A `UNet` has `up` and `merge`, the lowest level first, and `head`. Join `up(x)` first, then the
-# skip.
+# Write the way up without looking back: from the map of the bottleneck and those of the way down (`skips`, the largest first)
+# to the logits. A `UNet` has `up` and `merge`, the lowest level first, and `head`. Join `up(x)` first, then the skip.
 
 # %%
 # Exercise 2.1
@@ -1030,8 +1027,8 @@ with common.exercise("Exercise 2.2"):
 # ### Exercise 2.3: your own cross-entropy
 #
 # Write the weighted cross-entropy of *Idea 1* with nothing but `log_softmax` and indexing: no `cross_entropy`, no `nll_loss`.
-# Pixels of class 255 do not count, neither above nor below the fraction line. (`gather` picks one channel per pixel; its index
-# has the shape (B, 1, H, W). There is no channel 255: put any class in its place first, and give those pixels the weight 0.)
+# Pixels of class 255 do not count, above or below the fraction line. (`gather` picks one channel per pixel; its index has the
+# shape (B, 1, H, W). There is no channel 255: put any class there first, with the weight 0.)
 
 # %%
 # Exercise 2.3
@@ -1126,10 +1123,8 @@ with common.exercise("Exercise 2.5"):
 # ### To go further (with training, not checked)
 #
 # - Take the skip connections out: in `UNet.forward`, `torch.zeros_like(skips.pop())`. Which classes suffer?
-# - The IoU counts pixels, so one near person outweighs ten far ones. Count people instead, groups of person pixels: what share
-#   is found, small ones and tall ones?
-# - Train `scratch` for as many epochs as `scratch` and `continued` together. Which of the two is better for people?
-# - Set `select = "as_published"`. Which epochs are kept now?
+# - The IoU counts pixels, so one near person outweighs ten far ones. Count people instead: what share is found?
+# - Train `scratch` for as many epochs as `scratch` and `continued` together. Which is better for people?
 #
 # ## References
 #
