@@ -477,15 +477,32 @@ def run_folder(out_dir: str, notebook: str, dataset: str, mode: str, method: str
 # what a run was made with
 
 
-def definitions(cells: Iterable[str]) -> dict[str, str]:
-    """{name: source} of the functions, classes and ALL_CAPS values that cells define, without comments; the last one counts."""
+def definitions(cells: Iterable[str]) -> dict[str, ast.stmt]:
+    """{name: syntax tree} of the functions, classes and ALL_CAPS values that cells define; the last one counts."""
     found = {}
     for node in (node for cell in cells for node in statements(cell)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found[node.name] = ast.unparse(node)
+            found[node.name] = node
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
-            found[node.targets[0].id] = ast.unparse(node)
+            found[node.targets[0].id] = node
     return found
+
+
+def plain_tree(node: ast.AST | list | object) -> list | str:
+    """A syntax tree as nested lists, the same in every Python version: no empty fields, comments or docstrings.
+
+    `ast.unparse` and `ast.dump` write one tree differently from version to version.
+    """
+    if isinstance(node, list):
+        return [plain_tree(one) for one in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, []) and name not in ("ctx", "kind")}
+    if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+        fields["body"] = node.body[1:]
+    if isinstance(node, ast.JoinedStr):
+        fields["values"] = [one for one in node.values if getattr(one, "value", None) != ""]  # 3.12.1 adds empty ones
+    return [type(node).__name__, *([name, plain_tree(value)] for name, value in fields.items())]
 
 
 def definitions_digest(cells: Iterable[str], used: Iterable[str]) -> str:
@@ -497,8 +514,8 @@ def definitions_digest(cells: Iterable[str], used: Iterable[str]) -> str:
     while wanted:
         name = wanted.pop()
         if name in known and name not in reached:
-            reached[name] = known[name]
-            wanted += [node.id for node in ast.walk(ast.parse(known[name])) if isinstance(node, ast.Name)]
+            reached[name] = plain_tree(known[name])
+            wanted += [node.id for node in ast.walk(known[name]) if isinstance(node, ast.Name)]
     return hashlib.sha256(json.dumps(reached, sort_keys=True).encode()).hexdigest()[:12]
 
 
