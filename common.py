@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.datasets import Cityscapes
 
 import data_prep
-from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, read_label, user_path, write_atomic
+from data_prep import Frame, StreetsError, class_boxes, grow_box, read_image, read_label, write_atomic
 from results import runs
 from results.runs import coerce, flat, in_range, load_weights, read_json, save_weights, say_once, setting, shown, write_json
 
@@ -251,11 +251,6 @@ def halve(frames: Sequence) -> tuple[list, list]:
     order = np.random.RandomState(42).permutation(len(frames))
     second = (len(frames) + 1) // 2
     return [frames[i] for i in order[second:]], [frames[i] for i in order[:second]]
-
-
-def own_photo(path: str, otherwise: Frame) -> np.ndarray:
-    """What somebody named in `photo`, a photo (H, W, 3) or a video's first frame, turned as its camera noted; else a frame's."""
-    return data_prep.first_picture(user_path("photo", path)) if path else read_image(otherwise.image)
 
 
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

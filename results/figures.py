@@ -133,14 +133,14 @@ def show_encoder_unet(channels: Sequence[int], num_classes: int = 19):
     arrow = {"arrowstyle": "->", "color": "0.4"}
     fig, axis = plt.subplots(figsize=(8.5, 3.4), layout="constrained")
     for x, (level, name, color) in enumerate(zip(levels, names, colors)):
-        axis.bar(x, 0.6, 0.5, bottom=-level, color=color, alpha=0.7)
-        axis.text(x, -level + 0.3, name, ha="center", va="center", fontsize=7)
+        axis.bar(x, 0.6, 0.7, bottom=-level, color=color, alpha=0.7)
+        axis.text(x, -level + 0.3, name, ha="center", va="center", fontsize=9)
         if x:
-            axis.annotate("", (x - 0.25, 0.3 - level), (x - 0.75, 0.3 - levels[x - 1]), arrowprops=arrow)
+            axis.annotate("", (x - 0.35, 0.3 - level), (x - 0.65, 0.3 - levels[x - 1]), arrowprops=arrow)
     for level in range(n + 1):
-        axis.text(-1, 0.3 - level, f"1/{2**level}", va="center", fontsize=7)
+        axis.text(-1, 0.3 - level, f"1/{2**level}", va="center", fontsize=9)
         if 0 < level < n:
-            axis.annotate("", (2 * n + 0.75 - level, 0.3 - level), (level + 0.25, 0.3 - level), arrowprops=arrow)
+            axis.annotate("", (2 * n + 0.65 - level, 0.3 - level), (level + 0.35, 0.3 - level), arrowprops=arrow)
     axis.set(xlim=(-1.2, 2 * n + 1.5), ylim=(-n - 0.1, 0.7))
     axis.set_axis_off()
     return fig
@@ -210,6 +210,7 @@ def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("
             axis.plot(history["epoch"], history[metric], color=color, label=name, marker=".")
         label = metric.replace("_", " ").replace("miou", "mIoU").replace("iou", "IoU").replace("f1", "F1")
         axis.set(xlabel="epoch", ylabel=label)
+        axis.locator_params(axis="x", integer=True)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(metrics) :]:
         axis.remove()

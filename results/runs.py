@@ -807,7 +807,7 @@ def is_watched() -> bool:
     return kernel.get_parent().get("content", {}).get("allow_stdin", True)
 
 
-LOG_SECONDS = 10  # between two lines of a training that nobody watches
+LOG_SECONDS = 30  # between two lines of a training that nobody watches
 
 
 class LogLines:
@@ -829,7 +829,7 @@ class LogLines:
 
 def progress_bar(total: int, done: int, name: str, disable: bool) -> tqdm:
     """A bar over `total` images that moves every other second, or lines where nobody watches: up to fifteen for a run, and
-    at most one in ten seconds, so that a training of a minute in a page to read does not fill it."""
+    at most one in half a minute, so that a training of a minute in a page to read does not fill it."""
     options = {"file": sys.stdout, "mininterval": 2}
     if not is_watched():
         options = {"file": LogLines(), "miniters": max(1, total // 15), "mininterval": LOG_SECONDS, "maxinterval": math.inf,
@@ -1238,8 +1238,9 @@ def run_summaries(out_dir: str | Path = "") -> dict[Path, Path]:
 def find_runs(out_dir: str | Path = "", **wanted) -> pd.DataFrame:
     """One row per finished run below a results folder; a line for each whose files are damaged or not a run's.
 
-    Columns: the summary's fields, `folder`, `rows` (of the images that the network saw), the metrics, and what else was
-    scored at the end as final_... With `wanted`, such as mode="laptop", only the runs that have these values.
+    Columns: the summary's fields, `folder`, `rows` (of the images that the network saw), the metrics, those of the test
+    split as test_..., and what else was scored at the end as final_... With `wanted`, such as mode="laptop", only the
+    runs that have these values.
     """
     found = []
     for path in run_summaries(out_dir).values():
@@ -1249,7 +1250,7 @@ def find_runs(out_dir: str | Path = "", **wanted) -> pd.DataFrame:
             final = flat(summary["final"], "final_") if summary.get("final") else {}
             if wrong := [name for name, kind in KINDS.items() if not isinstance(summary[name], kind)]:
                 raise TypeError(wrong)
-            found.append(facts | summary | flat(summary["metrics"]) | final)
+            found.append(facts | summary | flat(summary["metrics"]) | flat(summary.get("test") or {}, "test_") | final)
         except NOT_OURS:
             say_once(f"left out: {path.parent} is damaged or not a run of ours")
     table = pd.DataFrame(found, columns=None if found else ["folder", *KINDS])

@@ -1,7 +1,4 @@
-"""Label a short video with a network: a small animated picture in the page, and a video beside the run.
-
-The last cells of a notebook call `show`.
-"""
+"""Label one's own photo or short video with a network. The last cells of a notebook call `show`."""
 
 from __future__ import annotations
 
@@ -18,23 +15,43 @@ import torch
 from PIL import Image
 
 import common
-from data_prep import is_video, read_video, user_path, write_atomic
+from data_prep import Frame, first_picture, is_video, read_image, read_video, user_path, write_atomic
 from results import runs
 
 LARGEST_SIDE = 960  # pixels of a frame; larger ones are shrunk
 PAGE_SIDE, PAGE_FRAMES = 240, 24  # in the page: with more, the picture would be larger than all else in a notebook
 
 
-def show(path: str | Path, folder: Path, scheme: common.Scheme, model: torch.nn.Module, size: tuple[int, int],
+def own_photo(path: str, otherwise: Frame) -> np.ndarray:
+    """What somebody named in `photo`, a photo (H, W, 3) or a video's first frame, turned as its camera noted; else a frame's."""
+    return first_picture(user_path("photo", path)) if path else read_image(otherwise.image)
+
+
+def show(path: str, otherwise: Frame, folder: Path, scheme: common.Scheme, model: torch.nn.Module, size: int | tuple[int, int],
          mean: Sequence[float] = common.IMAGENET_MEAN, std: Sequence[float] = common.IMAGENET_STD) -> None:
-    """Where `path` names a video, label each frame as `common.predict` does; anything else is left alone.
+    """Show a photo beside its labels by a network in eval mode: the one at `path`, or where that is empty a frame's.
+
+    `size` is what the network sees: (height, width), or a height alone, for a picture of the photo's shape whose width is a
+    multiple of 32. Of a video the first frame is shown, and then all of it, as `show_video` does. Raises StreetsError where
+    the file cannot be read.
+    """
+    own = own_photo(path, otherwise)
+    if isinstance(size, int):
+        height, width = own.shape[:2]
+        size = size, max(32, round(width * size / height / 32) * 32)
+    common.show(common.show_pair(own, common.predict(model, own, size, mean, std), scheme))
+    if is_video(path):
+        show_video(path, folder, scheme, model, size, mean, std)
+
+
+def show_video(path: str | Path, folder: Path, scheme: common.Scheme, model: torch.nn.Module, size: tuple[int, int],
+               mean: Sequence[float] = common.IMAGENET_MEAN, std: Sequence[float] = common.IMAGENET_STD) -> None:
+    """Label each frame of a video as `common.predict` does.
 
     Prints frames a second, and the share of pixels that have another class than in the frame before. Shows an animated
     picture below the cell, and leaves <name>_labels.mp4 in `folder`: the frames beside their labels. Raises StreetsError
     where the video cannot be read, or the folder not be written.
     """
-    if not is_video(path):
-        return
     path = user_path("photo", path)
     rate, length, frames = read_video(path)
     photos, labels, changed, seconds, before = [], [], [], 0.0, None

@@ -21,6 +21,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a model hu
 os.environ.pop("CITYSCAPES_DATASET", None)
 
 
+def pytest_configure(config):
+    """Files come in order of their names: xdist would keep those with few tests, which are long ones here, for the end."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def notebook_definitions(name: str) -> types.ModuleType:
     """A module with a notebook's imports, functions, classes and ALL_CAPS literals, none of its other statements run."""
     path = ROOT / "notebooks" / f"{name}.py"

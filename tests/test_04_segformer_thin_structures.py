@@ -881,19 +881,6 @@ def test_pixels_that_touch_at_a_corner_are_one_object_of_one_pixel_width(nb):
 # scores of committed runs
 
 
-def test_on_test_leaves_background_and_absent_classes_out_of_the_mean(nb, tmp_path):
-    confusion = np.random.default_rng(1).integers(1, 50, (5, 7, 7))
-    confusion[:, 6] = 0  # no light
-    names = ["Seq05VD/a", "Seq05VD/b", "0001TP/c", "0001TP/d", "0001TP/e"]
-    np.savez(tmp_path / "test_per_image.npz", image=names, confusion=confusion)
-    (tmp_path / "summary.json").write_text(json.dumps({"metrics": {"iou": dict.fromkeys(THIN7.classes)}}))
-    for drive, mine in (("", slice(None)), ("Seq05VD", slice(2))):
-        iou = 100 * common.iou_per_class(confusion[mine].sum(0))[1:6]
-        found = nb.on_test(tmp_path, drive)
-        assert list(found) == [*THIN7.classes[1:6], "mean of five"]
-        np.testing.assert_allclose(list(found.values()), [*iou, iou.mean()])
-
-
 def test_poles_are_scored_over_all_test_pictures_by_recall_precision_and_contours(nb, tmp_path):
     confusion, contours = np.zeros((2, 7, 7), int), np.full((2, 7), np.nan)
     confusion[0, 4, 4], confusion[1, 4, 0], confusion[1, 0, 4] = 3, 9, 1

@@ -551,9 +551,8 @@ def test_an_evaluation_scores_contours_and_both_sides_of_trimaps(nb, toy):
 
 
 def test_trimap_figures_show_every_fine_tuning_beside_the_control(nb):
-    judged = {name: {side: {str(radius): score for radius in nb.RADII} for side in ("inside", "outside")}
-              for name, score in {"semeda_matched": 0.48, "ppce": 0.45, "continued": 0.5}.items()}
-    fig = nb.draw_trimaps(nb.table_of(judged))
+    scores = {"semeda_matched": 48, "ppce": 45, "continued": 50}
+    fig = nb.draw_trimaps(pd.DataFrame({f"{side}_{radius}": scores for side in ("inside", "outside") for radius in nb.RADII}))
     for axis in fig.axes:
         np.testing.assert_allclose([line.get_ydata() for line in axis.get_lines()], [[0] * 5, [-2] * 5], atol=1e-9)
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["continued", "semeda_matched"]
@@ -934,7 +933,7 @@ def asked_for(monkeypatch):
 def methods_of(asked_for, toy, tmp_path):
     """[(folder, configuration, options)] of the runs of the methods."""
     given = {"root": toy, "splits": {}, "size": (64, 128), "proxy_run": common.runs.Run(tmp_path, {})}
-    return lambda **parameters: asked_for(("plan = plan_runs(", "jobs = {"), given, parameters)
+    return lambda **parameters: asked_for(("plan = plan_runs(", "jobs, parents, unused = {}"), given, parameters)
 
 
 @pytest.fixture
@@ -1133,16 +1132,11 @@ def test_all_recipes_run_and_leave_complete_results(nb, all_methods):
     assert len(losses) == 7, "seven recipes, seven losses"
 
 
-def test_the_scores_kept_of_a_run_give_its_curves_again_also_of_one_drive(nb, all_methods):
+def test_the_scores_kept_of_a_run_give_its_curves_again(nb, all_methods):
     out, summaries = all_methods
-    folder = out / "results" / NAME / "toy-quick" / PPCE
-    scores = nb.on_test(folder)
-    assert all(scores[side] == summaries[PPCE]["test"][side] for side in ("inside", "outside"))
-    assert scores["miou"] == pytest.approx(summaries[PPCE]["test"]["miou"])
-    city = str(np.load(folder / "test_per_image.npz")["image"][0]).split("/")[0]
-    assert set(nb.on_test(folder, city)) == set(scores)
-    with pytest.raises(common.StreetsError, match="has no picture of nowhere"):
-        nb.on_test(folder, "nowhere")
+    with np.load(out / "results" / NAME / "toy-quick" / PPCE / "test_per_image.npz") as kept:
+        curves = nb.trimap_curves(kept)
+    assert curves == {side: summaries[PPCE]["test"][side] for side in ("inside", "outside")}
 
 
 def test_the_run_of_the_proxy_network_says_what_it_reached(nb, all_methods):

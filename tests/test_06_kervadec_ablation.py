@@ -613,7 +613,7 @@ def val_of(root):
 
 
 def test_the_notebook_reaches_its_end_with_its_figures(five):
-    assert five.printed.count("<IPython.core.display.Image object>") == 6
+    assert five.printed.count("<IPython.core.display.Image object>") == 8
     assert "Exercise 6.4: not done yet" in five.printed
 
 
@@ -632,7 +632,7 @@ def put_camvid_runs(base):
             folder = base / NAME / "camvid11-laptop" / f"{name}_seed{seed}"
             metrics = {"miou": value, "boundary_f1_strict": value, "trimap_iou": value, "iou": dict.fromkeys(classes, value)}
             summary = {"notebook": NAME, "method": name, "mode": "laptop", "dataset": "camvid11", "seed": seed, "weights": "lite0",
-                       "epochs": 3 if "epochs3" in name else 12, "metrics": metrics}  # fmt: skip
+                       "epochs": 3 if "epochs3" in name else 12, "metrics": metrics, "test": metrics}  # fmt: skip
             common.write_json(folder / "summary.json", summary)
             rows = [{"epoch": e} | runs.flat(metrics) for e in ((3,) if "epochs3" in name else (3, 6, 9, 12))]
             pd.DataFrame(rows).to_csv(folder / "history.csv", index=False)
@@ -715,7 +715,7 @@ def test_the_notebook_alone_in_an_empty_folder_fetches_its_helpers_and_labels_a_
     repo, alone = tmp_path / "repo", tmp_path / "alone"
     alone.mkdir()
     (repo / "results").mkdir(parents=True)
-    for name in ("common.py", "data_prep.py", "results/figures.py", "results/runs.py", "results/video.py", "results/viewer.py", "results/published.csv"):
+    for name in ("common.py", "data_prep.py", "results/figures.py", "results/needs.py", "results/runs.py", "results/video.py", "results/viewer.py", "results/published.csv"):
         shutil.copy(ROOT / name, repo / name)
     tag = re.search(r'^REPO, TAG = ".*", "(.*)"$', (ROOT / "notebooks" / f"{NAME}.py").read_text(), re.M)[1]
     git = ["git", "-C", repo, "-c", "user.name=t", "-c", "user.email=t@t"]

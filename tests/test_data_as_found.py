@@ -22,7 +22,7 @@ from torchvision.datasets import Cityscapes
 import common
 import data_prep
 from data_prep import StreetsError, check_dataset, convert_camvid, convert_pairs, find_data, list_frames, read_image, read_label
-from results import report
+from results import report, video
 
 TRAIN_ID = np.array([255 if c.train_id < 0 else c.train_id for c in Cityscapes.classes[:-1]], np.uint8)  # by labelId
 ROAD = np.full((24, 32), 7, np.uint8)
@@ -153,9 +153,9 @@ def test_data_is_read_as_stored_and_only_a_photo_of_one_s_own_is_turned_upright(
     path = save(tmp_path / f"photo{suffix}", pixels, exif=exif, **{"quality": 98} if suffix == ".jpg" else {})
     assert np.abs(read_image(path).astype(int) - pixels).max() <= 8
     frame = list_frames(part, "train")[0]
-    upright = common.own_photo(str(path), frame)
+    upright = video.own_photo(str(path), frame)
     assert upright.shape == (60, 40, 3) and np.abs(upright.astype(int) - np.rot90(pixels, -1)).max() <= 8
-    assert np.array_equal(common.own_photo("", frame), read_image(frame.image))
+    assert np.array_equal(video.own_photo("", frame), read_image(frame.image))
     frame = frame._replace(image=path, label=save(tmp_path / "label.png", np.full((40, 60), 7, np.uint8), exif=exif))
     image, label = common.StreetScenes([frame], (40, 60)).read(0)
     assert image.shape[:2] == label.shape and np.abs(image.astype(int) - pixels).max() <= 8

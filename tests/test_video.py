@@ -3,6 +3,7 @@
 import io
 import re
 import struct
+import types
 
 import cv2
 import IPython.display
@@ -76,7 +77,7 @@ def shown(monkeypatch):
 
 
 def show(path, folder, size=(64, 96)):
-    video.show(path, folder, SCHEME, Bright(), size, mean=(0, 0, 0), std=(1, 1, 1))
+    video.show_video(path, folder, SCHEME, Bright(), size, mean=(0, 0, 0), std=(1, 1, 1))
 
 
 # reading
@@ -97,7 +98,7 @@ def test_frames_come_in_order_in_rgb_with_their_rate(tmp_path):
 def test_a_video_is_turned_as_its_camera_noted(tmp_path, matrix, shape, corner):
     path = turned(write_video(tmp_path / "flat.mp4", red_corner()), tmp_path / "turned.mp4", *matrix)
     assert runs.check_path("photo", str(path)) == str(path)
-    first, frame = common.own_photo(str(path), None), next(read_video(path).frames)
+    first, frame = video.own_photo(str(path), None), next(read_video(path).frames)
     assert first.shape == (*shape, 3) and np.array_equal(first, frame)
     assert first[corner][..., 0].min() > 200 and np.count_nonzero(first[..., 0] > 128) < 0.15 * first[..., 0].size
 
@@ -234,14 +235,42 @@ def test_without_an_encoder_or_room_the_picture_is_shown_and_no_broken_file_is_l
     assert len(shown) == 1 and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["", "photo.jpg", "photo.png"])
-def test_a_photo_is_left_alone(tmp_path, shown, capsys, name):
-    show(name and tmp_path / name, tmp_path / "run")
+@pytest.fixture
+def frame(tmp_path):
+    """A frame of a data set, of which only the photo is read: 40 rows, 100 columns, its left half bright."""
+    bright = np.zeros((40, 100, 3), np.uint8)
+    bright[:, :50] = 255
+    cv2.imwrite(str(tmp_path / "street.png"), bright)
+    return types.SimpleNamespace(image=tmp_path / "street.png")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_photo_or_else_a_frame_of_the_data_is_shown_beside_its_labels(tmp_path, frame, shown, capsys, monkeypatch, named):
+    seen, pairs = [], []
+    monkeypatch.setattr(common, "show_pair", lambda photo, label, scheme: pairs.append((photo, label)))
+    monkeypatch.setattr(common, "show", lambda figure: None)
+    predict = common.predict
+    monkeypatch.setattr(common, "predict", lambda model, image, size, *scale: seen.append(size) or predict(model, image, size, *scale))
+    own = cv2.imread(str(frame.image))[:, ::-1] if named else cv2.imread(str(frame.image))
+    cv2.imwrite(str(tmp_path / "own.png"), own)
+    video.show(str(tmp_path / "own.png") if named else "", frame, tmp_path / "run", SCHEME, Bright(), 64, mean=(0, 0, 0), std=(1, 1, 1))
+    [(photo, label)] = pairs
+    assert seen == [(64, 160)] and np.array_equal(photo, own) and label.shape == (40, 100)
+    assert (label[:, :48] == (not named)).all() and (label[:, 52:] == named).all()
     assert capsys.readouterr().out == "" and not shown and not (tmp_path / "run").exists()
+
+
+def test_of_a_video_the_first_frame_is_shown_and_then_all(tmp_path, frame, shown, capsys, monkeypatch):
+    monkeypatch.setattr(common, "show_pair", lambda photo, label, scheme: photo.shape)
+    monkeypatch.setattr(common, "show", lambda shape: print("first frame", *shape))
+    path = write_video(tmp_path / "street.mp4", blinking(4))
+    video.show(str(path), frame, tmp_path / "run", SCHEME, Bright(), 64, mean=(0, 0, 0), std=(1, 1, 1))
+    out = capsys.readouterr().out
+    assert out.startswith("first frame") and "street.mp4: 4 frames" in out
+    assert len(shown) == 1 and (tmp_path / "run/street_labels.mp4").exists()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("0[2-6]_*.py")), ids=lambda path: path.stem[:2])
 def test_each_notebook_that_takes_a_photo_takes_a_video(path):
     text = path.read_text()
     assert "\nfrom results import video\n" in text.partition("video.show(photo, ")[0]
-    assert "video.show(photo, " in text.partition("= common.own_photo(photo, ")[2]
