@@ -706,8 +706,8 @@ common.show(common.show_panels(panels, columns=2))
 # ## What a lambda means
 #
 # $\lambda$ has no unit. One reason is the reduction: what is 1 for `elements` is 16 or 32 for `pixels`, as the layers have 16
-# and 32 channels, and 38 for Sobel's filter. (So `elements` also changes the proportion of SEMEDA's layers: 4 to 2 becomes 4 to
-# 1.) The other is $g$: with embeddings ten times as large it could find the same edges (exercise 5.3).
+# and 32 channels, and 38 for Sobel's filter. The other is $g$: with embeddings ten times as large it could find the same edges
+# (exercise 5.3).
 #
 # To compare two losses, give them the same *strength*: the length of the gradient at the logits, divided by that of
 # cross-entropy (in notebook 04 *strength* was the length itself). We measure it once, before the first step, over 16 random
@@ -1142,11 +1142,11 @@ if len(camvid) and "continued" in means.index:
 # strength near 1 cost *more* within 3 pixels of an edge than beyond, 2.4 to 2.7 points against .8 to 1.9; for the two strong
 # ones it depends on the radius.
 #
-# - *Training on*, the control gains .5 to 1.7 points (from unrounded scores). With every seed, and on `Seq05VD` alone, too,
-#   every structural loss ends below it. At a strength of 1 Sobel costs 1.8 ± .5 points and SEMEDA 2.2 ± 1.0; with the paper's
-#   weights divided by pixels it is 8.2 ± 1.3 and 6.7 ± 1.8. Divided by elements, SEMEDA's weights have a strength of 1.1, and
-#   end where the matched ones do. (Each interval is for one comparison. [The results page](../results/README.md) judges all
-#   claims of this notebook at once, with wider ones, and leaves SEMEDA at strength 1 undecided.)
+# - *Training on*, the control gains .5 to 1.7 points (unrounded). With every seed, and on `Seq05VD` alone, too, every
+#   structural loss ends below it. At a strength of 1 Sobel costs 1.8 ± .5 points and SEMEDA 2.2 ± 1.0; with the paper's weights
+#   divided by pixels it is 8.2 ± 1.3 and 6.7 ± 1.8. Divided by elements, SEMEDA's weights have a strength of 1.1, and end where
+#   the matched ones do. (Each interval is for one comparison. [The results page](../results/README.md) judges all claims of
+#   this notebook at once, with wider ones, and leaves SEMEDA at strength 1 undecided.)
 # - *From ImageNet's weights* cross-entropy comes to 50.6 to 51.4, with Sobel's loss beside it to 40.9 to 41.6, with SEMEDA's to
 #   20.3 to 33.6: that training fails, at the one learning rate that we tried.
 # - *Rare classes* lose first: at a strength of 1 SEMEDA takes 6.6 points from signs and 2.9 from poles, about a third of what

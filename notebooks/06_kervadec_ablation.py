@@ -740,8 +740,7 @@ panels |= {f"variant {k}": one for k, one in seen.items()}
 common.show(common.show_panels(panels, scheme, columns=2))
 
 # %% [markdown]
-# All make blobs of signs and people, and miss thin poles. (Below lies the bonnet of the camera's car: it is void, and what a
-# network says there counts nowhere.)
+# All make blobs of signs and people, and miss thin poles.
 #
 # Here are our scores in per cent, beside the published ones of 160 epochs on Cityscapes. The boundary F1 is not the same score
 # in both, nor are the pictures: compare within a half, not across.
@@ -1057,8 +1056,7 @@ if len(found):
 #   about these 233 pictures only. The interval asks about other pictures, too, and holds 0.
 #
 # Had we stopped at seed 42, D would be .8 above A. That is a difference between two *networks*: a small change to a training
-# can grow into another network. To compare two *losses* takes several networks of each. (In the study $\phi$ may have another
-# scale.)
+# can grow into another network. To compare two *losses* takes several networks of each.
 #
 # ## Do short runs mislead?
 #
