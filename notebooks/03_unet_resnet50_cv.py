@@ -229,8 +229,8 @@ else:
 common.show(common.show_folds(parts, [frame.city for frame in frames]))
 
 # %% [markdown]
-# By image every city lies in all three folds, by city in one. Here is a held-out picture, and one from which its network
-# learns, of the same city if possible:
+# By image every city lies in all three folds, by city in one. Here is a held-out picture, and for each kind of folds one from
+# which its network learns, of the same city if possible:
 
 # %%
 shown = int(parts["image"][0][0])
@@ -725,8 +725,8 @@ for kind, of_kind in scores.groupby("folds"):
 # same leak.
 #
 # And the interval is meant for independent scores, while networks 1 and 2 both learn from fold 3. No estimate of the variance
-# from such scores is unbiased (Bengio and Grandvalet, 2004). *Seeds*, runs that differ in nothing but chance, are independent.
-# But they answer a smaller question: would the same folds and pictures give the same score again?
+# from such scores is right on average (Bengio and Grandvalet, 2004). *Seeds*, runs that differ in nothing but chance, are
+# independent. But they answer a smaller question: would the same folds and pictures give the same score again?
 #
 # ### The same pictures, scored by two networks
 #
@@ -921,10 +921,10 @@ print(f"best minus last: {(noise.max(axis=1) - noise[:, -1]).mean():.2f} deviati
 # How far the source's validations scatter we do not know: were it half a point, luck would have made .8 of its 2.2 points.
 # (Ours mostly still improve: 13 of the 18 on CamVid are best at the last epoch. So luck can hardly show in our table.)
 #
-# So why did the scores fall from 67.7 to 65.5? Ours on CamVid, by image, fall because of the pictures: all of it with two
-# seeds, and most of 3.5 points with seed 43. For the source we cannot know without Cityscapes: its folds share every city
-# [code], its official pictures are of other cities, and part may be the choice of the epoch or the resolution, of which our 160
-# rows say little.
+# So why did the scores fall from 67.7 to 65.5? Ours on CamVid, by image, fall because of the pictures: they explain the whole
+# fall with two seeds, and most of the 3.5 points with seed 43. For the source we cannot know without Cityscapes: its folds
+# share every city [code], its official pictures are of other cities, and part may be the choice of the epoch or the resolution,
+# of which our 160 rows say little.
 #
 # ## Where the source is wrong
 #

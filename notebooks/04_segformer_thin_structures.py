@@ -972,7 +972,7 @@ def make_scheduler(optimizer, schedule, steps):
 
 # %% [markdown]
 # Where the source is silent, we take the defaults of its library, the Hugging Face trainer [code]: AdamW without weight decay,
-# and gradients scaled down to a length of 1 at most.
+# which is Adam, and gradients scaled down to a length of 1 at most.
 
 # %%
 def training_loss(model, batch, **recipe):
@@ -1150,8 +1150,8 @@ if len(found):
 
 
 # %% [markdown]
-# The poles gain most, 8.8 points from `baseline` to `ssim_lovasz`; on *Seq05VD* the gains are much the same. The mean of five
-# gains 3.9.
+# The poles gain most, 8.8 points (unrounded) from `baseline` to `ssim_lovasz`; on *Seq05VD* the gains are much the same. The
+# mean of five gains 3.9.
 #
 # ### What the network does with poles
 #
@@ -1234,8 +1234,8 @@ if len(found):
 #   without a star.
 # - *Copy-paste*: nothing certain for any class (poles +.2).
 # - *All changed*, Approach 3 minus 2: poles gain 4.8 points, with each seed 4.7 or more; the other intervals hold 0.
-# - *Was Lovász to blame* for that? At its own coefficient, .5, no: poles gain 1.3 points of those 4.8, the mean of five .5.
-#   Matched at the start ($\lambda$ = .05 to .07) they lose 2.7 and 1.3.
+# - *Was Lovász to blame*, as the source suspects? At its own coefficient, .5, no: poles gain 1.3 points of those 4.8, the mean
+#   of five .5. Matched at the start ($\lambda$ = .05 to .07) they lose 2.7 and 1.3.
 # - *Class weights and coefficients* bring the larger part, 3.6 points.
 #
 # In the report Approach 3 came last of the three, 1.24 points above the baseline [report]; here it is first of those three, .8
@@ -1249,7 +1249,7 @@ if len(found):
 #
 # **1. Which loss favours thin things?** SSIM gives them "stronger learning signals", and IoU is "large-region focused"
 # [report]; the report measures no gradient. On our painted objects soft IoU pulls a missed *pixel* of the thin one three times
-# as hard as one of the thick, SSIM less than twice. Summed over the whole object both pull the thick one harder: so far the
+# as hard as one of the thick, SSIM less than twice. Summed over the whole object both pull the thick one harder: of IoU the
 # report is right.
 #
 # **2. Rare classes, random places?** "Instances of rare classes" is the motive; "in random locations" is said of fences

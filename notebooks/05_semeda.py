@@ -38,8 +38,8 @@
 # ablation](06_kervadec_ablation.ipynb) · [all six](../README.md)
 #
 # **Sources.** Y. Chen, A. Dapogny, M. Cord, *SEMEDA: Enhancing Segmentation Precision with Semantic Edge Aware Loss* (Pattern
-# Recognition 108, 2020, 107557), here *the paper*; its part on Cityscapes. We know of no public code. What "the paper" says is
-# [report], where nothing else is said ([links](../results/sources.md#semeda)).
+# Recognition 108, 2020, 107557), here *the paper*; its part on Cityscapes. We know of no public code. [report] marks what the
+# paper prints; what "the paper" says is from there, where nothing else is said ([links](../results/sources.md#semeda)).
 #
 # **You need** the training loop of notebook 02 and Student's interval of notebook 03; an hour to read.
 #
@@ -1050,7 +1050,7 @@ common.show(common.show_panels(panels, scheme, columns=2))
 # No network finds lights or signs, and of the train there are only scraps. Where the structural loss is strong (`sobel_tuned`,
 # `semeda_tuned`), these and the left sidewalk are gone, or nearly. In the table the control gains .2 points by training on.
 # With the paper's weights divided by pixels, Sobel ends 3.2 points below it and SEMEDA 4.6, at strengths of 15 and 21; at
-# strength 1 it is .2 and 1.2. But this is one seed on twelve toy streets.
+# strength 1 it is .3 and 1.3 (unrounded). But this is one seed on twelve toy streets.
 #
 # ## What CamVid says
 #
@@ -1183,7 +1183,8 @@ scores.sort_values()
 #
 # ## Your own photo
 #
-# Set `photo` to a JPEG, a PNG or a short video of yours. The last network of the table labels it (without one, a test street):
+# Set `photo` to a JPEG, a PNG or a short video of yours. The last network trained above (here `semeda_matched`) labels it;
+# without a photo, a test street:
 
 # %%
 from results import video
