@@ -1107,6 +1107,9 @@ with common.exercise("Exercise 2.5"):
 # - Take the skip connections out: in `UNet.forward`, `torch.zeros_like(skips.pop())`. Which classes suffer?
 # - The IoU counts pixels, so one near person outweighs ten far ones. Count people instead: what share is found?
 # - Train `scratch` for as many epochs as `scratch` and `continued` together. Which is better for people?
+# - Film a still scene for three seconds and set `photo` to the video. Nothing moves, but a line names the *flicker*, the share of
+#   pixels that change their class from one frame to the next (2.5 % for the network of notebook 06 on a toy street with a little
+#   camera noise). Where do they lie? Label the mean of all frames instead: what does it change?
 #
 # ## References
 #
