@@ -124,6 +124,7 @@ def student(lab, chromium, request, tmp_path):
     folder = root / request.node.name
     ignored = shutil.ignore_patterns(".*", "__pycache__", "data", "0?_*", "tests")
     shutil.copytree(ROOT, folder, ignore=ignored)
+    shutil.copy(ROOT / "notebooks" / f"{NAME}.py", folder / "notebooks")  # it says what the values were before
     jupytext.write(edited(SMALL), folder / "notebooks" / f"{NAME}.ipynb")
     pictures = Path(os.environ.get("STREETS_SCREENSHOTS") or tmp_path)
     pictures.mkdir(parents=True, exist_ok=True)
