@@ -167,7 +167,7 @@ def test_a_value_changed_in_the_parameters_cell_counts_when_all_cells_run_again(
 
 
 def test_a_training_stopped_in_the_menu_goes_on_when_the_cells_run_again(student):
-    student.change("epochs: int = 2", "epochs: int = 400")
+    student.change("epochs: int = 2", "epochs: int = 200")
     student.run_all()
     training = student.cell("common.train_runs(")
     for _ in range(1200):
