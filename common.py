@@ -52,6 +52,7 @@ from results.figures import CURVES as CURVES, as_colors as as_colors, class_lege
 from results.figures import show_confusion as show_confusion, show_encoder_unet as show_encoder_unet  # isort: skip
 from results.figures import show_folds as show_folds  # isort: skip
 from results.figures import show_history as show_history, show_pair as show_pair, show_panels as show_panels  # isort: skip
+from results.figures import show_intervals as show_intervals  # isort: skip
 from results.figures import show_seeds as show_seeds, show_segformer as show_segformer, show_unet as show_unet  # isort: skip
 from data_prep import dataset_name as dataset_name, has_test_labels as has_test_labels  # isort: skip
 from data_prep import HERE as HERE, list_frames as list_frames, read_video as read_video  # isort: skip

@@ -1193,7 +1193,7 @@ QUESTIONS = {"SSIM and soft IoU": ("bas", "baseline"),
 
 # %% [markdown]
 # The difference in points, with a 95 % interval: the bootstrap draws blocks of pictures, as in notebook 03, and seeds, too. A
-# row tests four classes, and one of them may differ by luck; a star marks what remains significant at 5 % when this is allowed
+# row tests four classes, and one of them may differ by luck; it is *significant* if it remains so at 5 % when this is allowed
 # for (*Holm's method*, notebook 06).
 
 # %%
@@ -1201,7 +1201,7 @@ from results.report import holm_levels
 
 
 def answers(found, classes=("pole", "traffic sign", "fence", "car")):
-    """Table of each question's difference and 95 % interval in points, by class."""
+    """Each question's difference and 95 % interval in points, a row for each class."""
     folders = found.pivot(index="seed", columns="method", values="folder")
     rows = {}
     for question, (first, second) in QUESTIONS.items():
@@ -1212,26 +1212,28 @@ def answers(found, classes=("pole", "traffic sign", "fence", "car")):
                  for name in classes]
         levels = holm_levels([p for *_, p in tests])
         for name, (middle, low, high, p), level in zip(classes, tests, levels):
-            star = "*" if p <= level and len(pair) > 1 else ""
-            rows[question, name] = (f"{100 * middle:+.1f} [{100 * low:+.1f}, "
-                                    f"{100 * high:+.1f}]{star}")
-        rows[question, "seeds"] = str(len(pair))
-    return pd.Series(rows, dtype=str)
+            sure = p <= level and len(pair) > 1
+            rows[question, name] = 100 * middle, 100 * low, 100 * high, sure
+    return pd.DataFrame(rows, index=["difference", "low", "high", "significant"]).T
 
+
+# %% [markdown]
+# Filled dots are significant, hollow ones are not:
 
 # %%
 if len(found):
     table = answers(found)
     if len(table):
-        columns = ["pole", "traffic sign", "fence", "car", "seeds"]
-        display(table.unstack().reindex(list(QUESTIONS))[columns])
+        common.show(common.show_intervals(table, "points of IoU"))
+        points = table["difference"].astype(float).unstack().reindex(list(QUESTIONS))
+        display(points[["pole", "traffic sign", "fence", "car"]].round(1))
 
 # %% [markdown]
 # Drawn from only three seeds, these intervals are too narrow. [results/README.md](../results/README.md) judges over seeds
 # alone, and there none of the source's claims is decided, not even the 3.7 points of poles.
 #
 # - *SSIM and soft IoU* give poles 3.7 points, with each seed 2.8 or more; which of the two, no run tells. Signs gain 2.5,
-#   without a star.
+#   which is not significant.
 # - *Copy-paste*: nothing certain for any class (poles +.2).
 # - *All changed*, Approach 3 minus 2: poles gain 4.8 points, with each seed 4.7 or more; the other intervals hold 0.
 # - *Was Lovász to blame*, as the source suspects? At its own coefficient, .5, no: poles gain 1.3 points of those 4.8, the mean

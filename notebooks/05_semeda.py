@@ -1096,10 +1096,19 @@ if len(camvid):
 # %%
 if len(camvid) and "continued" in means.index:
     by_seed = scores["miou"].unstack().loc[means.index]
-    beside = (by_seed - by_seed.loc["continued"]).to_numpy()
-    intervals = [common.student_interval(row) for row in beside]
-    by_seed[["minus control", "± 95 %"]] = intervals
+    beside = by_seed - by_seed.loc["continued"]
+    by_seed[["minus control", "± 95 %"]] = [
+        common.student_interval(row) for row in beside.to_numpy()]
     display(by_seed.round(1))
+
+# %% [markdown]
+# The fine-tunings, seed by seed:
+
+# %%
+if len(camvid) and "continued" in means.index:
+    tuned = [name for name in beside.index if "parent" in RECIPES[name]]
+    dots = beside.loc[tuned].drop(index="continued").stack().to_frame("fine-tuned")
+    common.show(common.show_seeds(dots, "points of mean IoU beside the control"))
 
 # %% [markdown]
 # Where do they gain or lose? Near edges or away from them, by the radius of the trimaps, in points beside the control:

@@ -165,6 +165,26 @@ def show_seeds(table: pd.DataFrame, xlabel: str):
     return fig
 
 
+def show_intervals(table: pd.DataFrame, xlabel: str):
+    """Figure of differences with intervals, rows (what, panel) of a table with columns difference, low, high; returns it.
+
+    Where the table has a column "significant", the other dots are hollow.
+    """
+    names, panels = (list(dict.fromkeys(table.index.get_level_values(level))) for level in (0, 1))
+    size = (8.5, 0.3 * len(names) + 1)
+    fig, axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False)
+    for axis, panel in zip(axes[0], panels):
+        axis.axvline(0, color="0.6", linewidth=0.8)
+        for name, row in table.xs(panel, level=1).iterrows():
+            filled = CURVES[0] if row.get("significant", True) else "white"
+            axis.plot([row["low"], row["high"]], [names.index(name)] * 2, color=CURVES[0])
+            axis.plot(row["difference"], names.index(name), "o", color=CURVES[0], markerfacecolor=filled)
+        axis.set(title=panel, xlabel=xlabel, yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+        axis.locator_params(axis="x", nbins=6)
+        axis.grid(axis="x", alpha=0.3)
+    return fig
+
+
 def show_segformer(channels: Sequence[int], height: int):
     """Figure, to scale, of a photo of `height` rows, an encoder's four maps, the mixed map of the head and the logits."""
     fig, axis = plt.subplots(figsize=(8.5, 1.9), layout="constrained")
