@@ -1024,7 +1024,7 @@ if "A" in set(found["name"]):
 
 # %%
 def compare(folders, pairs):
-    """Differences in points with intervals, rows (pair, score); folders: seeds x names."""
+    """Differences in points, rows (pair, score), with intervals."""
     rows = {}
     for a, b in pairs:
         both = folders[[a, b]].dropna()
@@ -1055,8 +1055,8 @@ if len(found):
     for title in STRICT.values():
         whole = scores[title].unstack("name")
         tests = [paired_t(*whole[pair].dropna().to_numpy().T) for pair in asked]
-        corrected = holm([p for _, _, p in tests])
-        table[f"p, {title}"] = pd.Series(corrected, [" - ".join(pair) for pair in asked])
+        names = [" - ".join(pair) for pair in asked]
+        table[f"p, {title}"] = pd.Series(holm([p for _, _, p in tests]), names)
     display(table.round(3).sort_values("mIoU", ascending=False))
 
 # %% [markdown]
@@ -1123,9 +1123,8 @@ if len(found) and len(short):
 
 # %%
 if len(found) and len(short):
-    both = {"3 epochs": short, "12 epochs": long}
-    table = {title: on_test(some)["mIoU"].unstack("seed") for title, some in both.items()}
-    display(pd.concat(table, axis=1).round(1))
+    both = pd.concat({"3 epochs": on_test(short), "12 epochs": on_test(long)})
+    display(both["mIoU"].unstack([0, "seed"]).round(1))
 
 # %% [markdown]
 # Do the short runs' answers hold? The sign of Dice's gain mostly does: on test B is above A with every seed at both budgets, by .3 to .7 points after 3
