@@ -1108,7 +1108,8 @@ if len(camvid) and "continued" in means.index:
 if len(camvid) and "continued" in means.index:
     tuned = [name for name in beside.index if "parent" in RECIPES[name]]
     dots = beside.loc[tuned].drop(index="continued").stack().to_frame("fine-tuned")
-    common.show(common.show_seeds(dots, "points of mean IoU beside the control"))
+    if len(dots):
+        common.show(common.show_seeds(dots, "points of mean IoU beside the control"))
 
 # %% [markdown]
 # Where do they gain or lose? Near edges or away from them, by the radius of the trimaps, in points beside the control:

@@ -600,6 +600,8 @@ def test_pictures_hold_what_they_are_given_and_are_shown_once(monkeypatch):
     label[0] = 255
     scheme = common.SCHEMES["cityscapes19"]
     history = pd.DataFrame({"epoch": [1, 2], "train_loss": [2.0, 1.0], "miou": [0.1, 0.2]})
+    rows = {("a", "pole"): (1.0, 0.5, 1.5, True), ("b", "pole"): (0.1, -0.5, 0.7, False), ("a", "car"): (0.0, -1.0, 1.0, False)}
+    intervals = pd.DataFrame(rows, ["difference", "low", "high", "significant"]).T
     figures = [
         common.show_panels({"photo": photo, "truth": label, "again": label}, scheme, columns=2),
         common.show_encoder_unet([8, 16]),
@@ -610,11 +612,15 @@ def test_pictures_hold_what_they_are_given_and_are_shown_once(monkeypatch):
         common.show_panels({"photo": photo, "truth": common.as_colors(label, scheme)}, scheme),
         common.show_seeds(pd.DataFrame({"gain": [1.0, 2.0]}, pd.MultiIndex.from_product([["a"], [42, 43]])), "in points"),
         common.show_unet(photo, common.as_colors(label, scheme)),
+        common.show_intervals(intervals, "in points"),
     ]
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == scheme.classes
     panels = [axis.images[0].get_array() for axis in figures[0].axes if axis.images]
     assert len(figures[0].axes) == 4 and len(panels) == 3 and (panels[0] == photo).all()
     assert (panels[1] == common.as_colors(label, scheme)).all()
+    dots = [line for axis in figures[-1].axes for line in axis.lines if line.get_marker() == "o"]
+    assert [axis.get_title() for axis in figures[-1].axes] == ["pole", "car"]
+    assert [(dot.get_xdata()[0], dot.get_markerfacecolor() != "white") for dot in dots] == [(1.0, True), (0.1, False), (0.0, False)]
     for figure in figures:
         common.show(figure)
     assert len(shown) == len(figures) and not __import__("matplotlib.pyplot").pyplot.get_fignums()
