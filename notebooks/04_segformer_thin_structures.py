@@ -1192,9 +1192,9 @@ QUESTIONS = {"SSIM and soft IoU": ("bas", "baseline"),
              "weights and coefficients": ("ssim_lovasz", "bas_lovasz")}
 
 # %% [markdown]
-# The difference in points, with a 95 % interval: the bootstrap draws blocks of pictures, as in notebook 03, and seeds, too. A
-# row tests four classes, and one of them may differ by luck; it is *significant* if it remains so at 5 % when this is allowed
-# for (*Holm's method*, notebook 06).
+# The difference in points, with a 95 % interval: the bootstrap draws blocks of pictures, as in notebook 03, and seeds, too.
+# Each row asks about four classes, so one may differ by luck alone. We call a difference *significant* if its $p$ passes a
+# stricter limit: .05/4 for the smallest $p$ of the row, .05/3 for the next, and so on (*Holm's method*, notebook 06).
 
 # %%
 from results.report import holm_levels
@@ -1218,7 +1218,7 @@ def answers(found, classes=("pole", "traffic sign", "fence", "car")):
 
 
 # %% [markdown]
-# Filled dots are significant, hollow ones are not:
+# Filled dots are significant, hollow ones are not, even where their line just misses 0:
 
 # %%
 if len(found):
@@ -1232,12 +1232,13 @@ if len(found):
 # Drawn from only three seeds, these intervals are too narrow. [results/README.md](../results/README.md) judges over seeds
 # alone, and there none of the source's claims is decided, not even the 3.7 points of poles.
 #
-# - *SSIM and soft IoU* give poles 3.7 points, with each seed 2.8 or more; which of the two, no run tells. Signs gain 2.5,
-#   which is not significant.
+# - *SSIM and soft IoU* give poles 3.7 points, with each seed 2.8 or more; which of the two, no run tells. Signs gain 2.5, which
+#   is not significant.
 # - *Copy-paste*: nothing certain for any class (poles +.2).
 # - *All changed*, Approach 3 minus 2: poles gain 4.8 points, with each seed 4.7 or more; the other intervals hold 0.
 # - *Was Lovász to blame*, as the source suspects? At its own coefficient, .5, no: poles gain 1.3 points of those 4.8, the mean
-#   of five .5. Matched at the start ($\lambda$ = .05 to .07) they lose 2.7 and 1.3.
+#   of five .5. Matched at the start, Lovász's coefficient is only .05 to .07; then poles *lose* 2.7 points, and the mean of
+#   five 1.3 (all unrounded).
 # - *Class weights and coefficients* bring the larger part, 3.6 points.
 #
 # In the report Approach 3 came last of the three, 1.24 points above the baseline [report]; here it is first of those three, .8
