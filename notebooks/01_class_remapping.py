@@ -41,8 +41,8 @@
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
 # | `quick` | toy streets, made on the spot | any CPU | about 10 s on 2 cores (November 2026) | poles of a label shrunk to 1/8 match the original with an IoU of .22 (1 is perfect) |
-# | `course` | CamVid, 367 images of 360x480 | any CPU | about 11 s of one core (November 2026) | the same on real streets: .34 |
-# | `paper` | Cityscapes, 2975 images of 1024x2048 | any CPU | not yet measured | not yet run |
+# | `course` | CamVid, 367 training images of 360x480 | any CPU | about 11 s of one core (November 2026) | the same on real streets: .34 |
+# | `paper` | Cityscapes, 2975 training images of 1024x2048 | any CPU | not yet measured | not yet run |
 
 # %% [markdown]
 # ## Parameters
@@ -203,15 +203,17 @@ except IndexError as error:
     print("IndexError:", error)
 
 # %% [markdown]
-# (On a GPU it is a `device-side assert`, and you have to restart.) With 34 outputs it does not:
+# (On a GPU it is a `device-side assert`, and you have to restart.) With 34 outputs, enough for the ids 0 to 33, it does not.
+# All logits are 0 here, so each output has the probability 1/34, and the loss is log 34:
 
 # %%
 loss = F.cross_entropy(torch.zeros(1, 34, *ids.shape), target)
 print(f"34 outputs: loss {loss:.3f}, and log 34 is {np.log(34):.3f}")
 
 # %% [markdown]
-# Nothing complains. But scores and colours expect train ids. We show the label in their colours, translated (by the table that
-# you build next) and not translated. Black is void on the left, and a number above 18 (tree, sky, car, person) on the right:
+# Nothing complains. But scores and colours expect train ids. Here is the label in the official colours, translated (by the
+# table that you build next, part of a *scheme*: classes with their colours and their table) and not translated. Black is void
+# on the left, and a number above 18 (tree, sky, car, person) on the right:
 
 # %%
 def show_labels(labels, scheme):
@@ -233,7 +235,8 @@ label = cityscapes19.table[ids]  # (H, W), train ids
 show_labels({"translated": label, "not translated": ids}, cityscapes19)
 
 # %% [markdown]
-# Without a translation the road is called *traffic sign*: 7 is the label id of the one and the train id of the other.
+# Without a translation the road is called *traffic sign*: 7 is the label id of the one and the train id of the other. So are
+# the buildings called *person* (11): on the right the legend's names are wrong.
 #
 # ## A look-up table
 #
@@ -245,8 +248,8 @@ table = np.full(256, 254, np.uint8)  # 254: no such label id
 print(table.shape, table[7], table[100])
 
 # %% [markdown]
-# Then we enter the 35 official ids. The table has −1 for the licence plate and its train id. A byte cannot hold −1, so we take
-# both numbers modulo 256: −1 becomes 255.
+# Then we enter the 35 official ids. In torchvision's list the licence plate has −1 as its label id and as its train id. A byte
+# cannot hold −1, so we take both numbers modulo 256: −1 becomes 255.
 
 # %%
 for c in Cityscapes.classes:
@@ -315,8 +318,8 @@ def table_from_names(groups, rest=0):
 
 
 # %% [markdown]
-# Classes with their table and colours are a *scheme*. We call these two `streets7` and `thin7`: with background both have seven
-# classes. All 256 entries should agree with `common.SCHEMES`:
+# We call these two schemes `streets7` and `thin7`: with background both have seven classes. All 256 entries should agree with
+# `common.SCHEMES`:
 
 # %%
 tables = {"cityscapes19": table, "streets7": table_from_names(U_NET_REPORT),
@@ -349,7 +352,7 @@ for name in ("streets7", "thin7"):
 #
 # In `cityscapes19` black is void: the bonnet of the camera's car, things that fit no class, classes too rare to score. There is
 # no output number 255, so PyTorch would stop again. With `ignore_index` the loss leaves void out of the mean, as if we had
-# picked the other pixels ourselves:
+# picked the other pixels ourselves (`movedim` puts the 19 logits last, so that a mask picks pixels):
 
 # %%
 logits = torch.randn(1, 19, *label.shape)
@@ -438,9 +441,9 @@ print("accuracy", round(hits.sum() / matrix.sum(), 3))
 print("IoU", (hits / union).round(3), "mean", round((hits / union).mean(), 3))
 
 # %% [markdown]
-# A Python loop over two million pixels takes seconds. `bincount` is faster: we number the $n \times n$ cells as `n * true +
-# predicted` (pole called road: 3 · 2 + 0 = 6), and count how often each number occurs. `common.confusion_matrix` does the same,
-# with checks.
+# A Python loop over two million pixels, one label of Cityscapes, takes seconds. `bincount` is faster: we number the
+# $n \times n$ cells as `n * true + predicted` (pole called road: 3 · 2 + 0 = 6), and count how often each number occurs.
+# `common.confusion_matrix` does the same, with checks.
 
 # %%
 def confusion(prediction, truth, n):
@@ -522,9 +525,9 @@ for name, scheme in common.SCHEMES.items():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# On the toy streets an accuracy of .78 for `thin7` looks like a network that has learnt something. A mean IoU of .11 does not:
-# accuracy counts pixels, the mean IoU counts classes. So this course reports the mean IoU, and beside it this score, that of
-# the *majority class*.
+# (Road has a smaller share in `streets7`, where void belongs to *background* and counts.) On the toy streets an accuracy of .78
+# for `thin7` looks like a network that has learnt something. A mean IoU of .11 does not: accuracy counts pixels, the mean IoU
+# counts classes. So this course reports the mean IoU, and beside it this score, that of the *majority class*.
 #
 # ## What a smaller picture costs
 #
@@ -540,7 +543,7 @@ print("bilinear:", cv2.resize(pixel_row, (4, 1), interpolation=cv2.INTER_LINEAR)
 
 # %% [markdown]
 # Bilinear resizing makes a number that is no class (129), and a sidewalk (1) that is not there. The nearest pixel invents
-# nothing. (`EXACT` takes one in the middle of each block, right of the exact middle.)
+# nothing. (A block of two has no middle pixel: `EXACT` takes the right one.)
 #
 # On the street we shrink the label, and enlarge it again, to compare the two pixel by pixel:
 
@@ -553,7 +556,7 @@ def shrink_and_enlarge(label, factor, how=cv2.INTER_NEAREST_EXACT):
 
 
 # %% [markdown]
-# Around the largest pole: the label, and what half the size leaves of it in both ways:
+# Around the column with the most pixels of pole: the label, and what half the size leaves of it in both ways:
 
 # %%
 POLE = cityscapes19.classes.index("pole")
@@ -565,9 +568,9 @@ show_labels({"original": label[window], "nearest": shrink_and_enlarge(label, 2)[
              "bilinear": smooth[window]}, cityscapes19)
 
 # %% [markdown]
-# Bilinear resizing draws a seam of other classes along many contours. On the toy street it turns one pole into a traffic sign:
-# half way between pole (5) and vegetation (8) lies 6.5, and 7 is traffic sign. So photos are resized smoothly, and **labels by
-# the nearest pixel**.
+# Bilinear resizing draws a seam of other classes along many contours. On the toy street it turns the pole that is one pixel
+# wide into a traffic sign: half way between pole (5) and vegetation (8) lies 6.5, and 7 is traffic sign. So photos are resized
+# smoothly, and **labels by the nearest pixel**.
 #
 # ### What the nearest pixel does to a pole
 #
@@ -579,9 +582,10 @@ smaller = {f"1/{k}": shrink_and_enlarge(label, k)[window] for k in FACTORS[1:]}
 show_labels({"original": label[window], **smaller}, cityscapes19)
 
 # %% [markdown]
-# On the toy street both posts are gone at 1/4. At 1/8 one is back, and far too wide: 1/4 looks at columns 2, 6, 10 and so on,
-# 1/8 at 4, 12, 20, and one of these lies on it. How much is lost in many images? We score the shrunk labels as if they were
-# predictions. No network answers void, so a pixel that became void counts as right:
+# On the toy street both poles are gone at 1/4 (the two grey blocks are pieces of their arms). At 1/8 one is back, and far too
+# wide. The poles fill the columns 299 and 308 to 309 of the label. 1/4 looks at columns 2, 6, and so on, up to 298, 302, 306
+# and 310, and misses them; 1/8 looks at 4, 12, and so on, and meets 308. How much is lost in many images? We score the shrunk
+# labels as if they were predictions. No network answers void, so a pixel that became void counts as right:
 
 # %%
 matrices = {factor: 0 for factor in FACTORS}
@@ -619,7 +623,7 @@ iou.loc[[n for n in chosen if total[cityscapes19.classes.index(n)]]].round(2)
 #
 # ## What we learnt
 #
-# - A label id is for people, a train id is the number of an output. No class has the same for both.
+# - A label id is for people, a train id is the number of an output. None of the 19 scored classes has the same for both.
 # - A translation is a table with 256 entries, applied to a whole label at once.
 # - Void (255) is left out of loss and score. Background is a class.
 # - Accuracy counts pixels, the mean IoU counts classes.
@@ -759,8 +763,8 @@ with common.exercise("Exercise 1.4"):
 # ### To go further
 #
 # In `shrink_and_enlarge`, put your `shrink_by_vote` in place of the first `cv2.resize`. Give a class of share $f$ the weight
-# $1/\sqrt{f}$, and 0 if it does not occur. Run the cells that score again, at 1/8 (at 1/16 CamVid's 360 rows do not divide).
-# Which classes gain IoU, and which pay for it?
+# $1/\sqrt{f}$, and 0 if it does not occur. Set `FACTORS = (8,)` (at 1/16 CamVid's 360 rows do not divide), and run the cells
+# that score again. Which classes gain IoU, and which pay for it?
 #
 # ## References
 #
