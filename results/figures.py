@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
+from PIL import Image
 
 if TYPE_CHECKING:
     from common import Scheme
@@ -24,11 +25,10 @@ CURVES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 def show(fig) -> None:
     """Show a figure below the cell, once: as PNG or as JPEG (many photos), whichever is smaller."""
-    files = {}
-    for kind, options in {"png": {}, "jpeg": {"pil_kwargs": {"quality": 84}}}.items():
-        files[kind] = io.BytesIO()
-        fig.savefig(files[kind], format=kind, dpi=75, bbox_inches="tight", **options)
+    files = {"png": io.BytesIO(), "jpeg": io.BytesIO()}
+    fig.savefig(files["png"], format="png", dpi=75, bbox_inches="tight")
     plt.close(fig)
+    Image.open(files["png"]).convert("RGB").save(files["jpeg"], format="jpeg", quality=84)  # to draw again takes longer
     kind = min(files, key=lambda name: files[name].tell())
     IPython.display.display(IPython.display.Image(files[kind].getvalue(), format=kind))
 
