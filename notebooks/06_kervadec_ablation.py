@@ -947,8 +947,7 @@ for unit in sorted({norm, "none"}):
 # %% [markdown]
 # 62 if distances are divided by 127, .45 if they are in pixels, for these toy streets: a $\lambda_b$ means nothing without the
 # unit of $\phi$. With distances in pixels the source's .2 gives .04 of cross-entropy's pull, and little at any scale within
-# [-1, 1] (exercise 6.2). On 16 training pictures of CamVid we measured, with distances in pixels, that a tenth needs .12 for a
-# fresh network and .3 to .4 for a trained A. So below we also train D with distances in pixels and $\lambda_b$ = .2.
+# [-1, 1] (exercise 6.2).
 #
 # ### The boundary loss alone
 #
@@ -986,7 +985,8 @@ for term in ("ce", "boundary"):
 #
 # ## What CamVid says
 #
-# We trained on CamVid, mode `laptop`, with three seeds. `D pixels` is D with distances in pixels (`-p norm none`).
+# We trained on CamVid, mode `laptop`, with three seeds. `D pixels` is D with distances in pixels and $\lambda_b$ = .2 (`-p norm
+# none`).
 
 # %%
 def camvid_runs(suffix=""):
