@@ -1,4 +1,4 @@
-"""Helpers that two or more of the notebooks share.
+"""Helpers of the notebooks.
 
 Five groups, in the order in which a notebook meets them: parameters, data, metrics and statistics, training, pictures.
 What a notebook teaches (its network, its losses, its augmentation) stands in the notebook; what a run leaves on disk is
@@ -55,7 +55,7 @@ from results.figures import show_history as show_history, show_pair as show_pair
 from results.figures import show_intervals as show_intervals  # isort: skip
 from results.figures import show_seeds as show_seeds, show_segformer as show_segformer, show_unet as show_unet  # isort: skip
 from data_prep import dataset_name as dataset_name, has_test_labels as has_test_labels  # isort: skip
-from data_prep import HERE as HERE, list_frames as list_frames, read_video as read_video  # isort: skip
+from data_prep import HERE as HERE, list_frames as list_frames  # isort: skip
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
 from results.runs import LITE0_MEAN as LITE0_MEAN, LITE0_STD as LITE0_STD, with_weights as with_weights  # isort: skip
 from results.runs import network_errors as network_errors, network_facts as network_facts  # isort: skip
@@ -257,7 +257,8 @@ def halve(frames: Sequence) -> tuple[list, list]:
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W, 3) resized smoothly, label (H, W) by nearest pixel, to `size` = (height, width)."""
     if label.shape != tuple(size):
-        shrinking = label.shape[0] > size[0]
+        # a linear interpolation skips pixels where a side becomes half as long or less
+        shrinking = label.shape[0] > size[0] or label.shape[1] >= 2 * size[1]
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
         label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return image, label
@@ -904,7 +905,7 @@ def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, p
         if "test" in scores:
             facts |= {"test": scores["test"][0], "test_majority_baseline": baselines["test"]}
         write_json(folder / "summary.json", runs.summarize(folder, progress, facts | final))
-        runs.remove_ours(folder, ["checkpoint/epoch_*"])
+        runs.remove_ours(folder, runs.STATES)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
 

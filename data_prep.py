@@ -864,8 +864,10 @@ def convert_camvid(source: str | Path | list | None, out: str | Path, force: boo
     """
     out = user_path("--out", out)
     if source is None:
-        if not (out / STAGING).exists() and _claim(out, {"name": "camvid11"}, force):
-            print(f"{out}: camvid11; complete already.")
+        name = dataset_info(out).get("name")
+        name = name if name in CAMVID else "camvid11"
+        if not (out / STAGING).exists() and _claim(out, {"name": name}, force):
+            print(f"{out}: {name}; complete already.")
             return
         with told("write", "a temporary folder"):
             temporary = tempfile.TemporaryDirectory(prefix="camvid-", ignore_cleanup_errors=True)
@@ -1900,9 +1902,7 @@ def has_test_labels(root: Path) -> bool:
 
 def assignment_of(number: str, out: str) -> None:
     """Make an assignment for nbgrader of a notebook: its exercises solved, with hidden tests and points."""
-    from results import editions
-
-    editions.make_assignment(number, out)
+    _editions().make_assignment(number, out)
 
 
 def release_of(repo: str, tag: str) -> None:
@@ -1910,9 +1910,16 @@ def release_of(repo: str, tag: str) -> None:
 
     Prints the git commands that remain.
     """
+    _editions().make_release(repo, tag)
+
+
+def _editions():
+    """results/editions.py, which this file does without where it lies alone; StreetsError there."""
+    if not (HERE / "results" / "editions.py").exists():
+        raise StreetsError(f"{HERE} holds no results/editions.py: this command needs the whole repository.")
     from results import editions
 
-    editions.make_release(repo, tag)
+    return editions
 
 
 class _Parser(argparse.ArgumentParser):
@@ -1969,6 +1976,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = vars(_parser().parse_args(argv))
         result = options.pop("function")(**options)
+        if isinstance(result, Path):
+            print(f"{result}: toy streets.")
         if "root" in options:
             rows, usable = result
             for row in (Row(*Row._fields), *rows):

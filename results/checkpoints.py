@@ -10,10 +10,8 @@ writes one PNG of label ids per photo, at the photo's size, as the official eval
 from __future__ import annotations
 
 import argparse
-import ast
 import multiprocessing
 import sys
-import types
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -28,14 +26,6 @@ from data_prep import write_png
 NOTEBOOK = "06_kervadec_ablation"
 
 
-def definitions() -> types.ModuleType:
-    """The notebook's imports, functions, classes and ALL_CAPS literals; none of its other statements is run."""
-    text = (common.HERE / "notebooks" / f"{NOTEBOOK}.py").read_text(encoding="utf-8")
-    module, kept = types.ModuleType(NOTEBOOK), common.runs.defining(ast.parse(text).body)
-    exec(compile(ast.Module(kept, []), NOTEBOOK, "exec"), module.__dict__)
-    return module
-
-
 class Kept:
     """A finished run, its notebook's definitions, and the data that it saw."""
 
@@ -43,7 +33,7 @@ class Kept:
         config = common.read_json(folder / "config.json")
         if config is None or not (folder / "summary.json").exists() or "decoder_width" not in config.get("settings", {}):
             raise common.StreetsError(f"{folder} holds no finished run of notebook 06.")
-        self.folder, self.settings, self.nb = folder, config["settings"], definitions()
+        self.folder, self.settings, self.nb = folder, config["settings"], common.runs.notebook_definitions(NOTEBOOK)
         self.root = common.data_prep.user_path("data_dir", data_dir or config["recorded"]["data"])
         if not self.root.is_dir():
             raise common.StreetsError(f"There is no folder {self.root}, on which {folder.name} was trained: "
@@ -60,7 +50,7 @@ class Kept:
 
 def weights_of(folder: Path) -> list[str]:
     """Files of weights whose epoch is known: those that were kept on the way, and the last."""
-    return [path.name for pattern in ("epoch_*.safetensors", "last.safetensors") for path in sorted(folder.glob(pattern))]
+    return [path.name for name in (*common.runs.NUMBERED, "last") for path in sorted(folder.glob(f"{name}.safetensors"))]
 
 
 def score_again(folder: Path, file: str, data_dir: str, threads: int) -> dict:

@@ -29,6 +29,7 @@ import sys
 import textwrap
 import time
 import traceback
+import types
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
@@ -76,13 +77,12 @@ RANGES = {
     **dict.fromkeys(("size", "crop"), (16, 8192)),
     "height": (32, 8192),
     **dict.fromkeys(("lr", "scratch_lr", "stage_lr", "proxy_lr"), (1e-9, 10.0)),
-    **dict.fromkeys(("lambda_d", "lambda_b", "lambda"), (0.0, 1000.0)),
+    **dict.fromkeys(("lambda_d", "lambda_b"), (0.0, 1000.0)),
     **dict.fromkeys(("flip", "jitter", "paste_share"), (0.0, 1.0)),
     **dict.fromkeys(("weight_decay", "power"), (0.0, 10.0)),
     **dict.fromkeys(("scale_from", "scale_to"), (0.05, 20.0)),
     "width": (1, 512),
     "depth": (1, 6),
-    "tolerance": (0, 100),
     "hue": (0.0, 0.5),
     "blur": (0.0, 20.0),
     "num_processes": (1, 64),
@@ -126,8 +126,10 @@ def write_csv(path: Path, rows: Sequence[dict]) -> None:
 
 
 # what a run writes into its folder; nothing else there is ever removed
-OURS = ("summary.json", "history.csv", "rescored.csv", "*.safetensors", "*_per_image.npz", "per_image.csv",
-        "checkpoint/epoch_*", "config.json")
+NUMBERED = ["epoch_" + digits * "[0-9]" for digits in (4, 5, 6)]
+STATES = [f"checkpoint/{name}" for name in NUMBERED]
+OURS = ("summary.json", "history.csv", "rescored.csv", *(f"{name}.safetensors" for name in ("best", "last", *NUMBERED)),
+        *(f"{split}_per_image.npz" for split in ("val", "test", "held_out")), *STATES, "config.json")
 
 
 def remove_ours(folder: Path, patterns: Sequence[str] = OURS) -> None:
@@ -200,11 +202,20 @@ def literal_assignments(cell: str) -> dict:
     found = {}
     for name, node in assignments(cell):
         value = literal(node.value, ...)
-        if isinstance(node.value, ast.Call) and ast.unparse(node.value).startswith("float("):
-            value = float(ast.literal_eval(node.value.args[0]))
+        if ast.unparse(node.value) in ("float('inf')", "float('-inf')", "float('nan')"):
+            value = float(node.value.args[0].value)
         if value is not ...:
             found[name] = value
     return found
+
+
+def notebook_definitions(notebook: str) -> types.ModuleType:
+    """A module with a notebook's imports, functions, classes and ALL_CAPS literals; none of its other statements is run."""
+    path = HERE / "notebooks" / f"{notebook}.py"
+    module = types.ModuleType(f"notebook_{notebook}")
+    kept = defining(ast.parse(path.read_text(encoding="utf-8")).body)
+    exec(compile(ast.Module(kept, []), str(path), "exec"), module.__dict__)
+    return module
 
 
 def defining(body: Iterable[ast.stmt]) -> list[ast.stmt]:
@@ -419,11 +430,12 @@ class Parameters(NamedTuple):
 
 
 def epochs_named(text: str | int | Sequence[int], epochs: int) -> list[int]:
-    """List of epochs up to the last: "10" is every tenth, "5,20,80" just these; StreetsError for what names none."""
+    """List of epochs up to the last: "10" is every tenth, "5,20,80" just these, "" none; StreetsError for anything else."""
     if not isinstance(text, str | int):
         return [epoch for epoch in text if epoch <= epochs]
     parts, last = [part.strip() for part in str(text).split(",") if part.strip()], RANGES["epochs"][1]
-    if not all(part.isdecimal() and len(part) <= len(str(last)) and 1 <= int(part) <= last for part in parts):
+    named = all(part.isdecimal() and len(part) <= len(str(last)) and 1 <= int(part) <= last for part in parts)
+    if not named or (str(text) and not parts):
         raise StreetsError(f"{shown(text)} does not name epochs: use one number such as 10, or several: 5,20,80, "
                            f"of 1 to {last}.")
     numbers = [int(part) for part in parts]
@@ -690,7 +702,8 @@ def train_runs(scope: dict, jobs: dict[str, Callable], settings: dict, root: Pat
         folder = run_folder(values.get("out_dir", ""), scope["NOTEBOOK"], dataset, values["mode"], method, values["seed"])
         folders[name] = folder
         if name not in wanted and not (folder / "best.safetensors").exists():
-            print(f"{name} is where {', '.join(wanted)} starts from and is not trained yet: it comes first")
+            children = ", ".join(child for child in jobs if child in needed and parents.get(child) == name)
+            print(f"{children} starts from {name}, which is not trained yet: it comes first")
         config = {
             "method": method,
             "recipe": name,
@@ -914,6 +927,11 @@ def keep_scores(accelerator: Accelerator, folder: Path, model: torch.nn.Module, 
         write_csv(folder / "history.csv", progress["history"])
 
 
+def saved_states(folder: Path) -> list[Path]:
+    """The states that a run has saved in its folder, complete or not, in the order of their epochs."""
+    return [path for pattern in STATES for path in sorted(folder.glob(pattern))]
+
+
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> None:
     """Write folder/checkpoint/epoch_N, complete once it holds progress.json, then drop the one before."""
     new = folder / "checkpoint" / f"epoch_{progress['epoch']:04d}"
@@ -928,7 +946,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: dict) -> N
                 sums[path.name] = file_digest(path)
             done = progress | {"num_processes": accelerator.num_processes, "files": sums}
             write_json(new / "progress.json", done | {"sha256": json_digest(done)})
-            remove_ours(folder, [f"checkpoint/{path.name}" for path in new.parent.glob("epoch_*") if path != new])
+            remove_ours(folder, [f"checkpoint/{path.name}" for path in saved_states(folder) if path != new])
     except (OSError, RuntimeError, SafetensorError) as error:
         raise StreetsError(f"Cannot write the checkpoint {new} ({str(error).splitlines()[0]}): make room, "
                            "then run again; it goes on from the last complete epoch.") from None
@@ -966,7 +984,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict | None:
 
     StreetsError where that state is damaged or was written by another number of processes.
     """
-    for path in sorted((folder / "checkpoint").glob("epoch_*"), reverse=True):
+    for path in reversed(saved_states(folder)):
         if progress := read_json(path / "progress.json"):
             progress = check_sums(path, progress)
             now = accelerator.num_processes

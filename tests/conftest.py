@@ -1,6 +1,5 @@
 """What the tests share: tiny toy streets, real photos where they are at hand, and the definitions inside the notebooks."""
 
-import ast
 import contextlib
 import io
 import os
@@ -29,13 +28,9 @@ def pytest_configure(config):
 
 def notebook_definitions(name: str) -> types.ModuleType:
     """A module with a notebook's imports, functions, classes and ALL_CAPS literals, none of its other statements run."""
-    path = ROOT / "notebooks" / f"{name}.py"
     from results import runs
 
-    kept = runs.defining(ast.parse(path.read_text(encoding="utf-8")).body)
-    module = types.ModuleType(f"notebook_{name}")
-    exec(compile(ast.Module(kept, []), str(path), "exec"), module.__dict__)
-    return module
+    return runs.notebook_definitions(name)
 
 
 @pytest.fixture(scope="session")

@@ -206,6 +206,13 @@ def test_a_height_that_an_encoder_cannot_halve_five_times_is_refused(toy):
         common.network_size(frame, 40)
 
 
+def test_a_picture_that_becomes_narrower_alone_skips_no_columns():
+    photo = np.zeros((64, 256, 3), np.uint8)
+    photo[:, ::4] = 255
+    small, _ = common.resize_pair(photo, photo[..., 0], (64, 64))
+    assert np.all(small == 64)  # the mean of four columns
+
+
 def test_a_prediction_has_the_size_of_the_photo_and_the_classes_of_the_enlarged_logits():
     torch.manual_seed(0)
     net = torch.nn.Conv2d(3, 5, 8, stride=8).eval()

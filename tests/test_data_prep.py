@@ -269,17 +269,25 @@ def test_the_two_archives_of_the_original_can_be_given_together(camvid32, tmp_pa
     assert not (tmp_path / "photos").exists()
 
 
-def test_without_source_the_repository_is_cloned(camvid11, tmp_path, monkeypatch, capsys):
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(camvid11)]
+@pytest.mark.parametrize("form", ["camvid11", "camvid32"])
+def test_without_source_the_repository_is_cloned(form, request, tmp_path, monkeypatch, capsys):
+    source = request.getfixturevalue(form)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(source)]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run(git + command, check=True)
-    monkeypatch.setenv("STREETS_CAMVID_URL", camvid11.as_uri())
+    monkeypatch.setenv("STREETS_CAMVID_URL", source.as_uri())
     assert data_prep.main(["camvid", "--out", str(tmp_path / "out")]) == 0
     assert len(frames(tmp_path / "out")) == len(FRAMES)
     assert not list((tmp_path / "out").glob(".*"))
     monkeypatch.setenv("STREETS_CAMVID_URL", (tmp_path / "gone").as_uri())
     assert data_prep.main(["camvid", "--out", str(tmp_path / "out")]) == 0
-    assert "complete already" in capsys.readouterr().out
+    assert f"{form}; complete already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["assignment", "02", "--out", "x"], ["release", "--repo", "https://github.com/a/b", "--tag", "v2"]])
+def test_what_needs_the_whole_repository_says_so_where_the_program_lies_alone(command, tmp_path, monkeypatch, sentence):
+    monkeypatch.setattr(data_prep, "HERE", tmp_path)
+    assert "needs the whole repository" in sentence(*command)
 
 
 def test_an_unreachable_repository_is_one_sentence_and_leaves_the_folder_free(camvid11, tmp_path, monkeypatch, sentence):

@@ -115,6 +115,11 @@ def test_a_script_is_checked_like_a_notebook(tmp_path, script):
 
 NUMBERS = 'mode: str = "quick"\nlr: float = 0.0\nheight: int = 0\nlambda_b: float = 0.2\nseed: int = 42\nkeep_at: str = ""\n' \
           'num_processes: int = 1\nmax_hours: float = 0.0\nmine: float = 1.0\n'
+def test_what_a_cell_computes_is_no_literal_and_no_mistake():
+    cell = "a = float(total)\nb = float()\nc = float('inf')\nd = float('7')\nMODE = 'x'"
+    assert runs.literal_assignments(cell) == {"c": math.inf, "MODE": "x"}
+
+
 NUMBER_MODES = {"quick": {"lr": 0.1, "height": 128, "blur": 0.5, "flip": 0.5, "jitter": 0.25, "epochs": 5, "batch_size": 2, "evaluate_at": "5"}}
 
 

@@ -52,7 +52,7 @@ def test_a_job_alone_has_its_parents_trained_first_and_gets_their_folder(toy, tm
     jobs, note = split_off(jobs)
     found = train_all(notebook_scope(tmp_path), toy, jobs, parents={"occluded": "scratch", "dice": "scratch"}, wanted=["dice"])
     assert note == [("scratch_seed3", None), ("dice_seed3", "scratch_seed3")]
-    assert "scratch is where dice starts from and is not trained yet" in capsys.readouterr().out
+    assert "dice starts from scratch, which is not trained yet" in capsys.readouterr().out
     assert list(found) == ["scratch", "dice"] and found["dice"].summary["epochs"] == 1
     assert len(found["dice"].history) == 1 and found["dice"].folder == tmp_path / "tiny" / "toy-course" / "dice_seed3"
     config = json.loads((found["dice"].folder / "config.json").read_text())
@@ -118,16 +118,17 @@ def test_training_again_removes_only_what_a_run_writes(toy, tmp_path, jobs):
     jobs, _ = split_off(jobs)
     folder = train_all(notebook_scope(tmp_path), toy, {"dice": jobs["dice"]})["dice"].folder
     mine = {folder / name: name.encode() for name in
-            ("notes.txt", "best.ckpt", "history.csv.bak", "checkpoint/mine.pt", "predictions/street.png", ".hidden")}
+            ("notes.txt", "best.ckpt", "history.csv.bak", "checkpoint/mine.pt", "predictions/street.png", ".hidden",
+             "my_copy.safetensors", "epoch_best.safetensors", "mine_per_image.npz", "per_image.csv", "checkpoint/epoch_mine")}
     for path, content in mine.items():
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
-    (folder / "stale.safetensors").symlink_to(folder / "notes.txt")
+    (folder / "epoch_0007.safetensors").symlink_to(folder / "notes.txt")  # as an earlier run with keep_at left it
     scope = notebook_scope(tmp_path)
     scope["_parameters"].values["rerun"] = "yes"
     before = (folder / "summary.json").stat().st_mtime_ns
     train_all(scope, toy, {"dice": jobs["dice"]})
-    assert (folder / "summary.json").stat().st_mtime_ns != before and not (folder / "stale.safetensors").exists()
+    assert (folder / "summary.json").stat().st_mtime_ns != before and not (folder / "epoch_0007.safetensors").exists()
     assert {path: path.read_bytes() for path in mine} == mine
 
 
