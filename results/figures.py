@@ -114,6 +114,9 @@ def show_unet(photo: np.ndarray, label: np.ndarray, width: int = 64, depth: int 
             axis.annotate("", (x, y), (2 * (depth + 1) - x + 0.5, y), arrowprops=arrow | {"color": CURVES[1]})
     last = len(levels) + 1
     axis.text(last / 2 + 0.25, 0.75, "skip connection: the map is copied", ha="center", color=CURVES[1], fontsize=9)
+    for x, text in ((1.9, "max pooling"), (last - 1.4, "transposed\nconvolution")):
+        axis.text(x, 0.2, text, ha="left" if x < last / 2 else "right", va="center", color="0.3", fontsize=7.5)
+    axis.text(last / 2 + 0.65, 0.25 - depth, "bottleneck", va="center", color="0.3", fontsize=7.5)
     for x, picture, text in ((-0.2, photo, "photo"), (last, label, "class of each pixel")):
         axis.imshow(picture, extent=(x, x + 0.8, 0, 0.8), interpolation="nearest", aspect="auto", zorder=2)
         axis.text(x + 0.4, -0.06, text, ha="center", va="top", fontsize=7.5)
@@ -221,13 +224,13 @@ def show_folds(parts: dict[str, Sequence[np.ndarray]], groups: Sequence[str]):
 
 
 def show_history(histories: dict[str, pd.DataFrame], metrics: Sequence[str] = ("train_loss", "miou"),
-                 colors: Sequence[str] = CURVES):
-    """One panel per column of history.csv, two in a row, one curve per run; returns the figure."""
+                 colors: Sequence[str] = CURVES, styles: Sequence[str] = ("-",)):
+    """A panel per column of history.csv, two in a row, one curve per run, colours and styles in turn; returns the figure."""
     rows = math.ceil(len(metrics) / 2)
     fig, axes = plt.subplots(rows, 2, figsize=(8.5, 2.8 * rows), layout="constrained", squeeze=False)
     for axis, metric in zip(axes.flat, metrics):
-        for color, (name, history) in zip(cycle(colors), histories.items()):
-            axis.plot(history["epoch"], history[metric], color=color, label=name, marker=".")
+        for color, style, (name, history) in zip(cycle(colors), cycle(styles), histories.items()):
+            axis.plot(history["epoch"], history[metric], style, color=color, label=name, marker=".")
         label = metric.replace("_", " ").replace("miou", "mIoU").replace("iou", "IoU").replace("f1", "F1")
         axis.set(xlabel="epoch", ylabel=label)
         axis.locator_params(axis="x", integer=True)

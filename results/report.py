@@ -27,9 +27,9 @@ from results.runs import KINDS, NOT_OURS, definitions_digest, results_folder, ru
 
 ALPHA = 0.05
 MARGIN = 0.10  # a score this close to that of naming the most frequent class everywhere shows nothing learnt
-JUDGES = {"test_split": "test split", "official_test": "test split", "test": "test", "val": "val"}  # the first that there is
+JUDGES = {"test": "test", "val": "val"}  # the first that there is
 NAMED = {"held_out": "held-out fold", "official_val": "official val"}
-OF_A_METHOD = {"variant", "approach", "stage", "fold", "folds", "lambdas", "parent", "recipe", "images_per_step", "best_by"}
+OF_A_METHOD = {"folds", "parent", "recipe", "images_per_step", "best_by"}
 EARLIER = "made by an earlier state of the code"
 CAMVID_TEST = 233  # images of the test split; a score on some of them compares with nothing published
 CAMVID_CLASSES = ("sky", "building", "pole", "road", "sidewalk", "vegetation", "traffic sign", "fence", "car", "person", "rider")
@@ -56,7 +56,7 @@ class Run(NamedTuple):
     @property
     def group(self) -> str:
         """Equal for the seeds that may be averaged, and for the folds of one cross-validation."""
-        aside = {name for name in self.recorded if fold_of(self.recipe)[1] and (name == "fold" or name.startswith("n_"))}
+        aside = {name for name in self.recorded if fold_of(self.recipe)[1] and name.startswith("n_")}
         return json.dumps({name: value for name, value in self.recorded.items() if name not in aside}, sort_keys=True)
 
 
@@ -530,16 +530,16 @@ HEAD = f"""# Results
 
 Written by `python results/report.py` from the runs in this folder, published.csv, sources.csv and claims.csv; do not edit.
 
-Numbers are per cent (losses as they are). A run *tests* a claim only where it recorded everything that changes its numbers
-as the source had it; whatever else it had is listed by name. Differences are scored on images that nothing was selected on
-where there are some (a *test split* of the data set, or *test*, images set aside), else on *val*. Intervals are Student's
-over seeds: at 95 % for a single run's row, and for a claim at the level that Holm's procedure leaves it among all of its
-source that are judged on like data, in one mode, from like weights. One that was tried in several ways has a line for each;
-*In short* has only those of a mode as it is, where there are some. One seed has no interval and decides nothing, nor do
-networks that both score within {100 * MARGIN:.0f} points of naming the most frequent class everywhere. A claim was seen in
-the source's [report], its [code] or a [draft]; [ours] is a control that no source made.
-Where a source prints two scores, their *published* difference is taken between these, rounded as they are; the source may
-print another last digit. A mean, a spread or a share of classes that it does not print is ours.
+Numbers are per cent (losses as they are). A run *tests* a claim only where it recorded everything that changes its
+numbers as the source had it; whatever else it had is listed by name. Differences are scored on *test*, images that
+nothing was selected on, where there are some, else on *val*. Intervals are Student's over seeds: at 95 % for a single
+run's row, and for a claim at the level that Holm's procedure leaves it among all of its source that are judged on like
+data, in one mode, from like weights. One that was tried in several ways has a line for each; *In short* has only those
+of a mode as it is, where there are some. One seed has no interval and decides nothing, nor do networks that both score
+within {100 * MARGIN:.0f} points of naming the most frequent class everywhere. A claim was seen in the source's
+[report], its [code] or a [draft]; [ours] is a control that no source made.
+Where a source prints two scores, their *published* difference is taken between these, rounded as they are; the source
+may print another last digit. A mean, a spread or a share of classes that it does not print is ours.
 """
 
 
@@ -567,7 +567,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="print the page with quick runs, too; they are not written")
     args, written = parser.parse_args(), {}
     page, summary = report(args.out_dir)
-    written[results_folder(args.out_dir) / "README.md"] = page
+    target = results_folder(args.out_dir) / "README.md"
+    if target.exists() and not target.read_text(encoding="utf-8", errors="replace").startswith(HEAD.partition(",")[0]):
+        sys.exit(f"{target} was not written by this program and stays: name a folder of runs with --out-dir.")
+    written[target] = page
     if not args.out_dir:
         readme = (REPO / "README.md").read_text(encoding="utf-8")
         written[REPO / "README.md"] = README_BLOCK.sub(lambda old: old[1] + summary + old[2], readme)
