@@ -686,11 +686,12 @@ def evaluate(model: torch.nn.Module, data: StreetScenes, accelerator: Accelerato
              contours: bool = False, loss: Callable | None = None, score: Callable | None = None) -> tuple[dict, dict]:
     """Score a network that, in eval mode, turns images (B, 3, H, W) into logits (B, C, h, w), resized if need be.
 
-    Returns (metrics, per_image). metrics: accuracy, miou, iou (a dict by class name, None for a class that the labels
-    do not hold) and means over images: with `contours`, boundary_f1 and trimap_iou; with `loss(logits, label)`, called
-    with one image's (1, C, H, W) float32 and (1, H, W), eval_loss. per_image: arrays with a row per image, "confusion"
-    (N, C, C), the contour scores (N, C), the loss (N,) and the arrays that `score(prediction, truth)` returns by name
-    for one image's class indices (H, W). With several processes each takes every k-th image and all return the same.
+    Returns (metrics, per_image). metrics: accuracy, miou, iou (a dict by class name, None for a class that the labels do
+    not hold) and means over images: with `contours`, boundary_f1 and trimap_iou; with `loss(logits, label)`, called with
+    one image's (1, C, H, W) float32 and (1, H, W), eval_loss. per_image: arrays with a row per image, "confusion" (N, C,
+    C), the contour scores (N, C), the loss (N,) and the arrays that `score(prediction, truth)` returns by name for one
+    image's class indices (H, W); one that CONTOURS names becomes a mean over images, too. With several processes each
+    takes every k-th image and all return the same.
     """
     accelerator = accelerator or make_accelerator()
     n, rank, world = len(data.scheme.classes), accelerator.process_index, accelerator.num_processes
@@ -785,7 +786,11 @@ def steps_per_epoch(data: StreetScenes, batch_size: int, accumulation: int = 1, 
 
 
 def train_epoch(accelerator, model, loss_fn, loader, optimizer, step_scheduler, clip_norm, bar) -> float:
-    """One pass over `loader`; returns the mean loss. StreetsError as soon as the loss is seen not to be finite."""
+    """One pass over `loader`, whose batches are items of StreetScenes stacked, image (B, 3, H, W) and label (B, H, W).
+
+    Returns the mean over the batches of `loss_fn(model, batch)`, a scalar. StreetsError where image and label differ in
+    size, and as soon as the loss is seen not to be finite.
+    """
     model.train()
     total = torch.zeros((), device=accelerator.device)
     shown = time.monotonic()
@@ -822,16 +827,20 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
         final_scores: Callable | None = None, weights: str = "none", max_hours: float = 0.0) -> None:
     """Train `model` on `loss_fn(model, batch)` and leave a run in `folder`, resuming what is there.
 
-    `scheduler` steps once per epoch, per optimiser step (schedule = "step") or, with the validation mIoU, per
-    evaluation ("plateau"). `evaluate(model, data, accelerator)` returns (metrics, per_image); it runs every
-    `eval_every` epochs ("5,20,80": after these), and after the last. The weights of the epochs `keep_at`, named in the
-    same way, stay on disk as epoch_NNNN.safetensors. `select` says whether the summary describes the "last" epoch or
-    the "best": the one with the highest `best_by`, a column of the history, or the lowest where that name ends in "loss".
-    `test_data` is scored once, at the end, and whatever else `final_scores(folder, model, accelerator)` returns goes to
-    the summary as "final"; it is called with the selected weights in place and both weight files on disk. Stops
-    cleanly, without a summary, when the next epoch would not end within `max_hours` of the start of the program. The
-    state is saved at the ends of epochs, and all randomness of an epoch derives from its number and the seed in
-    config.json: a resumed run equals an unbroken one.
+    A batch holds `batch_size` items of `train_data` for each process; a last one that is not full is left out. The
+    optimiser steps after `accumulation` batches, with the gradient scaled down to a length of `clip_norm` where that is
+    not 0, in the `precision` of `make_accelerator`. `num_workers` = -1 takes what the machine has. `weights` says what
+    the network started from. `scheduler` steps once per epoch, per optimiser step (schedule = "step") or, with the
+    validation mIoU, per evaluation ("plateau"). `evaluate(model, data, accelerator)` returns (metrics, per_image); it
+    runs every `eval_every` epochs ("5,20,80": after these), and after the last. The weights of the epochs `keep_at`,
+    named in the same way, stay on disk as epoch_NNNN.safetensors. `select` says whether the summary describes the "last"
+    epoch or the "best": the one with the highest `best_by`, a column of the history, or the lowest where that name ends
+    in "loss". `test_data` is scored once, at the end, and whatever else `final_scores(folder, model, accelerator)`
+    returns goes to the summary as "final"; it is called with the selected weights in place and both weight files on disk.
+    Stops cleanly, without a summary, when the next epoch would not end within `max_hours` of the start of the program.
+    The state is saved at the ends of epochs, and all randomness of an epoch derives from its number and the seed in
+    config.json: a resumed run equals an unbroken one. StreetsError where the data fill no batch or hold no class, where a
+    loss or score is not finite, memory or disk run out, or the saved state is damaged or another number of processes'.
     """
     accelerator = make_accelerator(precision, gradient_accumulation_steps=accumulation,
                                    step_scheduler_with_optimizer=False)

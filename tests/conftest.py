@@ -21,9 +21,14 @@ os.environ.pop("CITYSCAPES_DATASET", None)
 
 
 def pytest_configure(config):
-    """Files come in order of their names: xdist would keep those with few tests, which are long ones here, for the end."""
+    """Files come in order: xdist would keep those with few tests, which are long ones here, for the end."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take minutes first, so that no process waits for another at the end."""
+    items.sort(key=lambda item: item.path.stem not in ("test_exercises", "test_training", "test_scale"))
 
 
 def notebook_definitions(name: str) -> types.ModuleType:
