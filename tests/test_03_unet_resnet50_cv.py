@@ -400,7 +400,7 @@ def test_with_draws_of_its_own_common_finds_nearly_the_same_interval(nb, matrice
     assert len(np.unique(ids)) == {"picture": 40}.get(unit, 4)
     low, high = np.quantile(nb.bootstrap(matrices[0], ids) - nb.bootstrap(matrices[1], ids), [0.025, 0.975])
     difference, *theirs, _ = common.paired_bootstrap(*matrices, common.miou, blocks=ids)
-    assert nb.leak(*matrices) == pytest.approx(100 * difference)
+    assert nb.gap(*matrices) == pytest.approx(100 * difference)
     assert [low, high] == pytest.approx([100 * end for end in theirs], abs=0.08 * (high - low))
 
 
