@@ -46,12 +46,13 @@ def class_legend(fig, scheme: Scheme, present: Iterable[int]) -> None:
     fig.legend(handles=handles, ncols=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
 
 
-def show_pair(photo: np.ndarray, label: np.ndarray, scheme: Scheme):
-    """Figure of a photo (H, W, 3) and a label or prediction (H, W) side by side, with a legend; returns the figure."""
+def show_pair(photo: np.ndarray, label: np.ndarray, scheme: Scheme, name: str = "label"):
+    """Figure of a photo (H, W, 3) and a label or prediction (H, W), its name, side by side, with a legend; returns it."""
     height, width = label.shape
-    fig, axes = plt.subplots(1, 2, figsize=(8.5, min(4.2, 4.2 * height / width + 0.2)), layout="constrained")
-    for axis, panel in zip(axes, (photo, as_colors(label, scheme)), strict=True):
+    fig, axes = plt.subplots(1, 2, figsize=(8.5, min(4.4, 4.2 * height / width + 0.4)), layout="constrained")
+    for axis, title, panel in zip(axes, ("photo", name), (photo, as_colors(label, scheme)), strict=True):
         axis.imshow(panel, interpolation="nearest")
+        axis.set_title(title, fontsize=9)
         axis.set_axis_off()
     class_legend(fig, scheme, np.unique(label[label < 255]))
     return fig
@@ -195,7 +196,8 @@ def show_segformer(channels: Sequence[int], height: int):
     strides, x = (1, 4, 8, 16, 32, 4, 4), 0
     for name, n, stride in zip(names, (3, *channels, 256, 7), strides):
         side, title = 4 / stride, f"{name}\n{n} channels\n{height // stride} rows"
-        color, middle = CURVES[name in ("mixed", "logits")], x + max(side, 1.8)
+        color = "0.6" if name == "photo" else CURVES[name in ("mixed", "logits")]
+        middle = x + max(side, 1.8)
         axis.add_patch(plt.Rectangle((middle - side, 0), 2 * side, side, color=color, alpha=0.7))
         axis.text(middle, side + 0.15, title, ha="center", fontsize=8)
         x = middle + max(side, 1.8) + 0.4

@@ -1,8 +1,8 @@
 """What a run leaves on disk: its name and folder, its record, its weights, the state to resume from, and how it is found again.
 
 A run is results/<notebook>/<data>-<mode>/<method>_seed<N>/ with config.json (all that changes its numbers), history.csv,
-summary.json (the scores; it marks the run as finished) and weights. common.py, which trains, uses this module; of it a
-notebook calls `common.train_runs`.
+summary.json (the scores; it marks the run as finished) and weights. common.py, which trains, uses this module; notebooks
+reach what they need of it (`train_runs`, `find_runs`, `with_weights` ...) through common.
 """
 
 from __future__ import annotations

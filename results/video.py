@@ -39,7 +39,7 @@ def show(path: str, otherwise: Frame, folder: Path, scheme: common.Scheme, model
     if isinstance(size, int):
         height, width = own.shape[:2]
         size = size, max(32, round(width * size / height / 32) * 32)
-    common.show(common.show_pair(own, common.predict(model, own, size, mean, std), scheme))
+    common.show(common.show_pair(own, common.predict(model, own, size, mean, std), scheme, "prediction"))
     if is_video(path):
         show_video(path, folder, scheme, model, size, mean, std)
 

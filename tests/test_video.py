@@ -247,7 +247,7 @@ def frame(tmp_path):
 @pytest.mark.parametrize("named", [False, True])
 def test_a_photo_or_else_a_frame_of_the_data_is_shown_beside_its_labels(tmp_path, frame, shown, capsys, monkeypatch, named):
     seen, pairs = [], []
-    monkeypatch.setattr(common, "show_pair", lambda photo, label, scheme: pairs.append((photo, label)))
+    monkeypatch.setattr(common, "show_pair", lambda photo, label, scheme, name: pairs.append((photo, label)))
     monkeypatch.setattr(common, "show", lambda figure: None)
     predict = common.predict
     monkeypatch.setattr(common, "predict", lambda model, image, size, *scale: seen.append(size) or predict(model, image, size, *scale))
@@ -261,7 +261,7 @@ def test_a_photo_or_else_a_frame_of_the_data_is_shown_beside_its_labels(tmp_path
 
 
 def test_of_a_video_the_first_frame_is_shown_and_then_all(tmp_path, frame, shown, capsys, monkeypatch):
-    monkeypatch.setattr(common, "show_pair", lambda photo, label, scheme: photo.shape)
+    monkeypatch.setattr(common, "show_pair", lambda photo, label, scheme, name: photo.shape)
     monkeypatch.setattr(common, "show", lambda shape: print("first frame", *shape))
     path = write_video(tmp_path / "street.mp4", blinking(4))
     video.show(str(path), frame, tmp_path / "run", SCHEME, Bright(), 64, mean=(0, 0, 0), std=(1, 1, 1))
