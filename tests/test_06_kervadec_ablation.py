@@ -486,7 +486,7 @@ def test_epochs_named_are_every_nth_or_just_these_up_to_the_last(text, epochs, n
     assert runs.epochs_named(text, epochs) == named
 
 
-@pytest.mark.parametrize("text", ["ten", "0", "5,0", "-5", "2.5", "5;20", "1e1"])
+@pytest.mark.parametrize("text", ["ten", "0", "5,0", "-5", "2.5", "5;20", "1e1", ",", " "])
 def test_what_names_no_epochs_is_one_sentence(text):
     with pytest.raises(common.StreetsError, match="does not name epochs: use one number such as 10, or several"):
         runs.epochs_named(text, 100)
@@ -617,10 +617,33 @@ def test_the_notebook_reaches_its_end_with_its_figures(five):
     assert "Exercise 6.4: not done yet" in five.printed
 
 
+def test_the_notebook_writes_a_page_to_look_around_in_its_runs_and_some_streets(five):
+    page = five.folders["A"].parent / "viewer.html"
+    assert page.stat().st_size > 1e6 and f"open in a browser: {'/'.join(page.parts[-3:])}" in five.printed
+    for folder in five.folders.values():
+        assert len(list((folder / "predictions/viewer").glob("*_val%20street%20*.png"))) == 3
+
+
 def test_runs_on_camvid_are_compared_where_there_are_any(five):
     for title in ("D pixels", "strict boundary F1", "3 epochs", "D pixels - A", "C - B"):
         assert title in five.printed, title
-    assert re.search(r"B - A +10\.0 ", five.printed) and re.search(r"B - A +0\.0 +0\.0 +0\.0\n", five.printed), "difference, p"
+    assert re.search(r"B - A +10\.0 +10\.0 .* 0\.0 +0\.0 *\n", five.printed), "differences, then p"
+
+
+def test_a_comparison_gives_difference_and_interval_of_each_score_in_points(nb, tmp_path):
+    put_camvid_runs(tmp_path)
+    runs = tmp_path / NAME / "camvid11-laptop"
+    folders = pd.DataFrame({name: {seed: runs / f"{name}_seed{seed}" for seed in (42, 43, 44)} for name in "ABC"})
+    folders.loc[44, "C"] = None  # a run that is not there yet: its pair is left out
+    uneven = folders.loc[42, "A"] / "test_per_image.npz"
+    with np.load(uneven) as kept:
+        scores = dict(kept)
+    np.savez(uneven, **scores | {"trimap_iou": scores["trimap_iou"] - 0.03})
+    table = nb.compare(folders, [("B", "A"), ("C", "B")])
+    assert table.index.tolist() == [(pair, title) for pair in ("B - A", "C - B") for title in nb.STRICT.values()]
+    np.testing.assert_allclose(table.loc["C - B"], -5)
+    np.testing.assert_allclose(table.loc[[("B - A", "mIoU"), ("B - A", "strict boundary F1")]], 10)  # so with each seed and picture
+    np.testing.assert_allclose(table.loc[("B - A", "trimap IoU"), ["difference", "low", "high"]].astype(float), [11, 10, 13])  # 13, 10, 10
 
 
 def put_camvid_runs(base):
