@@ -1914,11 +1914,13 @@ def release_of(repo: str, tag: str) -> None:
 
 
 def _editions():
-    """results/editions.py, which this file does without where it lies alone; StreetsError there."""
-    if not (HERE / "results" / "editions.py").exists():
-        raise StreetsError(f"{HERE} holds no results/editions.py: this command needs the whole repository.")
-    from results import editions
-
+    """results/editions.py; StreetsError where this file lies without it."""
+    try:
+        from results import editions
+    except ModuleNotFoundError as error:
+        if error.name not in ("results", "results.editions"):
+            raise
+        raise StreetsError(f"{HERE} holds no results/editions.py: this command needs the whole repository.") from None
     return editions
 
 

@@ -1122,8 +1122,8 @@ with common.exercise("Exercise 3.4"):
 # %% [markdown]
 # ### To go further
 #
-# On CamVid (the [README](../README.md#your-own-data) says how to get it), let the networks by image learn from 60, 120 and 240
-# pictures (`learn`). How fast does the score on the held-out folds rise, how fast that on *Seq05VD*?
+# On CamVid (the [README](../README.md) says how to get it), let the networks by image learn from 60, 120 and 240 pictures
+# (`learn`). How fast does the score on the held-out folds rise, how fast that on *Seq05VD*?
 #
 # ## References
 #

@@ -1181,7 +1181,7 @@ for estimator in ("as_published", "per_class"):
 #
 # **1. One schedule, or two?** By the text all runs follow one schedule of 160 epochs [report, §3.1]. But the script of its
 # table by epoch writes a summary headed "pilot [...] 2 seeds × 10 epochs" (perhaps left over from a pilot), and in that table
-# all eight runs of the seeds 42 and 123 fall from epoch 10 to 15, as if their learning rate had been set back [code]. Then
+# all eight runs of the seeds 42 and 123 fall from epoch 10 to 15, as if their learning rate had been set back [code]. If so,
 # epoch 10 was the end of whole short runs, and "short-epoch ablations are systematically misleading on this task" [report, §7]
 # is better founded than it looks: C led D by 1.9 points, and ended .5 below. For one pair, not systematically.
 #

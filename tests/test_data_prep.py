@@ -284,10 +284,10 @@ def test_without_source_the_repository_is_cloned(form, request, tmp_path, monkey
     assert f"{form}; complete already" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [["assignment", "02", "--out", "x"], ["release", "--repo", "https://github.com/a/b", "--tag", "v2"]])
-def test_what_needs_the_whole_repository_says_so_where_the_program_lies_alone(command, tmp_path, monkeypatch, sentence):
-    monkeypatch.setattr(data_prep, "HERE", tmp_path)
-    assert "needs the whole repository" in sentence(*command)
+def test_what_needs_the_whole_repository_says_so_where_the_program_lies_alone(tmp_path):
+    shutil.copy(data_prep.__file__, tmp_path)
+    done = subprocess.run([sys.executable, "data_prep.py", "assignment", "02", "--out", "x"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "needs the whole repository" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_an_unreachable_repository_is_one_sentence_and_leaves_the_folder_free(camvid11, tmp_path, monkeypatch, sentence):
