@@ -662,7 +662,8 @@ def weighted_dice_loss(probs, label, weights):
 
 
 # %% [markdown]
-# A term can be negative: people have a $\hat w_c$ of 2, so that a perfect Dice gives -1. The mean of all terms cannot.
+# A term can be negative: people have a $\hat w_c$ of nearly 2 (with 1b), so that a perfect Dice gives nearly -1. The mean of
+# all terms cannot be negative.
 #
 # A class that is not in the batch has a Dice near 0 whatever the network answers: its term does not see false alarms. A good
 # reason to add some cross-entropy:
@@ -927,8 +928,8 @@ if rows:
 
 # %% [markdown]
 # Ours is the highest by definition, as we choose by this very score. The source's rules keep epochs that are at most .3 points
-# lower on average, the last epoch is .7 to 1.6 lower. But the loss of our `scratch` is lowest in epochs 49 and 50 of 50, the
-# source's in epoch 20 of 100 [code]: there the rule may matter more.
+# lower on average, the last epoch is .7 to 1.6 lower (from unrounded scores). But the loss of our `scratch` is lowest in epochs
+# 49 and 50 of 50, the source's in epoch 20 of 100 [code]: there the rule may matter more.
 #
 # ## Your own photo
 #

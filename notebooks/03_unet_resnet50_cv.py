@@ -313,8 +313,8 @@ if len(committed):
 # 37.2 to 41.7. This is the leak.
 #
 # The network of fold 1 by drive *is* a bad one: on Seq05VD, where nothing can leak, it has 30.5 to 32.2, the others 38.6 to
-# 43.5. It learnt from 163 pictures only, so not all of the gap between the two means is the leak. A control lets all six learn
-# from 163 pictures (`-p learn 163`):
+# 43.5. It learnt from 163 pictures only: a part of the gap between the two means may come from that, and not from the leak. A
+# control lets all six learn from 163 pictures (`-p learn 163`):
 
 # %%
 equal = camvid_runs(equal=True)
@@ -676,9 +676,8 @@ styles = [("-", "--", ":")[int(name[-1]) - 1] for name in histories]
 common.show(common.show_history(histories, colors=colors, styles=styles))
 
 # %% [markdown]
-# On the right, the three scores by image lie together: each fold is a bit of everything. By city fold 3 falls behind: its city,
-# brunhaven, is new to its network. Here are the scores after the last epoch, in per cent, beside those on a split that is in no
-# fold:
+# On the right, the three scores by image lie together: each fold is a bit of everything. By city fold 3 falls behind, which
+# holds out brunhaven. Here are the scores after the last epoch, in per cent, beside those on a split that is in no fold:
 
 # %%
 other_set = "test" if "test" in others else "official_val"
@@ -906,16 +905,16 @@ pd.DataFrame(rows).groupby("runs").mean().round(1)
 # 2.8 to 3.2 below it: neither foretells it well. (The test streets may be easier than those of the folds.)
 #
 # And the epoch? The best of 13 validations beats the last partly by luck, the luck of the fold on which it was chosen. (On
-# other pictures that luck is gone: in our order of steps it counts as theirs.) Suppose a network no longer improves, and its
-# validations are noise with a standard deviation of 1:
+# other pictures that luck is gone, so our order of steps puts its loss down to the pictures.) Suppose a network no longer
+# improves, and its validations are noise with a standard deviation of 1:
 
 # %%
 noise = np.random.default_rng(0).normal(0, 1, (40000, 13))
 print(f"best minus last: {(noise.max(axis=1) - noise[:, -1]).mean():.2f} deviations")
 
 # %% [markdown]
-# How far the source's validations scatter no number tells: were it half a point, luck would have made .8 of its 2.2 points.
-# (Ours mostly still improve: 13 of the 18 on CamVid are best at the last epoch. So luck can hardly show in our table.)
+# No printed number says how far the source's validations scatter. If it is half a point, luck made .8 of its 2.2 points. (Ours
+# mostly still improve: 13 of the 18 on CamVid are best at the last epoch. So luck can hardly show in our table.)
 #
 # So why did the scores fall from 67.7 to 65.5? Ours on CamVid, by image, fall because of the pictures: they explain the whole
 # fall with two seeds, and most of the 3.5 points with seed 43. For the source we cannot know without Cityscapes: its folds
@@ -948,11 +947,11 @@ for factor in (0.8, 1.2):
 # %% [markdown]
 # As published, the square stays.
 #
-# **3. What a spread of 1 point can say.** The report calls it stable [report], and as a description of these networks it is.
-# But the printed spreads, .94 and 1.20 (1.19 from the printed scores), divide by $n$ [code], and say little of further runs.
-# With $n-1$ and Student's t the two scores are 67.7 ± 2.9 and 65.5 ± 3.6: the intervals overlap. The fall shows if we pair,
-# fold by fold: 1.9, 2.0 and 2.7, or 2.2 ± 1.2. (As if the folds were independent; the networks share half of their training
-# pictures [code].)
+# **3. What a spread of 1 point can say.** The report calls its score stable [report], and as a description of these three
+# networks that is right. But the printed spreads, .94 and 1.20 (1.19 from the printed scores), divide by $n$ [code], and say
+# little of further runs. With $n-1$ and Student's t the two scores are 67.7 ± 2.9 and 65.5 ± 3.6: the intervals overlap. The
+# fall shows if we pair, fold by fold: 1.9, 2.0 and 2.7, or 2.2 ± 1.2. (As if the folds were independent; the networks share
+# half of their training pictures [code].)
 #
 # The source publishes all three folds, not only the best [report]. So should you.
 #

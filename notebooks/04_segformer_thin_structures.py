@@ -24,7 +24,7 @@
 # ![A street of CamVid, its label, and two predictions: with cross-entropy alone, pieces of the poles; with the other losses, more of the large poles, drawn too wide](../.github/04_poles.jpg)
 #
 # *CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching: poles are grey, signs yellow, trees green, cars blue, the rest
-# black. The pink fence is not there.*
+# black. The pink fence in the last picture is a false alarm.*
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/04_segformer_thin_structures.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/04_segformer_thin_structures.ipynb)
@@ -560,8 +560,8 @@ pd.DataFrame(columns).round(2)
 # Why then keep cross-entropy? Where the network is sure of its mistake, the other three pull by .02 at most: the gradient of a
 # probability at its logit is $p(1-p)$, which fades. In cross-entropy the $1/p$ of the logarithm makes up for it.
 #
-# All four have a limit: once the thin pole is missed altogether, from a shift of 4 on, the curves are nearly flat. A pole
-# beside the true one is no better than one far off.
+# All four have a limit: once the thin pole is missed altogether, from a shift of 4 on, its curves (blue) are nearly flat. A
+# pole beside the true one is no better than one far off.
 #
 # ### What a coarse grid can draw
 #
@@ -1205,9 +1205,9 @@ QUESTIONS = {"SSIM and soft IoU": ("bas", "baseline"),
 
 # %% [markdown]
 # The difference in points, with a 95 % interval: the bootstrap draws blocks of pictures, as in notebook 03, and seeds, too. A
-# *p-value* says how rarely a difference at least this large would come up if there were none. Each row asks about four classes,
-# so one may differ by luck alone: for the smallest p-value of a row we ask for .05/4 or less, for the next for .05/3, and so on
-# up to the first that fails (*Holm's method*, notebook 06). Those before it are *significant*.
+# *p-value* says how often a difference at least this large would come up by luck if the two approaches were equally good. Each
+# row asks about four classes, so one may differ by luck alone: for the smallest p-value of a row we ask for .05/4 or less, for
+# the next for .05/3, and so on up to the first that fails (*Holm's method*, notebook 06). Those before it are *significant*.
 
 # %%
 from results.report import holm_levels
@@ -1251,8 +1251,9 @@ if len(found):
 # - *All changed*: poles gain 4.8 points over `bas_copypaste`, with each seed 4.7 or more; the other intervals hold 0.
 # - *Was Lovász to blame*, one of the two reasons that the source names? At its own coefficient, .5, we see no sign of it: poles
 #   gain 1.3 points of those 4.8, the mean of five gains .5. Matched at the start, its coefficient is only .05 to .07; then
-#   poles *lose* 2.7 points and the mean of five loses 1.3. But this match soon ends: later this Lovász pulls about five times
-#   less than soft IoU would (see *How strong each loss is*), so the run says little of Lovász itself.
+#   poles *lose* 2.7 points and the mean of five loses 1.3 (from unrounded scores). But it matches at the start only: on the toy
+#   streets the ratio of the two changes fivefold while the network learns (*How strong each loss is*). So later this Lovász
+#   probably pulls several times less than soft IoU would, and the run says little of Lovász itself.
 # - *Class weights and coefficients* bring the larger part, 3.6 points.
 #
 # In the report Approach 3 came last of the three, 1.24 points above the baseline [report]; here it is first of those three, .8
@@ -1267,10 +1268,10 @@ if len(found):
 #
 # **1. Which loss favours thin things?** SSIM gives them "stronger learning signals", and IoU is "large-region focused"
 # [report]; the report measures no gradient. On our painted objects soft IoU pulls a missed *pixel* of the thin one three times
-# as hard as one of the thick, SSIM less than twice: there the report has it the wrong way round. Summed over the whole object
-# soft IoU pulls the thick one 2.7 times as hard: there the report is right.
+# as hard as one of the thick, SSIM less than twice: there our numbers say the opposite of the report. Summed over the whole
+# object soft IoU pulls the thick one 2.7 times as hard: there they agree with it.
 #
-# **2. Rare classes, random places?** "instances of rare classes" is the motive; "in random locations" is said of fences
+# **2. Rare classes, random places?** The motive is "instances of rare classes"; "in random locations" is said of fences
 # [report]. In the code all six classes can be pasted, where they stand in the other picture or mirrored [code]: the street is
 # random, the place is not.
 #

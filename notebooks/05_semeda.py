@@ -28,8 +28,8 @@
 # ![A street of CamVid, its label, and what four networks make of it](../.github/05_camvid.jpg)
 #
 # *CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching; all four trained on from the same network (seed 42). Poles are
-# light grey, people red, signs yellow, cars dark blue, void black. With cross-entropy alone most poles are missed, with a
-# strong SEMEDA (26: the paper's weights, divided by pixels) nearly all, and the walker is called a car.*
+# light grey, people red, signs yellow, cars dark blue, void black. With cross-entropy alone most poles are missed, with SEMEDA
+# at strength 26 (the paper's weights, divided by pixels) nearly all, and the walker is called a car.*
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/05_semeda.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/05_semeda.ipynb)
@@ -441,7 +441,7 @@ def train_proxy(folder, splits, size, settings, seed, processes=1):
 
 
 # %% [markdown]
-# `common.train_runs` trains it, or loads it. Changing one of the parameters `unread` does not train it again:
+# `common.train_runs` trains it, or loads it. Changing a parameter listed in `unread` does not train it again:
 
 # %%
 reads = ("height", "crop", "images", "scale_from", "scale_to", "proxy_lr")
@@ -967,7 +967,7 @@ def train_method(folder, recipe, rate, proxy_folder, settings, splits, size, wei
 
 # %% [markdown]
 # The best learning rate may depend on the loss, so `laptop` fine-tunes with three. The rate stands in the name of the run, as
-# in `sobel_tuned_lr3e-4`. `unread_by` names parameters that do not train a recipe again:
+# in `sobel_tuned_lr3e-4`. `unread_by` names the parameters that a recipe does not read: changing one does not train it again.
 
 # %%
 def plan_runs(names, rates, suffix=""):
@@ -1164,9 +1164,9 @@ if ready:
 # - *From ImageNet's weights* cross-entropy comes to 50.6 to 51.4, with Sobel's loss beside it to 40.9 to 41.6, with SEMEDA's,
 #   divided by pixels, to 20.3 to 33.6: that training fails, at the one learning rate that we tried. Divided by elements it came
 #   to 47.5 (one seed, where cross-entropy has 50.6; on the results page).
-# - *Small classes* lose most: at a strength of 1 SEMEDA takes 6.6 points from signs, 6.4 from riders and 2.9 from poles, a
-#   third or more of what the control has (20.8, 16.5 and 8.5), and .1 from buildings. With the large strengths riders and most
-#   poles are gone, signs lose 16 to 20 points, fences and people 11 to 28.
+# - *Small classes* lose most: at a strength of 1 SEMEDA takes 6.6 points from signs, 6.4 from riders and 2.9 from poles, about
+#   a third of what the control has (20.8, 16.5 and 8.5), and .1 from buildings. With the large strengths riders and most poles
+#   are gone, signs lose 16 to 20 points, fences and people 11 to 28.
 # - *Why?* On our made-up prediction SEMEDA hardly pulls at wrong pixels, but that cannot be the whole reason: Sobel does pull
 #   there, and loses about as much (of poles at a strength of 1 even more, 4.7 points). Neither has a logarithm, so a class of
 #   small $p$ gets little gradient. That may be it; we have not tested it.
@@ -1185,8 +1185,8 @@ if ready:
 # networks on CamVid the reduction alone gives the same weights a strength of 28 (`pixels`) or 1.1 (`elements`).
 #
 # **2. "Far more significant in all configurations"** than Sobel [report]. Read as best against best, this holds on both data
-# sets of Table 1. Is every setting of SEMEDA above Sobel's best? On Cityscapes two of eight are below it (here), and two equal
-# it; on the other set, PASCAL VOC, none is below and one equals it.
+# sets of Table 1. Is every setting of SEMEDA above Sobel's best? On Cityscapes two of eight are below it (see the table), and
+# two equal it; on the other set, PASCAL VOC, none is below and one equals it.
 
 # %%
 published = common.read_published(NOTEBOOK)

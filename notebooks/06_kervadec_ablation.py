@@ -24,8 +24,8 @@
 #
 # ![A street of CamVid, its label, and the predictions of four networks, which hardly differ](../.github/06_four_losses.jpg)
 #
-# *A street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching: four losses, nearly one answer. (Poles are grey,
-# signs yellow, people red; black is void.)*
+# *A street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching: four losses, nearly one answer. (Poles are light
+# grey, signs yellow, people red; black is void.)*
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/06_kervadec_ablation.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/06_kervadec_ablation.ipynb)
@@ -340,7 +340,8 @@ def boundary_loss(probs, phi, label):
 # %% [markdown]
 # Its size depends on the unit of $\phi$. The report asks for [-1, 1] [§3.3], and stores maps clipped at 127 pixels [§3.4]; how
 # one becomes the other it does not say. We divide by 127: the map is stored as int8, and `boundary_loss` divides. `norm =
-# "none"` keeps pixels, as Kervadec's code does where a scan has no spacing in millimetres [code].
+# "none"` keeps pixels, as Kervadec's code, made for medical scans, does where a scan's pixels have no size in millimetres
+# [code].
 
 # %%
 def distance_targets(label, num_classes, norm):
@@ -742,7 +743,7 @@ common.show(common.show_panels(panels, scheme, columns=2))
 
 # %% [markdown]
 # All make blobs of signs and people, and miss thin poles. With this page you can look around in these runs, in their curves and
-# in four such streets:
+# in four such streets (its path starts in the folder `results`):
 
 # %%
 from results import viewer
@@ -849,7 +850,7 @@ pd.concat(pairs, axis=1).drop(columns="p", level=1).round(3)
 # - **mIoU**: of six differences one survives, D over C (.042). D leads A by .40 and B by .59, with every seed, but three seeds
 #   are too few to be sure (.356).
 # - **Trimap IoU**: Dice is 1.6 to 1.7 better in all four comparisons, and all survive.
-# - **Boundary F1**: Dice is .7 to .9 worse. A and D beat B (.010, .011), and just miss it against C (.055).
+# - **Boundary F1**: Dice is .7 to .9 worse. A and D beat B (.010, .011); against C they just miss .05 (.055).
 #
 # These tests ask whether other *seeds* would agree. The study's first test asks about other *pictures*, by a bootstrap: there D
 # is above B and A after Holm (.032, .043), and above C not quite (.092) [report, §5.1]. Two questions, two answers.
@@ -964,9 +965,9 @@ for unit in sorted({norm, "none"}):
 
 # %% [markdown]
 # 62 if distances are divided by 127, .45 if they are in pixels, for these toy streets: a $\lambda_b$ means nothing without the
-# unit of $\phi$. (On CamVid, with `mode = "laptop"` and `variant = "A"`, the cell printed 32 and .24. So .2 in pixels, our `D
-# pixels` below, pulls with .08 of cross-entropy's strength there.) At any scale within [-1, 1] the source's .2 gives at most
-# .02 of plain cross-entropy's pull (exercise 6.2).
+# unit of $\phi$. (On CamVid, with `mode = "laptop"` and `variant = "A"`, this cell prints 32 and .24. So a $\lambda_b$ of .2
+# with distances in pixels, the run that we call `D pixels` below, has .08 of cross-entropy's pull there.) At any scale within
+# [-1, 1] the source's .2 gives at most .021 of plain cross-entropy's pull (exercise 6.2).
 #
 # ### The boundary loss alone
 #
@@ -1081,7 +1082,8 @@ if asked:
 # - **Dice**: B has 1.2 points of mIoU more than A, 1.0 of strict boundary F1 and 1.3 of trimap IoU; C has .3, .8 and 1.0 more
 #   than D. All but the .3 have an interval without 0. But after Holm none of these six has a $p$ below .05 (.060 at best), and
 #   the intervals, drawn from only three seeds and not corrected for their number, are too narrow. So Dice's gain is likely, not
-#   certain. That the study's boundary F1 fell with Dice may lie in class weights, network, size or length, where ours differs.
+#   certain. In the study the boundary F1 fell with Dice; ours differs in class weights, network, size and length, and any of
+#   these may be the reason.
 # - **The boundary loss**, in either unit: D is .5 points of mIoU above A, C .3 below B, `D pixels` .1 above A. Every interval
 #   holds 0: it changes nothing that we can tell from luck.
 # - Yet after Holm **one $p$** of the boundary loss is below .05: C below B in mIoU (.015), as the three differences are nearly
@@ -1140,8 +1142,8 @@ if len(found) and len(short):
     common.show(fig)
 
 # %% [markdown]
-# A whole short run is no stop on the way: it ends at 61 to 62, where the long runs pass by at 56 to 59. Nor is its order: at
-# the stop A leads, of the short runs C, at the end B. And on test?
+# A whole short run is no stop on the way: it ends at 61 to 62, where the long runs pass by at 56 to 59. The order differs, too:
+# at epoch 3 of the long runs A leads, of the short runs C, and at the end of the long ones B. And on test?
 
 # %%
 if len(found) and len(short):
@@ -1149,9 +1151,9 @@ if len(found) and len(short):
     display(both["mIoU"].unstack([0, "seed"]).round(1))
 
 # %% [markdown]
-# After 3 epochs two gains look alike, B over A and C over B: each .5 points on average, and with every seed. After 12 the first
-# has grown to 1.2, and the second has turned to -.3, again with every seed. From the short runs alone nobody could have told
-# which would last.
+# After 3 epochs two gains look alike, B over A and C over B: each is .5 points on average, and positive with every seed. After
+# 12 the first has grown to 1.2, and the second has turned to -.3, again with every seed. From the short runs alone nobody could
+# have told which would last.
 #
 # ## A perfect score for a wrong picture
 #
@@ -1183,16 +1185,18 @@ for estimator in ("as_published", "per_class"):
 # table by epoch writes a summary headed "pilot [...] 2 seeds × 10 epochs" (perhaps left over from a pilot), and in that table
 # all eight runs of the seeds 42 and 123 fall from epoch 10 to 15, as if their learning rate had been set back [code]. If so,
 # epoch 10 was the end of whole short runs, and "short-epoch ablations are systematically misleading on this task" [report, §7]
-# is better founded than it looks: C led D by 1.9 points, and ended .5 below. For one pair, not systematically.
+# is better founded than it looks: with these two seeds C led D by 1.9 points, and ended .5 below. But this is one pair of
+# losses, and does not show "systematically".
 #
 # **2. Two sets of weights.** "The CE weight is fixed at 1.0 throughout" [report, §3.2]. The same script lists A: 1, B: .5 and
 # .5 of Dice, C: .4, .4 and .2 of the boundary loss, D: .8 and .2 [code]. We train the text's; `recipe = "author_config"` takes
 # the script's, and class weights, which a later configuration of B has [code].
 #
 # **3. "Kervadec default" λ = 0.2, "no hyperparameter"** [report, §3.2, §6.3]. Kervadec's code has .01, raised in training, or a
-# fixed .1, or 1 for the boundary loss alone; with distances in pixels at first, in millimetres later, but for the 1 [code]. And
-# there is a second number to choose, the scale of $\phi$: distances are clipped at 127 pixels [report, §3.4], or divided by
-# each class's maximum (an example in the [README]). That only one λ was tried the study says itself [report, §6.4].
+# fixed .1, or 1 for the boundary loss alone; its distances were in pixels first and in millimetres later, but for the trainings
+# with 1 [code]. And there is a second number to choose, the scale of $\phi$: distances are clipped at 127 pixels [report,
+# §3.4], or divided by each class's maximum (an example in the [README]). That only one λ was tried the study says itself
+# [report, §6.4].
 #
 # ## Your own photo
 #

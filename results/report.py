@@ -537,7 +537,8 @@ run's row, and for a claim at the level that Holm's procedure leaves it among al
 data, in one mode, from like weights. One that was tried in several ways has a line for each; *In short* has only those
 of a mode as it is, where there are some. One seed has no interval and decides nothing, nor do networks that both score
 within {100 * MARGIN:.0f} points of naming the most frequent class everywhere. A claim was seen in the source's
-[report], its [code] or a [draft]; [ours] is a control that no source made.
+[report], its [code] or a [draft]; [ours] is a question of ours: a control that no source made, or a change read off the
+source's output.
 Where a source prints two scores, their *published* difference is taken between these, rounded as they are; the source
 may print another last digit. A mean, a spread or a share of classes that it does not print is ours.
 """
