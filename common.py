@@ -829,18 +829,18 @@ def fit(folder: Path, model: torch.nn.Module, loss_fn: Callable, train_data: Str
 
     A batch holds `batch_size` items of `train_data` for each process; a last one that is not full is left out. The
     optimiser steps after `accumulation` batches, with the gradient scaled down to a length of `clip_norm` where that is
-    not 0, in the `precision` of `make_accelerator`. `num_workers` = -1 takes what the machine has. `weights` says what
-    the network started from. `scheduler` steps once per epoch, per optimiser step (schedule = "step") or, with the
-    validation mIoU, per evaluation ("plateau"). `evaluate(model, data, accelerator)` returns (metrics, per_image); it
-    runs every `eval_every` epochs ("5,20,80": after these), and after the last. The weights of the epochs `keep_at`,
-    named in the same way, stay on disk as epoch_NNNN.safetensors. `select` says whether the summary describes the "last"
-    epoch or the "best": the one with the highest `best_by`, a column of the history, or the lowest where that name ends
-    in "loss". `test_data` is scored once, at the end, and whatever else `final_scores(folder, model, accelerator)`
-    returns goes to the summary as "final"; it is called with the selected weights in place and both weight files on disk.
-    Stops cleanly, without a summary, when the next epoch would not end within `max_hours` of the start of the program.
-    The state is saved at the ends of epochs, and all randomness of an epoch derives from its number and the seed in
-    config.json: a resumed run equals an unbroken one. StreetsError where the data fill no batch or hold no class, where a
-    loss or score is not finite, memory or disk run out, or the saved state is damaged or another number of processes'.
+    not 0, in the `precision` of `make_accelerator`. `num_workers` is that of `make_loader`. `weights` says what the
+    network started from. `scheduler` steps once per epoch, per optimiser step (schedule = "step") or, with the validation
+    mIoU, per evaluation ("plateau"). `evaluate(model, data, accelerator)` returns (metrics, per_image); it runs every
+    `eval_every` epochs ("5,20,80": after these), and after the last. The weights of the epochs `keep_at`, named in the
+    same way, stay on disk as epoch_NNNN.safetensors. `select` says whether the summary describes the "last" epoch or the
+    "best": the one with the highest `best_by`, a column of the history, or the lowest where that name ends in "loss".
+    `test_data` is scored once, at the end, and whatever else `final_scores(folder, model, accelerator)` returns goes to
+    the summary as "final"; it is called with the selected weights in place and both weight files on disk. Stops cleanly,
+    without a summary, when the next epoch would not end within `max_hours` of the start of the program. The state is
+    saved at the ends of epochs, and all randomness of an epoch derives from its number and the seed in config.json: a
+    resumed run equals an unbroken one. StreetsError where the data fill no batch or hold no class, where a loss or score
+    is not finite, memory or disk run out, or the saved state is damaged or another number of processes'.
     """
     accelerator = make_accelerator(precision, gradient_accumulation_steps=accumulation,
                                    step_scheduler_with_optimizer=False)

@@ -658,7 +658,8 @@ import segmentation_models_pytorch as smp
 
 layer = smp.encoders.get_encoder("mit_b0", weights=None).eval().block1[0].attn
 tokens = torch.randn(1, 16 * 32, layer.dim)
-same = torch.allclose(attention(tokens, 16, 32, layer), layer(tokens, 16, 32), atol=1e-5)
+ours, theirs = attention(tokens, 16, 32, layer), layer(tokens, 16, 32)
+same = torch.allclose(ours, theirs, atol=1e-5)
 print(f"the same: {same}; 512 queries, {512 // layer.sr_ratio**2} keys")
 
 # %% [markdown]
@@ -1262,8 +1263,8 @@ if len(found):
 #
 # ## Where the source is wrong
 #
-# *Wrong* is too strong a word here. The source prints its losses, its pasting and its training arguments [code], and trains its
-# baseline as long as the rest [report]: so we can see that one point is doubtful, and ask about two
+# *Wrong* is too strong a word. As the source prints its losses, its pasting and its training arguments [code], and trains its
+# baseline as long as the rest [report], we can see that one point is doubtful, and ask about two
 # ([results/sources.md](../results/sources.md) has more).
 #
 # **1. Which loss favours thin things?** SSIM gives them "stronger learning signals", and IoU is "large-region focused"
@@ -1303,8 +1304,8 @@ video.show(photo, splits["test"][0], runs[best].folder, scheme, net, size[0],
 # - A loss decides how much a missed pixel counts. Cross-entropy counts all alike, class weights multiply a whole class; soft
 #   IoU and Lovász count a pixel the more, the fewer its class has.
 # - On CamVid, with three seeds, poles went from an IoU of 16.6 to 20.3 with SSIM and soft IoU, and to 25.3 with Lovász in soft
-#   IoU's place, class weights and other coefficients, of which the last two did most. Copy-paste hardly changed them. The
-#   network finds more poles and paints more false ones.
+#   IoU's place, class weights and other coefficients, of which the last two did most. The network finds more poles, and paints
+#   more false ones.
 # - A loss of large value can have a small gradient, and equal coefficients do not make losses equally strong.
 # - Change one thing at a time, or you cannot say which change did it.
 #

@@ -1211,9 +1211,8 @@ video.show(photo, street, runs[last].folder, scheme, models[last], size[0], **sc
 # %% [markdown]
 # ## What we learnt
 #
-# - In the study Dice wins by trimap IoU and loses by boundary F1, and the boundary loss without Dice has the best mIoU. On
-#   CamVid's test pictures, with three seeds, the two with Dice lead by all three scores; after Holm none of Dice's $p$ is below
-#   .05.
+# - On CamVid's test pictures, with three seeds, the two networks with Dice lead by all three scores; after Holm none of Dice's
+#   $p$ is below .05.
 # - The boundary loss, in either unit, changed nothing there that we can tell from luck.
 # - Cross-entropy counts pixels, Dice counts classes, the boundary loss counts distances, and is negative when all is well.
 # - Measure a term's gradient before you explain what it does, and correct for the number of comparisons.

@@ -61,6 +61,7 @@ def test_a_cell_holds_one_idea(name):
     assert statistics.median(lengths) <= 6
     assert lengths[int(0.9 * len(lengths)) - 1] <= 20
     assert lengths[-1] <= 40
+    assert [line for cell in cells(name) for line in cell.source.splitlines() if len(line) > 88] == [], "no wider than a page"
 
 
 @pytest.mark.parametrize("name", NAMES)
