@@ -27,8 +27,8 @@
 # *A street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching: the photo, its ids as `data_prep.py` writes them,
 # and the classes that this notebook makes of them.*
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/01_class_remapping.ipynb)
-# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/01_class_remapping.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/v1.0/notebooks/01_class_remapping.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/v1.0/notebooks/01_class_remapping.ipynb)
 #
 # Notebook 1 of 6 · after it: [02 U-Net from scratch](02_unet_from_scratch.ipynb) · [all six](../README.md)
 #

@@ -29,8 +29,8 @@
 # paints some where nobody is. (Trained once more for this picture, seed 42. Road is purple, building grey, vehicles dark blue,
 # trees green, sky light blue, the rest black.)*
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/02_unet_from_scratch.ipynb)
-# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/02_unet_from_scratch.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/v1.0/notebooks/02_unet_from_scratch.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/v1.0/notebooks/02_unet_from_scratch.ipynb)
 #
 # Notebook 2 of 6 · before it: [01 class remapping](01_class_remapping.ipynb) · after it: [03
 # cross-validation](03_unet_resnet50_cv.ipynb) · [all six](../README.md)

@@ -26,8 +26,8 @@
 # *CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching: poles are grey, signs yellow, trees green, cars blue, the rest
 # black. The pink fence in the last picture is a false alarm.*
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/04_segformer_thin_structures.ipynb)
-# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/04_segformer_thin_structures.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/v1.0/notebooks/04_segformer_thin_structures.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/v1.0/notebooks/04_segformer_thin_structures.ipynb)
 #
 # Notebook 4 of 6 · before it: [03 cross-validation](03_unet_resnet50_cv.ipynb) · after it: [05 SEMEDA](05_semeda.ipynb) · [all
 # six](../README.md)

@@ -31,8 +31,8 @@
 # light grey, people red, signs yellow, cars dark blue, void black. With cross-entropy alone most poles are missed, with SEMEDA
 # at strength 26 (the paper's weights, divided by pixels) nearly all, and the walker is called a car.*
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/05_semeda.ipynb)
-# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/05_semeda.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/v1.0/notebooks/05_semeda.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/v1.0/notebooks/05_semeda.ipynb)
 #
 # Notebook 5 of 6 · before it: [04 thin structures](04_segformer_thin_structures.ipynb) · after it: [06 boundary-loss
 # ablation](06_kervadec_ablation.ipynb) · [all six](../README.md)

@@ -27,8 +27,8 @@
 # *A street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching: four losses, nearly one answer. (Poles are light
 # grey, signs yellow, people red; black is void.)*
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/main/notebooks/06_kervadec_ablation.ipynb)
-# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/main/notebooks/06_kervadec_ablation.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/v1.0/notebooks/06_kervadec_ablation.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/v1.0/notebooks/06_kervadec_ablation.ipynb)
 #
 # Notebook 6 of 6 · before it: [05 SEMEDA](05_semeda.ipynb) · [all six](../README.md)
 #
