@@ -22,7 +22,7 @@
 # You build this table. In the second half you score predictions (accuracy, IoU, mean IoU), and see why so little is left of a
 # pole when its label shrinks.
 #
-# ![A street, its label ids as grey values, and its label after the look-up](../.github/01_labels.jpg)
+# ![A street, its label ids as grey values, and its label after the look-up](../results/pictures/01_labels.jpg)
 #
 # *A street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching: the photo, its ids as `data_prep.py` writes them,
 # and the classes that this notebook makes of them.*

@@ -22,7 +22,7 @@
 # start and the order of the pictures), the control 32 to 40. But it calls so much else person that with two of the seeds their
 # IoU is no better than the control's.
 #
-# ![A street of CamVid, its label, and what the U-Net makes of it before and after it was trained on with class weights](../.github/02_camvid.jpg)
+# ![A street of CamVid, its label, and what the U-Net makes of it before and after it was trained on with class weights](../results/pictures/02_camvid.jpg)
 #
 # *A test street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching, and picked because the gain shows: people are
 # red. Below, what our U-Net makes of it after 50 epochs, and after 12 more with class weights: it finds more of the people, and

@@ -23,7 +23,7 @@
 # score *by image* speaks of known streets, one *by drive* of new ones, and both roughly: on one more drive, new to all, the
 # first had promised about 3 points too much and the second 3 too little. You repeat this on toy streets.
 #
-# ![A held-out street, its label, and the predictions of two networks](../.github/03_leak.jpg)
+# ![A held-out street, its label, and the predictions of two networks](../results/pictures/03_leak.jpg)
 #
 # *A held-out street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching. Each network has learnt from 163 pictures:
 # among the first's are others of this drive, the second's are of other drives. They score 52 and 46 per cent here. Purple is

@@ -21,7 +21,7 @@
 # two more losses, SSIM and Lovász (and pasted objects, which hardly change poles), the network finds 42 % of the pole pixels
 # instead of 19 %, on average over three trainings. But of the pixels that it calls pole 39 % are right instead of 59.
 #
-# ![A street of CamVid, its label, and two predictions: with cross-entropy alone, pieces of the poles; with the other losses, more of the large poles, drawn too wide](../.github/04_poles.jpg)
+# ![A street of CamVid, its label, and two predictions: with cross-entropy alone, pieces of the poles; with the other losses, more of the large poles, drawn too wide](../results/pictures/04_poles.jpg)
 #
 # *CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching: poles are grey, signs yellow, trees green, cars blue, the rest
 # black. The pink fence in the last picture is a false alarm.*

@@ -25,7 +25,7 @@
 # pixels, and 2 if it is one over channels, too (the paper does not say which). And on a prediction that we make up, its
 # gradient is smallest along the edges, right or wrong.
 #
-# ![A street of CamVid, its label, and what four networks make of it](../.github/05_camvid.jpg)
+# ![A street of CamVid, its label, and what four networks make of it](../results/pictures/05_camvid.jpg)
 #
 # *CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching; all four trained on from the same network (seed 42). Poles are
 # light grey, people red, signs yellow, cars dark blue, void black. With cross-entropy alone most poles are missed, with SEMEDA

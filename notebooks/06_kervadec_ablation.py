@@ -22,7 +22,7 @@
 # of twelve epochs on real streets the networks with Dice lead on the test pictures by all three scores, with each of three
 # seeds: likely no luck, but three seeds do not prove it. And you will see how little this boundary loss pulls.
 #
-# ![A street of CamVid, its label, and the predictions of four networks, which hardly differ](../.github/06_four_losses.jpg)
+# ![A street of CamVid, its label, and the predictions of four networks, which hardly differ](../results/pictures/06_four_losses.jpg)
 #
 # *A street of CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching: four losses, nearly one answer. (Poles are light
 # grey, signs yellow, people red; black is void.)*

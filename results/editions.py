@@ -76,7 +76,7 @@ def _grade(cell, answer: dict, grade_id: str, check: bool) -> None:
 
 def _attach_pictures(cell, folder: Path) -> None:
     """Put the pictures that a cell of text links to into the cell: an assignment is a notebook without its repository."""
-    for link in re.findall(r"\]\((\.\./\.github/[^)]+)\)", cell.source):
+    for link in re.findall(r"\]\((\.\./results/pictures/[^)]+)\)", cell.source):
         name = PurePosixPath(link).name
         data = base64.b64encode((folder / link).read_bytes()).decode()
         cell.setdefault("attachments", {})[name] = {"image/jpeg": data}

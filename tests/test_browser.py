@@ -5,6 +5,7 @@ virtual environment `pip install jupyterlab playwright`; then `pytest -m browser
 to the folder $STREETS_SCREENSHOTS, if it is set.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from test_interrupt import NAME, edited
 pytestmark = pytest.mark.browser
 SMALL = {"stage": "scratch", "epochs": 2, "size": 32, "width": 4}
 MINUTES = 3 * 60_000  # milliseconds that anything may take
+WHOLE = 30 * 60_000  # and a whole notebook
 SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # else cells out of sight are not in the page
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -67,9 +69,8 @@ def lab(tmp_path_factory):
 class Student:
     """Who opened a notebook, and sees the page."""
 
-    def __init__(self, page, folder, pictures):
-        self.page, self.folder, self.pictures = page, folder, pictures
-        self.path = folder / "notebooks" / f"{NAME}.ipynb"
+    def __init__(self, page, path, pictures):
+        self.page, self.path, self.folder, self.pictures = page, path, path.parents[1], pictures
         self.cells = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
 
     def menu(self, *entries):
@@ -77,17 +78,17 @@ class Student:
         self.page.locator(".lm-MenuBar-itemLabel", has_text=entries[0]).first.click()
         self.page.locator(".lm-Menu-item:visible", has=self.page.get_by_text(entries[1], exact=True)).click()
 
-    def wait(self, condition, what=None):
-        """Wait until a JavaScript function of `what` is true on the page."""
-        self.page.wait_for_function(condition, arg=what, timeout=MINUTES)
+    def wait(self, condition, limit=MINUTES):
+        """Wait until a JavaScript function is true on the page."""
+        self.page.wait_for_function(condition, timeout=limit)
 
     def run_all(self):
         self.menu("Run", "Run All Cells")
         self.wait("() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(e => e.textContent.includes('*'))")
 
-    def wait_until_idle(self):
+    def wait_until_idle(self, limit=MINUTES):
         self.wait("""() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(e => !e.textContent.includes('*'))
-                     && document.querySelector('#jp-main-statusbar').innerText.includes('| Idle')""")
+                     && document.querySelector('#jp-main-statusbar').innerText.includes('| Idle')""", limit)
 
     def cell(self, text):
         """The code cell whose source holds a text."""
@@ -117,25 +118,32 @@ class Student:
         self.page.screenshot(path=str(self.pictures / f"{name}.png"))
 
 
-@pytest.fixture
-def student(lab, chromium, request, tmp_path):
-    """A student who opened the notebook, with small values in its parameters cell, in a copy of the repository."""
+@contextlib.contextmanager
+def opened(lab, chromium, path, pictures, width=1300, height=1000):
+    """A student who opened a notebook of a copy of the repository, in a window of this size."""
     address, root = lab
-    folder = root / request.node.name
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "data", "0?_*", "tests")
-    shutil.copytree(ROOT, folder, ignore=ignored)
-    shutil.copy(ROOT / "notebooks" / f"{NAME}.py", folder / "notebooks")  # it says what the values were before
-    jupytext.write(edited(SMALL), folder / "notebooks" / f"{NAME}.ipynb")
-    pictures = Path(os.environ.get("STREETS_SCREENSHOTS") or tmp_path)
+    pictures = Path(os.environ.get("STREETS_SCREENSHOTS") or pictures)
     pictures.mkdir(parents=True, exist_ok=True)
-    page = chromium.new_page(viewport={"width": 1300, "height": 1000})
+    page = chromium.new_page(viewport={"width": width, "height": height})
     page.set_default_timeout(60_000)
-    page.goto(f"{address}/lab/tree/{request.node.name}/notebooks/{NAME}.ipynb?reset")
-    student = Student(page, folder, pictures)
+    page.goto(f"{address}/lab/tree/{path.relative_to(root)}?reset")
+    student = Student(page, path, pictures)
     student.cells.first.wait_for()
     student.wait_until_idle()  # the kernel is connected
     yield student
     page.close()
+
+
+@pytest.fixture
+def student(lab, chromium, request, tmp_path):
+    """A student who opened notebook 02, with small values in its parameters cell."""
+    folder = lab[1] / request.node.name
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "data", "0?_*", "tests")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    shutil.copy(ROOT / "notebooks" / f"{NAME}.py", folder / "notebooks")  # it says what the values were before
+    jupytext.write(edited(SMALL), folder / "notebooks" / f"{NAME}.ipynb")
+    with opened(lab, chromium, folder / "notebooks" / f"{NAME}.ipynb", tmp_path) as student:
+        yield student
 
 
 def test_run_all_cells_shows_pictures_and_no_error(student):
@@ -187,3 +195,43 @@ def test_a_training_stopped_in_the_menu_goes_on_when_the_cells_run_again(student
     assert student.errors() == []
     assert len(list(student.folder.rglob("summary.json"))) == 1
     student.show(student.page.locator(".jp-OutputArea-output img").last, "8_after_the_resumed_training")
+
+
+CUT = """() => {
+    const wide = line => line.scrollWidth > line.closest('.cm-scroller').clientWidth + 1;
+    return [...document.querySelectorAll('.jp-CodeCell .cm-line')].filter(wide).map(line => line.innerText);
+}"""
+PICTURES = """() => [...document.querySelectorAll('.jp-Cell img')].filter(i => i.src.startsWith(location.origin)
+    || !i.src.startsWith('http')).every(i => i.complete && i.naturalWidth > 16)"""
+OVER = """() => {
+    const over = [];
+    for (const output of document.querySelectorAll('.jp-CodeCell .jp-OutputArea-output')) {
+        const edge = output.getBoundingClientRect().right + 1;
+        const parts = [output, ...output.querySelectorAll('img, table, pre')];
+        if (output.scrollWidth > output.clientWidth + 1 || parts.some(part => part.getBoundingClientRect().right > edge))
+            over.push(output.innerText.slice(0, 200) || 'a picture');
+    }
+    return over;
+}"""
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
+def test_every_notebook_runs_in_the_window_of_a_laptop_and_nothing_is_cut_off(lab, chromium, name, tmp_path):
+    folder = lab[1] / f"laptop_{name[:2]}"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "data", "tests", "toy-quick"))
+    with opened(lab, chromium, folder / "notebooks" / f"{name}.ipynb", tmp_path, 1366, 768) as student:
+        student.wait(PICTURES)
+        assert student.page.evaluate(CUT) == []
+        student.page.screenshot(path=str(student.pictures / f"{name[:2]}_opened.png"))
+        student.menu("Kernel", "Restart Kernel and Run All Cells…")
+        student.page.locator(".jp-Dialog .jp-mod-accept").click()
+        student.wait("() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(e => e.textContent.includes('*'))")
+        student.wait_until_idle(WHOLE)
+        assert student.errors() == []
+        code = student.saved()
+        assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+        student.wait(PICTURES)
+        assert student.page.evaluate(CUT) == [] and student.page.evaluate(OVER) == []
+        images = student.page.locator(".jp-CodeCell .jp-OutputArea-output img")
+        for k in range(images.count()):
+            student.show(images.nth(k), f"{name[:2]}_{k:02d}")

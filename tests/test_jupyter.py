@@ -36,9 +36,10 @@ def lab(tmp_path, monkeypatch):
 
 def test_the_pictures_that_the_notebooks_show_are_served(lab):
     root, manager = lab
-    (root / ".github").mkdir()
-    shutil.copy(ROOT / ".github" / "01_labels.jpg", root / ".github")
-    assert manager.allow_hidden and asyncio.run(ensure_async(manager.get(".github/01_labels.jpg")))["format"] == "base64"
+    shutil.copytree(ROOT / "results" / "pictures", root / "results" / "pictures")
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        links = re.findall(r"!\[[^]]*\]\(\.\./([^)]+)\)", nbformat.read(path, as_version=4).cells[0].source)
+        assert links and all(asyncio.run(ensure_async(manager.get(link)))["format"] == "base64" for link in links)
 
 
 def newer(path, seconds):

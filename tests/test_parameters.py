@@ -335,7 +335,7 @@ def test_a_magic_on_any_cell_hides_nothing(magic, cell):
 
 def test_a_parameter_that_is_no_literal_is_taken_as_it_is():
     declared = DECLARED.replace('photo: str = ""', 'photo: str = str(here)')
-    photo = ROOT / ".github" / "streets.jpg"
+    photo = ROOT / "results" / "pictures" / "streets.jpg"
     given = {"here": photo, "photo": str(photo), "In": ["", declared]}
     assert check(given)["photo"] == str(photo)
 
