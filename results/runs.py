@@ -574,14 +574,17 @@ def record(notebook: str, job: Callable, cells: Iterable[str], command: str, roo
     """What is recorded of a run beside what changes its numbers."""
     used = functions_of(job)
     digest = definitions_digest(cells, used)
-    installed = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions() if d.name}
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     return {
         "command": command,
         "definitions": digest,
         "functions": used,
         **code_state(notebook, digest, used),
         "data": str(root),
-        "versions": {"python": platform.python_version()} | {p: installed[p] for p in PACKAGES if p in installed},
+        "versions": versions,
         "started": datetime.now().isoformat(timespec="seconds"),
     }
 
