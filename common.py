@@ -407,9 +407,12 @@ def confusion_matrix(pred, target, n: int, ignore: int = 255) -> np.ndarray:
 
 
 def iou_per_class(cm: np.ndarray) -> np.ndarray:
-    """Return each class's intersection over union, (n,) in [0, 1]; nan where it is in neither truth nor prediction."""
-    hits = np.diag(cm)
-    return _divide(hits, cm.sum(0) + cm.sum(1) - hits)
+    """Return each class's intersection over union, (..., n) in [0, 1]; nan where it is in neither truth nor prediction.
+
+    cm: (..., n, n), one confusion matrix or several.
+    """
+    hits = np.diagonal(cm, axis1=-2, axis2=-1)
+    return _divide(hits, cm.sum(-2) + cm.sum(-1) - hits)
 
 
 def accuracy(cm: np.ndarray) -> float:
@@ -614,7 +617,7 @@ def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "mi
             return _resampled(one["confusion"], times, miou)
         if metric.startswith("iou_"):
             k = _classes_of(ours[0]).index(metric.removeprefix("iou_"))
-            return _resampled(one["confusion"], times, lambda cm: iou_per_class(cm)[k])
+            return iou_per_class(_drawn_sums(one["confusion"], times))[:, k]
         return _resampled(pd.DataFrame(one[metric]).mean(axis=1).to_numpy(), times, np.nanmean)
 
     rng, repeats = np.random.default_rng(0), 1000
@@ -646,9 +649,14 @@ def _times_drawn(blocks: Sequence, repeats: int, rng: np.random.Generator) -> np
 def _resampled(values: np.ndarray, times: np.ndarray, statistic: Callable) -> np.ndarray:
     if values.ndim != 3:
         return np.array([statistic(np.repeat(values, t, axis=0)) for t in times])
+    return np.array([statistic(cm) for cm in _drawn_sums(values, times)])
+
+
+def _drawn_sums(confusion: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(R, n, n) sums of the matrices (N, n, n) of images that are drawn `times` (R, N)."""
     # counts below 2^53 are exact in float64, whose matrix product is far faster than that of integers
-    sums = times.astype(float) @ values.reshape(len(values), -1).astype(float)
-    return np.array([statistic(cm) for cm in sums.reshape(-1, *values.shape[1:])])
+    sums = times.astype(float) @ confusion.reshape(len(confusion), -1).astype(float)
+    return sums.reshape(-1, *confusion.shape[1:])
 
 
 def pick_precision(precision: str = "auto") -> str:
@@ -916,7 +924,8 @@ def finish_run(accelerator: Accelerator, folder: Path, model: torch.nn.Module, p
         write_json(folder / "summary.json", runs.summarize(folder, progress, facts | final))
         runs.remove_ours(folder, runs.STATES)
     accelerator.wait_for_everyone()
-    accelerator.free_memory()
+    if accelerator.device.type != "cpu":
+        accelerator.free_memory()
 
 
 @contextmanager

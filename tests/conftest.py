@@ -48,6 +48,7 @@ SHORTER = {  # what a lesson trains or draws on its way, of which no test of a w
     "EPOCHS, best, looks = 20,": "EPOCHS, best, looks = 2,",  # 02: the first training in view
     "seed=0, repeats=2000)": "seed=0, repeats=100)",  # 03: the bootstrap
     "EPOCHS = 12": "EPOCHS = 2",  # 04: the training in view
+    "for _ in range(100):": "for _ in range(10):",  # 04: what a coarse grid can draw
     "math.ceil(300 / steps)": "math.ceil(60 / steps)",  # 05: the proxy network
     "min(15, settings[\"epochs\"])": "1",  # 06: a loss alone
 }
@@ -85,6 +86,16 @@ def run_script(name: str, folder: Path, cwd: Path = ROOT, edit=lambda source: so
         finally:
             os.chdir(before)
     return printed.getvalue()
+
+
+def run_in_kernel(name: str, folder: Path, cwd: Path = ROOT, **parameters):
+    """Run a notebook, shortened, by papermill in a kernel of its own; what it shows is in out.ipynb in `folder`."""
+    import jupytext
+    import papermill
+
+    script = (ROOT / "notebooks" / f"{name}.py").read_text(encoding="utf-8")
+    jupytext.write(jupytext.reads(shortened(script), fmt="py:percent"), folder / "in.ipynb")
+    papermill.execute_notebook(folder / "in.ipynb", folder / "out.ipynb", parameters, cwd=cwd, progress_bar=False)
 
 
 @pytest.fixture(scope="session")

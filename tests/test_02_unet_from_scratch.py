@@ -12,11 +12,10 @@ from functools import partial
 import cv2
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 import tiny_run
 import torch
-from conftest import ROOT, copy_some, notebook_definitions, run_script
+from conftest import ROOT, copy_some, notebook_definitions, run_in_kernel, run_script
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -407,8 +406,7 @@ def run_notebook(out, kernel=False, **parameters):
     if not kernel:
         printed = run_script(NAME, out, **parameters)
         return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}, printed
-    papermill.execute_notebook(str(ROOT / "notebooks" / f"{NAME}.ipynb"), str(out / "out.ipynb"), parameters=parameters,
-                               cwd=str(ROOT), progress_bar=False)
+    run_in_kernel(NAME, out, **parameters)
     cells = json.loads((out / "out.ipynb").read_text())["cells"]
     printed = "".join("".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", []))
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}, printed

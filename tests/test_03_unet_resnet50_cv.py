@@ -5,11 +5,10 @@ import socket
 
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, copy_some, run_script
+from conftest import ROOT, copy_some, run_in_kernel, run_script
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -489,8 +488,7 @@ def run_notebook(out, cwd=ROOT, kernel=False, **parameters):
     if not kernel:
         (out / "printed").write_text(run_script(NAME, out, cwd, **parameters))
         return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
-    path = ROOT / "notebooks" / f"{NAME}.ipynb"
-    papermill.execute_notebook(str(path), str(out / "out.ipynb"), parameters=parameters, cwd=str(cwd), progress_bar=False)
+    run_in_kernel(NAME, out, cwd, **parameters)
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
 
 

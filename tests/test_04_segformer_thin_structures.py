@@ -9,11 +9,10 @@ from itertools import pairwise
 import jupytext
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 import tiny_run
 import torch
-from conftest import ROOT, copy_some, notebook_definitions, run_script
+from conftest import ROOT, copy_some, notebook_definitions, run_in_kernel, run_script
 from torch import nn
 from torch.nn import functional as F
 
@@ -1137,8 +1136,7 @@ def run_notebook(out, kernel=False, **parameters):
     if not kernel:
         run_script(NAME, out, **parameters)
         return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
-    jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAME}.py"), out / "in.ipynb")
-    papermill.execute_notebook(str(out / "in.ipynb"), str(out / "out.ipynb"), parameters=parameters, cwd=str(ROOT), progress_bar=False)
+    run_in_kernel(NAME, out, **parameters)
     return {p.parent.name: json.loads(p.read_text()) for p in (out / "results").rglob("summary.json")}
 
 
