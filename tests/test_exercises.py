@@ -151,7 +151,7 @@ def test_an_assignment_carries_the_pictures_that_its_text_shows(tmp_path):
     made = editions.make_assignment("01", tmp_path / "remapping")
     opening = nbformat.read(made, as_version=4).cells[0]
     [name] = opening.attachments
-    assert f"](attachment:{name})" in opening.source and "../results" not in opening.source
+    assert f"](attachment:{name})" in opening.source and "../results/pictures" not in opening.source
 
 
 def nbgrader(root, command, *arguments):
