@@ -165,11 +165,7 @@ splits = {name: common.evenly(frames, settings["images"])
 print({name: len(frames) for name, frames in splits.items()})
 
 # %% [markdown]
-# The classes that this notebook is about, in the scheme `thin7` of notebook 01:
-
-# %%
-POLE = 4
-SIGN = 5
+# The scheme is `thin7` of notebook 01:
 
 # %%
 import numpy as np
@@ -180,9 +176,11 @@ if void == "ignore":
     scheme = scheme._replace(table=np.where(is_void, np.uint8(255), scheme.table))
 
 # %% [markdown]
-# `common.StreetScenes` is the data set of notebook 02:
+# `common.StreetScenes` is the data set of notebook 02. Two classes are the subject of this one:
 
 # %%
+POLE = 4
+SIGN = 5
 size = common.network_size(splits["train"][0], settings["height"])
 scenes = common.StreetScenes(splits["train"], size)
 scenes.scheme = scheme
@@ -480,10 +478,10 @@ def hybrid_loss(logits, label, terms, class_weights=None, normalize="present"):
 # $y - p$: a missed pixel by nearly 1, a false alarm by nearly -1.
 
 # %%
-def pull(term, predicted, truth, confidence=0.98, weights=None):
+def pull(term, predicted, truth, confidence=0.98):
     """(loss, its pull (H, W) on class 1's logits) for a prediction that is sure."""
     logits = sure(predicted, confidence=confidence).requires_grad_()
-    loss = hybrid_loss(logits, truth, {term: 1.0}, weights)
+    loss = hybrid_loss(logits, truth, {term: 1.0})
     loss.backward()
     return loss.item(), -logits.grad[0, 1] * logits.grad[0, 1].numel()
 
@@ -501,10 +499,11 @@ pulls = {(term, kind): [pull(term, moved, truth) for truth, moved in slides[kind
 # %% [markdown]
 # The top row shows each loss, the other two its pull after a shift by 6. Blue: training raises the object's logit there; red:
 # it lowers it. Each loss has a scale of its own, the same for thin and thick; speckles come from the noise. Black is the
-# outline of the true object.
+# outline of the true object. The titles say how hard the mean missed pixel is pulled, and which share of all pull falls on
+# pixels that are *right* already.
 
 # %%
-fig, axes = plt.subplots(3, 4, figsize=(9, 6.8), layout="constrained")
+fig, axes = plt.subplots(3, 4, figsize=(9, 7), layout="constrained")
 for k, term in enumerate(TERMS):
     axes[0, k].set(title=NAMES[term], xlabel="shift (px)")
     axes[0, k].set_prop_cycle(color=common.CURVES)
@@ -512,9 +511,12 @@ for k, term in enumerate(TERMS):
     for axis, kind in zip(axes[1:, k], WIDTHS):
         losses, forces = zip(*pulls[term, kind])
         axes[0, k].plot(losses, marker=".", label=kind)
-        axis.imshow(forces[6], cmap="RdBu", vmin=-largest, vmax=largest)
-        outline = shifted(WIDTHS[kind], 6)[0][0]
-        axis.contour(outline, [0.5], colors="black", linewidths=0.7)
+        force, (truth, moved) = forces[6], slides[kind][6]
+        axis.imshow(force, cmap="RdBu", vmin=-largest, vmax=largest)
+        axis.contour(truth[0], [0.5], colors="black", linewidths=0.7)
+        missed = force[(truth > moved)[0]].mean()
+        right = force.abs()[(truth == moved)[0]].sum() / force.abs().sum()
+        axis.set_title(f"missed {missed:.2f}, right {right:.0%}", fontsize=9)
         axis.set(xticks=[], yticks=[])
     axes[0, k].set_ylim(0, None)
 axes[0, 0].legend(frameon=False)
@@ -523,42 +525,16 @@ for axis, name in zip(axes[:, 0], ("loss", *WIDTHS)):
 common.show(fig)
 
 # %% [markdown]
-# The maps in numbers, and cross-entropy with a class weight of 5. *Right* is the share of all pull on pixels that are right
-# already; the rows with *sure* are of a network 99.9 % sure of its mistake:
-
-# %%
-def pulls_of(term, weights=None):
-    """{what: number} of the pull of one term after a shift by 6."""
-    row = {}
-    for kind, width in WIDTHS.items():
-        truth, predicted = shifted(width, 6)
-        force = pull(term, predicted, truth, weights=weights)[1]
-        of_sure = pull(term, predicted, truth, 0.999, weights)[1]
-        right = force.abs()[(truth == predicted)[0]].sum() / force.abs().sum()
-        row[f"missed, {kind}"] = force[(truth > predicted)[0]].mean().item()
-        row[f"missed, {kind}, sure"] = of_sure[(truth > predicted)[0]].mean().item()
-        row[f"false alarm, {kind}"] = force[(truth < predicted)[0]].mean().item()
-        row[f"right, {kind}"] = right.item()
-    return row
-
-
-# %%
-columns = {NAMES[term]: pulls_of(term) for term in TERMS}
-columns["CE, weight 5"] = pulls_of("ce", weights=(1, 5))
-pd.DataFrame(columns).round(2)
-
-
-# %% [markdown]
 # - *Cross-entropy* pulls every wrong pixel alike, and a street has far more pixels of thick things.
-# - *A class weight* of 5 pulls a missed pixel five times as hard as a false alarm (4.52 to .90), so in doubt the network paints
-#   a pole.
+# - *A class weight* of 5 for the pole makes it pull a missed pixel, whose label is pole, five times as hard as a false alarm,
+#   whose label is not. So in doubt the network paints a pole.
 # - Most of the pull of SSIM and soft IoU falls on pixels that are right already: 99 % of SSIM's (mostly the flat street), 74 to
 #   93 of soft IoU's; of Lovász's it is 49 to 82.
 # - *Soft IoU* pulls a missed pixel of the thin object three times as hard as one of the thick (.17 to .06), *Lovász* five times
 #   (.33 to .07).
 #
-# Why then keep cross-entropy? Where the network is sure of its mistake, the other three pull by .02 at most: the gradient of a
-# probability at its logit is $p(1-p)$, which fades. In cross-entropy the $1/p$ of the logarithm makes up for it.
+# Why then keep cross-entropy? The gradient of a probability at its logit is $p(1-p)$: where the network is 99.9 % sure of its
+# mistake, a thousandth. So there the other three hardly pull. In cross-entropy the $1/p$ of the logarithm makes up for it.
 #
 # All four have a limit: once the thin pole is missed altogether, from a shift of 4 on, its curves (blue) are nearly flat. A
 # pole beside the true one is no better than one far off.

@@ -393,18 +393,27 @@ def test_on_a_pole_that_slid_ssim_pulls_least_where_it_is_wrong_and_soft_iou_min
     assert steps[4] > 2 * steps[32]
 
 
+def on_missed(nb, term, width, confidence=0.98):
+    """The mean pull of a term on the pixels that an object predicted 6 pixels too far right misses."""
+    truth, moved = nb.shifted(width, 6)
+    return nb.pull(term, moved, truth, confidence)[1][(truth > moved)[0]].mean().item()
+
+
 def test_the_pull_of_cross_entropy_is_the_error_and_a_class_weight_multiplies_it_for_misses(nb):
-    plain, weighted = nb.pulls_of("ce"), nb.pulls_of("ce", weights=(1, 5))
-    for kind in ("thin", "thick"):
-        assert plain[f"missed, {kind}"] == pytest.approx(-plain[f"false alarm, {kind}"], abs=0.01) == pytest.approx(0.98, abs=0.01)
-        assert weighted[f"missed, {kind}"] == pytest.approx(-5 * weighted[f"false alarm, {kind}"], rel=0.01)
+    for width in nb.WIDTHS.values():
+        truth, moved = nb.shifted(width, 6)
+        missed, false = (truth > moved)[0], (truth < moved)[0]
+        assert on_missed(nb, "ce", width) == pytest.approx(-nb.pull("ce", moved, truth)[1][false].mean().item(), abs=0.01) == pytest.approx(0.98, abs=0.01)
+        logits = nb.sure(moved).requires_grad_()
+        nb.hybrid_loss(logits, truth, {"ce": 1.0}, (1, 5)).backward()
+        assert logits.grad[0, 1][missed].mean().item() == pytest.approx(-5 * logits.grad[0, 1][false].mean().item(), rel=0.01)
 
 
 def test_a_missed_pixel_of_a_thin_object_is_pulled_harder_by_soft_iou_and_lovasz_and_both_fade_when_the_network_is_sure(nb):
     for term, times in (("ce", 1), ("iou", 3), ("lovasz", 5)):
-        row = nb.pulls_of(term)
-        assert row["missed, thin"] / row["missed, thick"] == pytest.approx(times, abs=0.3)
-        assert (row["missed, thin, sure"] < 0.1 * row["missed, thin"]) == (term != "ce")
+        thin, thick = (on_missed(nb, term, width) for width in nb.WIDTHS.values())
+        assert thin / thick == pytest.approx(times, abs=0.3)
+        assert (on_missed(nb, term, 4, confidence=0.999) < 0.1 * thin) == (term != "ce")
 
 
 def test_of_a_pole_that_is_missed_three_losses_do_not_say_by_how_far_and_ssim_hardly_does(nb):
