@@ -1094,7 +1094,8 @@ if len(camvid):
 
 # %% [markdown]
 # From ImageNet's weights, in the first three rows, the strength before the first step foretells nothing: it grows as the
-# network learns. So we look at the fine-tunings. Their mean IoU on test, seed by seed, beside the control's with the same seed:
+# network learns. So we look at the fine-tunings. Their mean IoU on test, seed by seed, beside the control's with the same seed;
+# on the left the mean, with Student's interval (notebook 03):
 
 # %%
 ready = len(camvid) and "continued" in means.index
@@ -1103,17 +1104,10 @@ if ready:
     by_seed = scores["miou"].unstack().loc[tuned]
     beside = (by_seed - by_seed.loc["continued"]).drop(index="continued")
     if len(beside):
-        dots = beside.stack().to_frame("mean IoU on test")
+        mean = {name: common.student_interval(row) for name, row in beside.iterrows()}
+        titles = {name: "{}: {:.1f} ± {:.1f}".format(name, *mean[name]) for name in mean}
+        dots = beside.rename(index=titles).stack().to_frame("mean IoU on test")
         common.show(common.show_seeds(dots, "points beside the control"))
-
-# %% [markdown]
-# The same in numbers, with the mean difference and Student's interval (notebook 03):
-
-# %%
-if ready:
-    rows = {name: common.student_interval(row) for name, row in beside.iterrows()}
-    difference = pd.DataFrame(rows, ["minus control", "± 95 %"]).T
-    display(by_seed.join(difference).round(1))
 
 # %% [markdown]
 # Where do they gain or lose? Near edges or away from them, by the radius of the trimaps, in points beside the control. Dashed

@@ -132,6 +132,8 @@ def opened(lab, chromium, path, pictures, width=1300, height=1000):
     student.wait_until_idle()  # the kernel is connected
     yield student
     page.close()
+    for kernel in json.load(urllib.request.urlopen(f"{address}/api/kernels")):  # each holds a gigabyte
+        urllib.request.urlopen(urllib.request.Request(f"{address}/api/kernels/{kernel['id']}", method="DELETE")).close()
 
 
 @pytest.fixture
