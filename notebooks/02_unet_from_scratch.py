@@ -962,13 +962,15 @@ video.show(photo, crowd, runs[last].folder, scheme, model, size, **inputs)
 #
 # ## Exercises
 #
-# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it.
+# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it. Functions
+# leave their arguments as they are.
 
 # %% [markdown]
 # ### Exercise 2.1: write the skip connections
 #
 # Write the way up without looking back: from the map of the bottleneck and those of the way down (`skips`, the largest first)
-# to the logits. A `UNet` has `up` and `merge`, the lowest level first, and `head`. Join `up(x)` first, then the skip.
+# to the logits. A `UNet` has `up` and `merge`, the lowest level first, and `head`. Join `up(x)` first, then the skip. Leave the
+# list as it is.
 
 # %%
 # Exercise 2.1
@@ -981,14 +983,18 @@ def decode(net, x, skips):
 # Exercise 2.1: check
 with common.exercise("Exercise 2.1"):
     torch.manual_seed(0)
-    tiny, noisy = UNet(width=8, depth=2).eval(), torch.rand(1, 3, 16, 16)
-    large = tiny.down[0](noisy)
-    half = tiny.down[1](F.max_pool2d(large, 2))
-    lowest = tiny.bottleneck(F.max_pool2d(half, 2))
-    logits = decode(tiny, lowest, [large, half])
-    common.check("shape of the logits", list(logits.shape), [1, 7, 16, 16])
+    tiny, noisy = UNet(width=8, depth=3).eval(), torch.rand(2, 3, 16, 24)
+    x, skips = noisy, []
+    for block in tiny.down:
+        skips.append(block(x))
+        x = F.max_pool2d(skips[-1], 2)
+    logits = decode(tiny, tiny.bottleneck(x), skips)
+    common.check("shape of the logits", list(logits.shape), [2, 7, 16, 24])
     off = (logits - tiny(noisy)).abs().max()
     common.check("largest difference to the whole network", off, 0)
+    channels = [one.shape[1] for one in skips]
+    common.check("channels of the maps in the list afterwards", channels, [8, 16, 32])
+    common.check("a gradient can flow", logits.requires_grad, True)
 
 # %% [markdown]
 # ### Exercise 2.2: write the loop, and overfit one picture
@@ -1009,19 +1015,23 @@ def overfit(model, image, label, optimizer, steps):
 with common.exercise("Exercise 2.2"):
     torch.manual_seed(0)
     tiny, noisy = UNet(width=8, depth=2).eval(), torch.rand(1, 3, 16, 16)
-    bright, linear = (noisy[:, 0] > 0.5).long(), nn.Conv2d(3, 7, 1)
+    bright = (noisy[:, 0] > 0.5).long()
     adam = torch.optim.Adam(tiny.parameters(), lr=0.01)
     losses = overfit(tiny, noisy, bright, adam, 60)
     common.check("losses", len(losses), 60)
-    common.check("the last loss", float(losses[-1]), between=(0, 0.2))
-    common.check("in training mode", tiny.training, True)
-    before = F.cross_entropy(linear(noisy), bright).item()
+    common.check("the last loss, in training mode", float(losses[-1]), between=(0, 0.2))
+    linear, pair = nn.Conv2d(3, 7, 1), torch.rand(2, 3, 16, 16)
+    bright = (pair[:, 0] > 0.5).long()
+    before = F.cross_entropy(linear(pair), bright).item()
     sgd = torch.optim.SGD(linear.parameters(), lr=0.1)
-    losses = overfit(linear, noisy, bright, sgd, 60)
-    common.check("type of a loss", type(losses[0]).__name__, "float")
+    losses = overfit(linear, pair, bright, sgd, 40)
+    common.check("losses of a linear network", len(losses), 40)
+    common.check("they are Python numbers", isinstance(losses[0], float), True)
     common.check("the loss before the first step", losses[0], before)
-    rises = int((np.diff(losses) > 0).sum())
-    common.check("rises of the loss of a linear network", rises, 0)
+    common.check("steps after which it is no lower", (np.diff(losses) >= 0).sum(), 0)
+    still = torch.optim.SGD(linear.parameters(), lr=0.0)
+    losses = overfit(linear, pair, bright, still, 3)
+    common.check("its change at a learning rate of 0", losses[-1] - losses[0], 0)
 
 # %% [markdown]
 # ### Exercise 2.3: your own cross-entropy
@@ -1041,14 +1051,19 @@ def cross_entropy_by_hand(logits, label, weights):
 # Exercise 2.3: check
 with common.exercise("Exercise 2.3"):
     torch.manual_seed(0)
-    logits, label = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
-    common.check("all weights 1", cross_entropy_by_hand(logits, label, torch.ones(3)),
+    logits, label = torch.randn(2, 4, 4, 5), torch.randint(4, (2, 4, 5))
+    common.check("all weights 1", cross_entropy_by_hand(logits, label, torch.ones(4)),
                  F.cross_entropy(logits, label))
-    w = torch.tensor([1.0, 2.0, 5.0])
+    w = torch.tensor([1.0, 2.0, 5.0, 0.5])
     label[0, 0] = 255
+    logits.requires_grad_()
     library = F.cross_entropy(logits, label, weight=w, ignore_index=255)
-    common.check("weights, and void", cross_entropy_by_hand(logits, label, w), library)
+    ours = cross_entropy_by_hand(logits, label, w)
+    common.check("weights, and void", ours, library)
     common.check("void is left in the label", (label == 255).sum(), 5)
+    gradients = [torch.autograd.grad(one, logits)[0] for one in (ours, library)]
+    off = (gradients[0] - gradients[1]).abs().max()
+    common.check("largest difference of the gradients", off, 0)
 
 # %% [markdown]
 # ### Exercise 2.4: IoU from a matrix
@@ -1066,9 +1081,10 @@ def iou_from_matrix(confusion):
 # %%
 # Exercise 2.4: check
 with common.exercise("Exercise 2.4"):
-    matrix = np.array([[6, 2, 0, 0], [0, 3, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
+    matrix = np.array([[6, 2, 0, 0, 0], [1, 3, 0, 1, 0], [0] * 5, [0] * 5, [2] + [0] * 4])
     iou = iou_from_matrix(matrix)
-    common.check("four classes, one predicted only", iou, [6 / 8, 3 / 6, np.nan, 0])
+    common.check("five classes", iou, [6 / 11, 3 / 7, np.nan, 0, 0])
+    common.check("pixels in the matrix afterwards", matrix.sum(), 15)
 
 # %% [markdown]
 # ### Exercise 2.5: find and mend the score
@@ -1096,7 +1112,8 @@ print("perfect, two batches of one:", dataset_miou_as_given(halves, 3))
 
 # %% [markdown]
 # Write the score that does not depend on the batches: the mean of the IoUs of the whole set, over the classes that occur in its
-# labels. Batches may differ in size. Two things are wrong. The example shows one; the other needs a prediction with mistakes.
+# labels (without void here). Batches may differ in size. Two things are wrong. The example shows one; the other needs a
+# prediction with mistakes.
 
 # %%
 # Exercise 2.5
@@ -1108,16 +1125,16 @@ def dataset_miou(batches, num_classes):
 # %%
 # Exercise 2.5: check
 with common.exercise("Exercise 2.5"):
-    two = np.array([[[0, 1], [2, 2]], [[0, 1], [1, 0]]])
-    common.check("perfect, one batch of two", dataset_miou([(two, two)], 4), 1)
+    two = np.array([[[0, 1], [3, 3]], [[0, 1], [1, 4]]])
+    common.check("perfect, one batch of two", dataset_miou([(two, two)], 6), 1)
     halves = [(two[:1], two[:1]), (two[1:], two[1:])]
-    common.check("perfect, two batches of one", dataset_miou(halves, 4), 1)
-    wrong = np.array([[[0, 1], [2, 2]], [[0, 0], [0, 3]]])  # 3 is in no label
+    common.check("perfect, two batches of one", dataset_miou(halves, 6), 1)
+    wrong = np.array([[[0, 1], [3, 5]], [[0, 0], [3, 2]]])  # 2 and 5 are in no label
     batches = [(wrong[:1], two[:1]), (wrong[1:], two[1:])]
-    common.check("with mistakes", dataset_miou(batches, 4), (2 / 5 + 1 / 3 + 1) / 3)
-    uneven = [(wrong[[0, 1, 1]], two[[0, 1, 1]]), (wrong[1:], two[1:])]
-    common.check("batches of three and one", dataset_miou(uneven, 4),
-                 (4 / 13 + 1 / 7 + 1) / 3)
+    common.check("with mistakes", dataset_miou(batches, 6), (2 / 3 + 1 / 3 + 1 / 3) / 4)
+    uneven = [(wrong[[0, 1, 1]], two[[0, 1, 1]]), *batches]
+    common.check("batches of three, one and one", dataset_miou(uneven, 6),
+                 (5 / 8 + 1 / 4 + 2 / 7) / 4)
 
 # %% [markdown]
 # ### To go further (with training, not checked)

@@ -1287,7 +1287,8 @@ video.show(photo, splits["test"][0], runs[best].folder, scheme, net, size[0],
 #
 # ## Exercises
 #
-# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it.
+# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it. Functions
+# leave their arguments as they are.
 #
 # ### Exercise 4.1: how far may it slide?
 #
@@ -1304,7 +1305,8 @@ def shift_to_half_iou(width):
 # %%
 # Exercise 4.1: check
 with common.exercise("Exercise 4.1"):
-    common.check("shift of a pole of 4 pixels", shift_to_half_iou(4), between=(1, 3))
+    thin = [shift_to_half_iou(width) for width in (3, 4, 5)]
+    common.check("shifts of poles of 3, 4, 5 pixels", thin, [1, 2, 2])
     several = [shift_to_half_iou(width) for width in (29, 30, 31)]
     common.check("shifts of objects of 29, 30, 31", several, [10, 10, 11])
 
@@ -1346,8 +1348,8 @@ with common.exercise("Exercise 4.2"):
 # ### Exercise 4.3: a Dice loss that does not mind poles
 #
 # Find and mend. This soft Dice loss (notebook 02) should be one minus the mean over all images and classes, as our soft IoU is.
-# But a pole that is missed altogether costs next to nothing. Void pixels still do not count; add 1e-6 to numerator and
-# denominator.
+# But a pole that is missed altogether costs next to nothing. Classes that are nowhere count, void pixels still do not; add 1e-6
+# to numerator and denominator.
 
 # %%
 # Exercise 4.3: soft Dice as it is given
@@ -1378,12 +1380,18 @@ with common.exercise("Exercise 4.3"):
     pole, missed = shifted(4, 10)
     common.check("a right prediction", soft_dice(truth_maps(pole, 2), pole), 0)
     common.check("a missed pole", soft_dice(truth_maps(missed, 2), pole),
-                 between=(0.5, 0.52))
+                 between=(0.505, 0.515))
     both = torch.cat([pole, shifted(32, 0)[0]])  # beside it a thick one, found
     seen = torch.cat([missed, shifted(32, 0)[1]])
     common.check("the same beside a street that is right",
                  soft_dice(truth_maps(seen, 2), both), between=(0.25, 0.26))
     common.check("void alone", soft_dice(truth_maps(pole, 2), 0 * pole + 255), 0)
+    mixed = torch.arange(216).view(2, 9, 12) % 7 % 3
+    mixed[1, 2:4] = 255  # class 3 is nowhere
+    guess = (torch.arange(864.0).view(2, 4, 9, 12) % 11).softmax(dim=1).requires_grad_()
+    common.check("two streets, four classes", soft_dice(guess, mixed), 0.766357)
+    soft_dice(guess, mixed).backward()
+    common.check("void pixels in the label afterwards", (mixed == 255).sum(), 24)
 
 # %% [markdown]
 # ### Exercise 4.4: a small project: a loss that feels the distance
@@ -1418,6 +1426,15 @@ with common.exercise("Exercise 4.4"):
     common.check("beside an image without labels", nearness_loss(two, both), 0.5)
     nearness_loss(two, both).backward()
     common.check("its gradient there", two.grad[1], 0 * wrong[0])
+    nothing = nearness_loss(two, 0 * both + 255)
+    common.check("void alone", nothing, 0)
+    gradient = torch.autograd.grad(nothing, two)[0]
+    common.check("its gradient", gradient, 0 * gradient)
+    mixed = torch.arange(216).view(2, 9, 12) % 7 % 3
+    mixed[0], mixed[1, 2:4] = mixed[0] // 2 * 2, 255  # 1 not in the first, 3 nowhere
+    guess = (torch.arange(864.0).view(2, 4, 9, 12) % 11).softmax(dim=1)
+    common.check("two streets, four classes", nearness_loss(guess, mixed), 0.147992)
+    common.check("void pixels in the label afterwards", (mixed == 255).sum(), 24)
 
 # %% [markdown]
 # To go further, unchecked: add your loss to `hybrid_loss`, or paste poles alone (`paste_classes = "pole"`).

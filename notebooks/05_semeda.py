@@ -275,8 +275,7 @@ def sure_of(label, num_classes, confidence=0.9):
 # %%
 import numpy as np
 
-square = torch.zeros(1, 32, 32, dtype=torch.long)  # (B, H, W)
-square[:, 8:24, 8:24] = 1  # 16 x 16
+square = F.pad(torch.ones(1, 16, 16, dtype=torch.long), [8] * 4)  # (B, H, W)
 holes, shifted = square.clone(), square.clone()
 picked = np.random.default_rng(0).choice(16 * 16, 32, replace=False)
 holes[0, 8 + picked // 16, 8 + picked % 16] = 0
@@ -1219,7 +1218,8 @@ if (last / "last.safetensors").exists():
 #
 # ## Exercises
 #
-# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it.
+# Write your answer in place of `raise NotImplementedError`, run the cell, and then the one below, which checks it. Functions
+# leave their arguments as they are.
 
 # %% [markdown]
 # ### Exercise 5.1: how wide is a slanted edge?
@@ -1283,8 +1283,8 @@ for name, label in {"all labelled": two, "with void": strip}.items():
     print(f"{name}: loss {loss.item():.3f}, has a gradient: {loss.requires_grad}")
 
 # %% [markdown]
-# The bugs are in what $g$ gets to see, in what is kept for the gradient, and in void, which must neither count nor be seen. Do
-# without `semeda_loss` and `l1_distance`.
+# The bugs are in what $g$ gets to see, in what is kept for the gradient, and in void, which must neither count nor be seen.
+# Take any number of layers, and leave the arguments as they are. Do without `semeda_loss` and `l1_distance`.
 
 # %%
 # Exercise 5.2
@@ -1304,18 +1304,21 @@ with common.exercise("Exercise 5.2"):
     common.check("loss of the truth", semeda_mended(right, two, tiny, (1, 1, 1)), 0)
     strip = two.clone()
     strip[:, 4:] = 255
+    both = torch.cat((two, strip))  # the first has no void
     common.check("of the truth, the label with void",
                  semeda_mended(right, strip, tiny, (1, 1, 1)), 0)
-    mended, ours = (loss(unsure, strip, tiny, (4, 2, 0))
+    g, noise = EdgeNet(5).requires_grad_(False), torch.rand(2, 5, 6, 8).softmax(1)
+    mended, ours = (loss(noise, both, g, (4, 2, 1))
                     for loss in (semeda_mended, semeda_loss))
-    common.check("60 % sure, with void, less our own loss", mended - ours, 0)
+    common.check("of noise, void in one label, less our own loss", mended - ours, 0,
+                 tolerance=1e-4)
 
 # %% [markdown]
 # ### Exercise 5.3: a unit for lambda
 #
-# Return a *copy* of a proxy (`copy.deepcopy`) that answers as before, and whose first two embeddings of the one-hot maps of a
-# label (B, H, W; no void) each have the mean 1 over all channels and pixels. Which weights, and which biases, must be
-# multiplied or divided by what?
+# Return a *copy* of a proxy, frozen or not (`copy.deepcopy`), that answers as before, and whose first two embeddings of the
+# one-hot maps of a label (B, H, W; no void) each have the mean 1 over all channels and pixels. Which weights, and which biases,
+# must be multiplied or divided by what?
 
 # %%
 # Exercise 5.3
@@ -1327,12 +1330,12 @@ def with_unit_embeddings(proxy, label):
 # %%
 # Exercise 5.3: check
 torch.manual_seed(0)
-streets = torch.randint(0, 4, (1, 6, 8))
+streets = torch.randint(0, 4, (2, 6, 8))
 with common.exercise("Exercise 5.3"):
-    tiny = EdgeNet(4).requires_grad_(False)
-    before = tiny.embeddings(one_hot(streets, 4))
+    tiny = EdgeNet(5)
+    before = tiny.embeddings(one_hot(streets, 5))
     unit = with_unit_embeddings(tiny, streets)
-    given, after = (g.embeddings(one_hot(streets, 4)) for g in (tiny, unit))
+    given, after = (g.embeddings(one_hot(streets, 5)) for g in (tiny, unit))
     common.check("means", [e.mean().item() for e in after[:2]], [1, 1])
     common.check("change of the answers", (after[2] - before[2]).abs().max(), 0)
     changes = [(a - b).abs().max().item() for a, b in zip(given, before)]
@@ -1356,24 +1359,29 @@ def soft_edge_loss(probs, label):
 # %%
 # Exercise 5.4: check
 with common.exercise("Exercise 5.4"):
-    middle = torch.zeros(1, 8, 8, dtype=torch.long)
-    middle[:, 2:6, 2:6] = 1
+    middle = torch.zeros(2, 8, 9, dtype=torch.long)
+    middle[:, 2:6, 4:8] = 1
     probs = sure_of(middle, 3, 0.6).requires_grad_()
     unsure, flat_share = soft_edge_loss(probs, middle)
     common.check("has a gradient", unsure.requires_grad, True)
     step = semantic_edges(middle)[0].float().mean()
-    common.check("loss of the truth", soft_edge_loss(one_hot(middle, 3), middle)[0], 0)
+    found = [float(number) for number in soft_edge_loss(one_hot(middle, 3), middle)]
+    common.check("loss and share of the truth", found, [0, 0])
     common.check("loss of the truth, 60 % sure", unsure, 0.6 * step)
     common.check("share that flat pixels pay", flat_share, 0)
+    share = soft_edge_loss(sure_of(middle, 3, 0.34), 0 * middle)[1]
+    common.check("their share of little, without any edge", share, 1)
     hole = middle.clone()
-    hole[:, 3, 3] = 255  # its neighbours are not valid
+    hole[0, 3, 5] = 255  # its neighbours are not valid
     common.check("loss of the truth beside void",
                  soft_edge_loss(one_hot(hole, 3), hole)[0], 0)
-    wrong = one_hot(middle.roll(1, dims=2), 3)
-    found = [float(number) for number in soft_edge_loss(wrong, hole)]
-    common.check("loss and share of a shifted square", found, [14 / 55, 6 / 14])
+    shifted = middle.roll(1, dims=2)
+    shifted[:, 4:] *= 3  # its lower half is another class
+    found = [float(x) for x in soft_edge_loss(sure_of(shifted, 4, 0.7), hole)]
+    common.check("loss and share of a shifted square", found, [33.2 / 135, 2.4 / 33.2])
     empty = torch.full_like(middle, 255)
-    common.check("all void", soft_edge_loss(probs, empty)[0], 0)
+    found = [float(number) for number in soft_edge_loss(probs.detach(), empty)]
+    common.check("all void", found, [0, 0])
 
 # %% [markdown]
 # ### To go further (with training, not checked)

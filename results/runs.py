@@ -350,11 +350,16 @@ def is_toy(data_dir: str) -> bool:
 
 
 def check_path(name: str, text: str) -> str:
-    """A path that a parameter names, ~ expanded; StreetsError where it can be none, or what must exist does not."""
+    """A path that a parameter names, ~ expanded; StreetsError where it can be none, or what must exist does not.
+
+    What is to be read is looked for in the working directory, then in the top folder of the repository.
+    """
     if name == "data_dir" and is_toy(text):
         return text
     kind, wanted = PATHS[name], os.path.isdir if PATHS[name] == "folder" else os.path.isfile
     path = user_path(name, text)
+    if name != "out_dir" and not path.exists() and (HERE / path).exists():
+        path = HERE / path  # a notebook's kernel works in notebooks/, its reader in the top folder
     found = path.exists()
     if found != wanted(path) or not (found or name == "out_dir"):
         raise StreetsError(f"{name}: there is no {kind} {text} (seen from {Path.cwd()}).")

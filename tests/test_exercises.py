@@ -84,6 +84,7 @@ def test_a_typical_wrong_answer_fails_the_visible_check_and_the_hidden_tests_and
     for visible in (True, False):
         printed = run_check(name, exercise, ANSWERS[name][exercise]["a wrong answer"], visible, hidden=not visible)
         assert re.search(rf"{exercise}: not right yet: .+\n$", printed)
+        assert "NameError" not in printed, "a check that stands alone"
 
 
 def test_an_answer_that_raises_is_told_what_and_the_notebook_goes_on(capsys):

@@ -219,6 +219,13 @@ def test_the_home_folder_is_read_as_such(tmp_path, monkeypatch):
     assert check(scope('photo = "~/mine.png"'))["photo"] == str(tmp_path / "mine.png")
 
 
+def test_what_lies_in_the_top_folder_is_found_from_the_folder_of_the_notebooks(monkeypatch):
+    monkeypatch.chdir(ROOT / "notebooks")
+    assert check(scope('photo = "results/pictures/streets.jpg"'))["photo"] == str(ROOT / "results/pictures/streets.jpg")
+    assert check(scope('data_dir = "results"'))["data_dir"] == str(ROOT / "results")
+    assert check(scope('out_dir = "results"', DECLARED + 'out_dir: str = ""\n'))["out_dir"] == "results", "written where one is"
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (2000, 8), (8, 2000), (40, 400)])
 def test_a_photo_of_ones_own_is_read_and_measured_before_training(tmp_path, height, width):
     data_prep.write_png(tmp_path / "mine.png", np.zeros((height, width, 3), np.uint8))
