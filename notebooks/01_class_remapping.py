@@ -445,9 +445,9 @@ print("accuracy", round(hits.sum() / matrix.sum(), 3))
 print("IoU", (hits / union).round(3), "mean", round((hits / union).mean(), 3))
 
 # %% [markdown]
-# A Python loop over two million pixels, one label of Cityscapes, takes seconds. `bincount` is faster: we number the $n \times
-# n$ cells as `n * true + predicted` (pole called road: 3 · 2 + 0 = 6), and count how often each number occurs.
-# `common.confusion_matrix` does the same, with checks.
+# A Python loop over two million pixels, one label of Cityscapes, takes seconds. `bincount` is faster: we number the $n^2$ cells
+# as `n * true + predicted` (pole called road: 3 · 2 + 0 = 6), and count how often each number occurs. `common.confusion_matrix`
+# does the same, with checks.
 
 # %%
 def confusion(prediction, truth, n):

@@ -332,8 +332,8 @@ common.show(common.show_panels({"label": label_0, share: picture}, scheme))
 # idea: train a tiny network $g$, the *proxy*, to find edges, and compare what $g$ computes on its way: the outputs of its
 # layers (after ReLU, the last after softmax), called *embeddings*, $\psi_1$ to $\psi_3$.
 #
-# $g$ takes class maps: the one-hot label while it is trained, the softmax probabilities later. Its three convolutions, $C \to
-# 16 \to 32 \to 2$ channels, have 7,970 parameters. (The paper does not state the kernel; ours is 3x3.)
+# $g$ takes class maps: the one-hot label while it is trained, the softmax probabilities later. Its three convolutions,
+# $C{\to}16{\to}32{\to}2$ channels, have 7,970 parameters. (The paper does not state the kernel; ours is 3x3.)
 
 # %%
 from itertools import pairwise

@@ -1253,8 +1253,8 @@ with common.exercise("Exercise 6.1"):
 # Write it for whole tensors, without autograd: logits and phi (B, C, H, W), label (B, H, W) with 255 for void.
 #
 # That of cross-entropy without class weights is $\frac{1}{|V|}(p_k - y_k)$. With $\phi$ in [-1, 1] the boundary loss has at
-# most a fixed share of it at the same pixel and logit. Derive this bound, and return it from the second function. (Look at $k =
-# y$ and $k \ne y$ apart; the $p_c$ add up to 1.)
+# most a fixed share of it at the same pixel and logit. Derive this bound, and return it from the second function. (Look at
+# $k=y$ and $k{\ne}y$ apart; the $p_c$ add up to 1.)
 
 # %%
 # Exercise 6.2

@@ -4,6 +4,7 @@ import ast
 import builtins
 import dis
 import json
+import re
 import statistics
 import types
 
@@ -53,6 +54,15 @@ def test_the_committed_notebook_was_executed_once_from_top_to_bottom(name):
 def test_what_the_tests_shorten_stands_in_one_notebook_each():
     scripts = [(ROOT / "notebooks" / f"{name}.py").read_text() for name in NAMES]
     assert [sorted(script.count(long) for script in scripts)[-2:] for long in SHORTER] == [[0, 1]] * len(SHORTER)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_formula_in_the_text_stands_on_one_line(name):
+    """GitHub, Jupyter and the book agree on these only."""
+    for cell in jupytext.read(ROOT / "notebooks" / f"{name}.py").cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"(?s)```.*?```|`[^`]*`|\$\$.*?\$\$", "", cell.source)
+            assert not [line for line in text.splitlines() if line.count("$") % 2]
 
 
 @pytest.mark.parametrize("name", NAMES)
