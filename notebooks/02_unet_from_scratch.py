@@ -1081,9 +1081,9 @@ def iou_from_matrix(confusion):
 # %%
 # Exercise 2.4: check
 with common.exercise("Exercise 2.4"):
-    matrix = np.array([[6, 2, 0, 0, 0], [1, 3, 0, 1, 0], [0] * 5, [0] * 5, [2] + [0] * 4])
-    iou = iou_from_matrix(matrix)
-    common.check("five classes", iou, [6 / 11, 3 / 7, np.nan, 0, 0])
+    rows = [6, 2, 0, 0, 0], [1, 3, 0, 1, 0], [0] * 5, [0] * 5, [2, 0, 0, 0, 0]
+    matrix = np.array(rows)
+    common.check("five classes", iou_from_matrix(matrix), [6 / 11, 3 / 7, np.nan, 0, 0])
     common.check("pixels in the matrix afterwards", matrix.sum(), 15)
 
 # %% [markdown]

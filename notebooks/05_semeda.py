@@ -1104,7 +1104,7 @@ if ready:
     beside = (by_seed - by_seed.loc["continued"]).drop(index="continued")
     if len(beside):
         mean = {name: common.student_interval(row) for name, row in beside.iterrows()}
-        titles = {name: "{}: {:.1f} ± {:.1f}".format(name, *mean[name]) for name in mean}
+        titles = {name: f"{name}: {m:.1f} ± {t:.1f}" for name, (m, t) in mean.items()}
         dots = beside.rename(index=titles).stack().to_frame("mean IoU on test")
         common.show(common.show_seeds(dots, "points beside the control"))
 
