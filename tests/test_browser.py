@@ -131,9 +131,9 @@ def opened(lab, chromium, path, pictures, width=1300, height=1000):
     student.cells.first.wait_for()
     student.wait_until_idle()  # the kernel is connected
     yield student
+    student.menu("Kernel", "Shut Down Kernel")  # it holds a gigabyte
+    student.wait("() => document.querySelector('#jp-main-statusbar').innerText.includes('No Kernel')")
     page.close()
-    for kernel in json.load(urllib.request.urlopen(f"{address}/api/kernels")):  # each holds a gigabyte
-        urllib.request.urlopen(urllib.request.Request(f"{address}/api/kernels/{kernel['id']}", method="DELETE")).close()
 
 
 @pytest.fixture
