@@ -89,13 +89,13 @@ def run_script(name: str, folder: Path, cwd: Path = ROOT, edit=lambda source: so
 
 
 def run_in_kernel(name: str, folder: Path, cwd: Path = ROOT, **parameters):
-    """Run a notebook, shortened, by papermill in a kernel of its own; what it shows is in out.ipynb in `folder`."""
+    """Run a notebook, shortened, by papermill in a kernel of its own; returns it, with all that it shows (out.ipynb in `folder`)."""
     import jupytext
     import papermill
 
     script = (ROOT / "notebooks" / f"{name}.py").read_text(encoding="utf-8")
     jupytext.write(jupytext.reads(shortened(script), fmt="py:percent"), folder / "in.ipynb")
-    papermill.execute_notebook(folder / "in.ipynb", folder / "out.ipynb", parameters, cwd=cwd, progress_bar=False)
+    return papermill.execute_notebook(folder / "in.ipynb", folder / "out.ipynb", parameters, cwd=cwd, progress_bar=False)
 
 
 @pytest.fixture(scope="session")

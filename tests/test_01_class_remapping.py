@@ -2,15 +2,13 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from conftest import run_in_kernel
 
 import common
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # labelId: (trainId, class of streets7, class of thin7), typed from the sources' tables; 255 is void
 TABLE = {
@@ -164,12 +162,7 @@ def test_shrinking_reads_one_pixel_per_cell_and_enlarging_repeats_it(nb, rng, fa
 
 def run_notebook(data_dir, folder):
     """(text of all outputs, tables shown as {first column: the others}) of notebook 01, run as papermill runs it."""
-    import jupytext
-    import papermill
-
-    notebook = folder / "01.ipynb"
-    jupytext.write(jupytext.read(ROOT / "notebooks" / "01_class_remapping.py"), notebook)
-    done = papermill.execute_notebook(notebook, folder / "out.ipynb", {"data_dir": str(data_dir)}, cwd=ROOT, progress_bar=False)
+    done = run_in_kernel("01_class_remapping", folder, data_dir=str(data_dir))
     outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output.text for output in outputs if output.get("name") == "stderr"], "a warning or an error was printed"
     tables = []

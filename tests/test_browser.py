@@ -225,9 +225,7 @@ def test_every_notebook_runs_in_the_window_of_a_laptop_and_nothing_is_cut_off(la
         student.wait(PICTURES)
         assert student.page.evaluate(CUT) == []
         student.page.screenshot(path=str(student.pictures / f"{name[:2]}_opened.png"))
-        student.menu("Kernel", "Restart Kernel and Run All Cells…")
-        student.page.locator(".jp-Dialog .jp-mod-accept").click()
-        student.wait("() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(e => e.textContent.includes('*'))")
+        student.run_all()
         student.wait_until_idle(WHOLE)
         assert student.errors() == []
         code = student.saved()
