@@ -50,10 +50,11 @@ from results.runs import coerce, flat, in_range, load_weights, read_json, save_w
 # others reach these through common
 from results.figures import CURVES as CURVES, as_colors as as_colors, class_legend as class_legend, show as show  # isort: skip
 from results.figures import show_confusion as show_confusion, show_encoder_unet as show_encoder_unet  # isort: skip
-from results.figures import show_folds as show_folds  # isort: skip
+from results.figures import show_curves as show_curves, show_folds as show_folds  # isort: skip
 from results.figures import show_history as show_history, show_pair as show_pair, show_panels as show_panels  # isort: skip
 from results.figures import show_intervals as show_intervals  # isort: skip
-from results.figures import show_seeds as show_seeds, show_segformer as show_segformer, show_unet as show_unet  # isort: skip
+from results.figures import show_pulls as show_pulls, show_seeds as show_seeds, show_segformer as show_segformer  # isort: skip
+from results.figures import show_unet as show_unet  # isort: skip
 from data_prep import dataset_name as dataset_name, has_test_labels as has_test_labels  # isort: skip
 from data_prep import HERE as HERE, list_frames as list_frames  # isort: skip
 from results.runs import find_runs as find_runs, headline as headline, read_published as read_published  # isort: skip
@@ -236,6 +237,13 @@ def evenly(frames: Sequence, n: int) -> list:
     if not n or n >= len(frames):
         return list(frames)
     return [frames[i] for i in np.linspace(0, len(frames) - 1, n).round().astype(int)]
+
+
+def list_splits(root: Path, images: int = 0) -> dict[str, list[Frame]]:
+    """Frames of train, val and test, at most `images` of each (0: all); test is empty where it has no labels."""
+    splits = {split: list_frames(root, split) for split in ("train", "val")}
+    splits["test"] = list_frames(root, "test") if has_test_labels(root) else []
+    return {split: evenly(frames, images) for split, frames in splits.items()}
 
 
 def split_frames(frames: Sequence, split_seed: int) -> list[list]:
@@ -627,6 +635,21 @@ def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "mi
     differences = scores[0] - scores[1]  # (S, 1 + repeats)
     seeds = rng.integers(len(ours), size=(len(ours), repeats))
     return float(differences[:, 0].mean()), *_central(np.take_along_axis(differences[:, 1:], seeds, axis=0).mean(0))
+
+
+def compare_pairs(folders: pd.DataFrame, pairs: dict[str, tuple[str, str]], metrics: dict[str, str]) -> pd.DataFrame:
+    """`compare_runs` in points: a row (pair, title) with columns difference, low, high and p for each pair and metric.
+
+    folders: folders of runs, a row per seed, a column per method; metrics: {metric: title}. A pair without a seed that both
+    methods have is left out.
+    """
+    rows = {}
+    for pair, methods in pairs.items():
+        both = folders.reindex(columns=list(methods)).dropna()
+        for metric, title in metrics.items() if len(both) else ():
+            *points, p = compare_runs(*(both[method] for method in methods), metric)
+            rows[pair, title] = *(100 * value for value in points), p
+    return pd.DataFrame(rows, index=["difference", "low", "high", "p"]).T
 
 
 def _central(differences: np.ndarray) -> tuple[float, float, float]:

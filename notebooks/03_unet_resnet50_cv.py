@@ -284,8 +284,7 @@ if len(committed):
 
 # %% [markdown]
 # This is the mean IoU on the held-out fold after the last epoch, in per cent. The mean of the folds is 42.2 to 43.5 by image
-# and 35.3 to 36.2 by drive, on the same 367 pictures. (All are low: the pictures are small, and five of eleven classes, such as
-# poles and people, are hardly found.)
+# and 35.3 to 36.2 by drive, on the same 367 pictures.
 #
 # Do folds by drive just make worse networks, on any street? We score all six on the same pictures, the two drives of the test
 # split. *Seq05VD* is new to all six, *0001TP* only to the network of fold 3 by drive:
@@ -324,7 +323,7 @@ if len(equal):
 # %% [markdown]
 # The means of the folds are 40.4 to 41.9 by image and 30.6 to 35.1 by drive, about as far apart as before: fewer pictures do
 # not explain the gap. (The network of fold 1 by drive has the same 163 pictures in both tables, and was trained twice: that its
-# scores differ, by up to 2.6 points, is chance. It stays the worst on Seq05VD, perhaps because only it never saw 0016E5.)
+# scores differ, by up to 2.6 points, is chance.)
 #
 # So there are two questions: how good is the network on more pictures of streets that it knows (by image), and on other streets
 # (by drive)? Report the second if a car is to go anywhere new.
@@ -459,31 +458,12 @@ def scale_as_published(image, label, factor):
     return common.resize_pair(image, label, scaled)
 
 # %% [markdown]
-# The colours change in a random order, each by a random amount:
+# Together with changed colours they make one training view, at the size that the network sees:
 
 # %%
-from torchvision.transforms.v2 import functional as transforms
+from results.extras_03 import evaluation_grid, jitter_colors
 
 
-def jitter_colors(image, rng):
-    """Brightness, contrast and saturation times 0.7 to 1.3, hue plus -0.1 to 0.1."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    for step in rng.permutation(4):
-        amount = rng.uniform(-1, 1)
-        if step == 0:
-            pixels = transforms.adjust_brightness(pixels, 1 + 0.3 * amount)
-        elif step == 1:
-            pixels = transforms.adjust_contrast(pixels, 1 + 0.3 * amount)
-        elif step == 2:
-            pixels = transforms.adjust_saturation(pixels, 1 + 0.3 * amount)
-        else:
-            pixels = transforms.adjust_hue(pixels, 0.1 * amount)
-    return pixels.permute(1, 2, 0).contiguous().numpy()
-
-# %% [markdown]
-# Together they make one training view, at the size that the network sees:
-
-# %%
 def street_view(image, label, rng, size, version):
     """One training view, at `size`, of a photo (H, W, 3) and its label (H, W)."""
     if rng.random() < 0.25:
@@ -575,32 +555,8 @@ def both_resolutions(frames, size, native, encoder):
 
 # %% [markdown]
 # Each network is scored on each set of pictures, at both resolutions, after the last epoch and after the *best*, the one with
-# the highest mean IoU on the held-out fold. (You may skip this bookkeeping, up to *One fold*.)
-
-# %%
-def save_matrices(path, data, per_image):
-    """Keep the confusion matrix of each picture under its name."""
-    names = [f"{frame.city}/{frame.name}" for frame in data.frames]
-    np.savez_compressed(path, image=np.array(names), confusion=per_image["confusion"])
-
-
-def evaluation_grid(folder, model, accelerator, data):
-    """mIoU by image set, resolution and checkpoint: grid["held_out"]["low"]["best"]."""
-    grid = {name: {"low": {}, "full": {}} for name in data}
-    for checkpoint in ("last", "best"):
-        common.load_weights(folder / f"{checkpoint}.safetensors", model)
-        for name, sets in data.items():
-            for resolution, scenes in sets.items():
-                metrics, per_image = common.evaluate(model, scenes, accelerator)
-                grid[name][resolution][checkpoint] = metrics["miou"]
-                # only these matrices are kept
-                wanted = (name, resolution, checkpoint) == ("held_out", "low", "last")
-                if wanted and accelerator.is_main_process:
-                    path = folder / "held_out_per_image.npz"
-                    save_matrices(path, scenes, per_image)
-    return grid
-
-# %% [markdown]
+# the highest mean IoU on the held-out fold.
+#
 # ### One fold
 #
 # Validations on the held-out fold pick the best epoch. (The source reports the best epoch's score and saves the last epoch's
@@ -799,9 +755,8 @@ for title, some in {"CamVid": on_camvid, "CamVid, 163 each": equal_pairs}.items(
 
 # %% [markdown]
 # The three seeds agree: it is more than the chance of training explains. Drive by drive it is 3.7 to 10.0 points, but 0.0 for
-# 0001TP with seed 43. With 163 pictures for all it is much the same on average, and less certain: 3.6 to 13.2 points drive by
-# drive. On the toy streets most of the 2.3 comes from brunhaven, the city of fold 3. (It is not 18.4 - 16.8: one score of all
-# pictures is no mean of folds.)
+# 0001TP with seed 43. With 163 pictures for all it is much the same on average, and less certain. On the toy streets most of
+# the 2.3 comes from brunhaven, the city of fold 3. (It is not 18.4 - 16.8: one score of all pictures is no mean of folds.)
 #
 # ### The paired bootstrap
 #
@@ -842,8 +797,7 @@ if pairs:
 # thousand values, the middle 95 % is the interval.
 #
 # Which units? In a video, neighbours are nearly the same picture, and drawing them apart makes the data look richer than it is.
-# We compare a picture, a block of ten neighbours, and a whole city or drive. (Toy streets are no video: the row of ten
-# neighbours means nothing for them.)
+# We compare a picture, a block of ten neighbours (which means nothing for toy streets), and a whole city or drive.
 
 # %%
 def units_of(pictures):
@@ -914,7 +868,7 @@ print(f"best minus last: {(noise.max(axis=1) - noise[:, -1]).mean():.2f} deviati
 
 # %% [markdown]
 # No printed number says how far the source's validations scatter. If it is half a point, luck made .8 of its 2.2 points. (Ours
-# mostly still improve: 13 of the 18 on CamVid are best at the last epoch. So luck can hardly show in our table.)
+# mostly still improve, so luck can hardly show in our table.)
 #
 # So why did the scores fall from 67.7 to 65.5? Ours on CamVid, by image, fall because of the pictures: they explain the whole
 # fall with two seeds, and most of the 3.5 points with seed 43. For the source we cannot know without Cityscapes: its folds

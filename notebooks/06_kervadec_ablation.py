@@ -18,9 +18,9 @@
 #
 # You train one network four times, and only its loss changes: cross-entropy alone (A), with Dice (B), with Dice and a boundary
 # loss (C), with the boundary loss (D). In a published study of twelve long trainings the answer depends on the score: Dice
-# makes the trimap IoU better and the boundary F1 worse, and the boundary loss without Dice has the best mIoU. In our trainings
-# of twelve epochs on real streets the networks with Dice lead on the test pictures by all three scores, with each of three
-# seeds: likely no luck, but three seeds do not prove it. And you will see how little this boundary loss pulls.
+# makes the trimap IoU better and the boundary F1 worse, and the boundary loss without Dice has the best mIoU. In our shorter
+# trainings on real streets the networks with Dice lead by all three scores: likely no luck, but three seeds do not prove it.
+# And you will see how little this boundary loss pulls.
 #
 # ![A street of CamVid, its label, and the predictions of four networks, which hardly differ](../results/pictures/06_four_losses.jpg)
 #
@@ -174,17 +174,8 @@ print(common.device_line())
 # 11); void (255) is neither trained nor scored.
 
 # %%
-def make_splits(root, images):
-    """{split: frames}, at most `images` of each (0: all); no test without labels."""
-    splits = {split: common.list_frames(root, split) for split in ("train", "val")}
-    test = common.has_test_labels(root)
-    splits["test"] = common.list_frames(root, "test") if test else []
-    return {name: common.evenly(some, images) for name, some in splits.items()}
-
-
-# %%
 root = common.find_data(data_dir, mode)
-splits = make_splits(root, settings["images"])
+splits = common.list_splits(root, settings["images"])
 size = common.network_size(splits["train"][0], settings["height"])
 print({name: len(frames) for name, frames in splits.items()}, "at", size)
 
@@ -254,7 +245,6 @@ def cross_entropy(log_probs, label, class_weights=None):
 #
 # $$L_{Dice} = 1 - \frac{1}{C}\sum_c \frac{2\sum_{x\in V} p_c y_c + \varepsilon}{\sum_{x\in V} p_c + \sum_{x\in V} y_c + \varepsilon}$$
 #
-# A class that the batch lacks has a Dice of 1 if it is predicted nowhere, and of about a tenth if ten pixels are predicted.
 
 # %%
 def dice_loss(probs, label, smooth=1.0):
@@ -393,20 +383,14 @@ def loss_terms(variant, recipe, lambda_d, lambda_b):
 
 
 # %% [markdown]
-# The first of two cells only serves terms of your own, which go above it (see *To go further*); then the whole sum:
+# The whole sum (`own` holds terms of your own, whose functions go above this cell, see *To go further*):
 
 # %%
-OURS = ("ce", "dice", "boundary")
+from results.extras_06 import OURS, composite_loss, sum_of_own
+
 own = common.own_losses(VARIANTS, OURS, globals())
 
 
-def sum_of_own(log_probs, label, terms, own):
-    """Weighted sum of the terms beside OURS, whose functions are in `own`."""
-    names = [name for name in terms if name not in OURS]
-    return sum(terms[name] * (own or {})[name](log_probs, label) for name in names)
-
-
-# %%
 def composite_as_written(logits, batch, terms, class_weights=None, own=None):
     """Weighted sum of terms {name: weight}; logits (B, C, H, W), batch: label, phi."""
     label, log_probs = batch["label"], logits.float().log_softmax(1)
@@ -422,53 +406,8 @@ def composite_as_written(logits, batch, terms, class_weights=None, own=None):
 
 
 # %% [markdown]
-# We train with the same sum, added up over strips of rows, 5 times faster. Skip the cell if you like.
-
-# %%
-from torch.utils.checkpoint import checkpoint
-
-
-def pixel_sums(logits, label, phi=None, class_weights=None):
-    """Sums over pixels: w log p_y; w; per class p y, p and y; phi p."""
-    log_probs, valid = logits.float().log_softmax(1), label != 255
-    probs, truth, n = log_probs.exp(), label.where(valid, 0), logits.shape[1]
-    true = log_probs.gather(1, truth[:, None])[:, 0] * valid  # (B, h, w)
-    counted = valid.to(probs.dtype)
-    weight = counted if class_weights is None else class_weights[truth] * valid
-    hits, counts = (probs.new_zeros(n).index_add(0, truth.flatten(), one.flatten())
-                    for one in (true.exp() * valid, counted))
-    mass = (probs * valid[:, None]).sum((0, 2, 3))
-    distance = 0 * mass.sum() if phi is None else (phi * valid[:, None] * probs).sum()
-    return (true * weight).sum(), weight.sum(), hits, mass, counts, distance
-
-
-def sums_by_strips(logits, label, phi=None, class_weights=None):
-    """`pixel_sums` of whole pictures, added up over strips of rows."""
-    numbers = 2**19 if logits.device.type == "cpu" else 2**24  # what a cache holds
-    rows = max(1, numbers * logits.shape[2] // logits.numel())
-    strips = [x.split(rows, 2) for x in (logits, phi) if x is not None]
-    options = {"use_reentrant": False, "preserve_rng_state": False}
-    sums = [checkpoint(pixel_sums, of_logits, of_label, *of_phi,
-                       class_weights=class_weights, **options)
-            for of_label, of_logits, *of_phi in zip(label.split(rows, 1), *strips)]
-    return [sum(column) for column in zip(*sums)]
-
-
-def composite_loss(logits, batch, terms, class_weights=None, own=None, smooth=1.0):
-    """The value and gradient of `composite_as_written`; arguments as there."""
-    label, phi = batch["label"], batch["phi"] if "boundary" in terms else None
-    sums = sums_by_strips(logits, label, phi, class_weights)
-    likelihood, weight, hits, mass, counts, distance = sums
-    log_probs = logits.float().log_softmax(1) if own else None
-    loss = sum_of_own(log_probs, label, terms, own)
-    loss = loss - terms.get("ce", 0) * likelihood / weight.clamp(min=1e-6)
-    dice = 1 - ((2 * hits + smooth) / (mass + counts + smooth)).mean()
-    scale = 1 if phi is None or phi.dtype != torch.int8 else 127
-    far = distance / (scale * len(hits) * counts.sum().clamp(min=1))
-    return loss + terms.get("dice", 0) * dice + terms.get("boundary", 0) * far
-
-
-# %% [markdown]
+# We train with `composite_loss`, the same sum added up over strips of rows, 5 times faster.
+#
 # ### The network
 #
 # The encoder turns a photo into maps of stride 4 to 32, with one value for 4x4 to 32x32 pixels. The decoder, *UPerNet*, pools
@@ -491,7 +430,6 @@ def composite_loss(logits, batch, terms, class_weights=None, own=None, smooth=1.
 # ```
 
 # %%
-import segmentation_models_pytorch as smp
 from torch import nn
 
 
@@ -506,6 +444,9 @@ def fcn_head(channels, num_classes):
 # In training the network returns the logits of both heads, otherwise only the first:
 
 # %%
+import segmentation_models_pytorch as smp
+
+
 class UPerNetWithAux(nn.Module):
     """UPerNet: logits (B, C, H, W) in eval mode, in training also the second head's."""
 
@@ -547,22 +488,12 @@ with common.network_errors(settings["encoder"]), torch.no_grad():
 # %% [markdown]
 # ### The rest of the recipe
 #
-# All photos get other colours. Half of them are mirrored with their labels (distance maps are made afterwards), and half are
-# blurred:
+# All photos get other colours, half of them are mirrored with their labels, and half are blurred:
 
 # %%
 import cv2
 
-
-def jitter_colors(image, rng, jitter=0.25, hue=0.03):
-    """Random brightness, contrast, saturation and hue of an (H, W, 3) uint8 image."""
-    brightness, contrast, saturation = rng.uniform(-1, 1, 3) * jitter
-    shift = 255 * brightness - 128 * contrast
-    image = cv2.addWeighted(image, 1 + contrast, image, 0, shift)
-    h, s, v = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL))
-    h = h + np.uint8(round(256 * rng.uniform(-1, 1) * hue) % 256)  # a circle of 256
-    s = cv2.multiply(s, 1 + saturation)
-    return cv2.cvtColor(cv2.merge([h, s, v]), cv2.COLOR_HSV2RGB_FULL)
+from results.extras_06 import frequency_weights, jitter_colors, make_scheduler
 
 
 def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
@@ -580,24 +511,14 @@ def augment(image, label, rng, flip=0.5, jitter=0.25, hue=0.03, blur=1.0):
 # over the root of a class's share, as in notebook 02, with a mean of 1:
 
 # %%
-def frequency_weights(frames, scheme):
-    """(C,) one over the root of each class's share, with mean 1; absent classes 0."""
-    labels = (scheme.table[common.read_label(frame.label)] for frame in frames)
-    counts = sum(np.bincount(label.ravel(), minlength=256) for label in labels)
-    counts = counts[: len(scheme.classes)]
-    share = np.maximum(counts / counts.sum(), 1e-12)
-    weights = np.where(counts > 0, share**-0.5, 0)
-    return torch.from_numpy(weights / weights[counts > 0].mean()).float()
-
-
 class_weights = None
 if recipe == "author_config" or settings["class_weights"] == "inverse_sqrt":
     class_weights = frequency_weights(splits["train"], scheme)
     print({scheme.classes[c]: round(class_weights[c].item(), 2) for c in (0, POLE, 6)})
 
 # %% [markdown]
-# A pixel of a pole weighs nearly eight times as much as one of road. The encoder starts from ImageNet weights. The learning
-# rate falls to zero, on the source's straight line or in *one cycle*, a short rise and a long fall:
+# A pixel of a pole weighs nearly eight times as much as one of road. The learning rate falls to zero, on the source's straight
+# line or in the one cycle of notebook 04. The encoder starts from ImageNet weights:
 
 # %%
 def build_network(settings, weights):
@@ -610,19 +531,6 @@ def build_network(settings, weights):
                               pretrained=which if pretrained else None)
 
     return common.with_weights(build, weights if name else "none", name)
-
-
-# %%
-def make_scheduler(optimizer, settings, steps_per_epoch):
-    """(scheduler, when it steps: per "epoch" or per "step")."""
-    if settings["schedule"] == "linear":
-        line = torch.optim.lr_scheduler.PolynomialLR
-        return line(optimizer, total_iters=settings["epochs"], power=1.0), "epoch"
-    steps = max(3, settings["epochs"] * steps_per_epoch)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, optimizer.param_groups[0]["lr"], total_steps=steps,
-        pct_start=max(0.1, 2 / steps))  # a very short training has a top, too
-    return cycle, "step"
 
 
 # %% [markdown]
@@ -681,8 +589,8 @@ def train_variant(folder, terms, own, class_weights, settings, size, splits, wei
 # %% [markdown]
 # ## Train them
 #
-# The four see the same pictures in the same order, and start from the same weights. `unread` lists what a loss does not read:
-# so a new $\lambda_b$ does not train A again.
+# The four see the same pictures in the same order, and start from the same weights. A new $\lambda_b$ does not train A again,
+# which does not read it (`unread`).
 
 # %%
 def unread(terms):
@@ -693,6 +601,7 @@ def unread(terms):
     return of_distances + ([] if "dice" in terms else ["lambda_d"])
 
 
+# %%
 train = partial(train_variant, class_weights=class_weights, settings=settings,
                 size=size, splits=splits, weights=weights, norm=norm, seed=seed,
                 keep_at=keep_at, processes=num_processes, max_hours=max_hours)
@@ -713,11 +622,11 @@ histories = {f"variant {letter}": run.history for letter, run in runs.items()}
 common.show(common.show_history(histories, ("miou", "iou_pole")))
 
 # %% [markdown]
-# In twenty epochs mIoU comes to .43 or .44 and the IoU of poles to .11. At the end the four lie within a point of mIoU.
+# After twenty epochs the four lie within a point of mIoU, at .43 or .44, and the IoU of poles is .11.
 #
 # ## One street, four answers
 #
-# This loads the network of a finished run:
+# We load the four networks. They predict the val street with the most pixels of poles, lights and signs:
 
 # %%
 def load_variant(folder, settings, file="last.safetensors"):
@@ -726,9 +635,6 @@ def load_variant(folder, settings, file="last.safetensors"):
     common.load_weights(folder / file, model).eval()
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
-
-# %% [markdown]
-# The four networks predict the val street with the most pixels of poles, lights and signs:
 
 # %%
 models = {letter: load_variant(run.folder, settings) for letter, run in runs.items()}
@@ -742,18 +648,14 @@ panels |= {f"variant {k}": one for k, one in seen.items()}
 common.show(common.show_panels(panels, scheme, columns=2))
 
 # %% [markdown]
-# All make blobs of signs and people, and miss thin poles. With this page you can look around in these runs, in their curves and
-# in four such streets (its path starts in the folder `results`):
+# All make blobs of signs and people, and miss thin poles. This page shows the curves of these runs, and four such streets (its
+# path starts in the folder `results`):
 
 # %%
 from results import viewer
 
-most = np.argsort(thin)[::-1][:4]
-pictures, answers = zip(*(streets[k] for k in most))
-predicted = {runs[k].folder.name: [common.predict(models[k], one, size, **scaling)
-                                   for one in pictures] for k in models}
-page = viewer.write(next(iter(runs.values())).folder.parent, pictures, answers,
-                    predicted, [f"val street {k}" for k in most], scheme)
+folders = {letter: run.folder for letter, run in runs.items()}
+page = viewer.write_networks(folders, models, val, np.argsort(thin)[::-1][:4])
 print("open in a browser:", "/".join(page.parts[-3:]))
 
 # %% [markdown]
@@ -778,8 +680,7 @@ pd.concat({"ours": pd.DataFrame(ours).T.round(1),
 
 # %% [markdown]
 # **So which loss draws the sharpest streets?** By the published numbers that depends on the score: Dice (B, C) gains trimap IoU
-# and loses boundary F1 (the source supposes that it keeps the band along a contour in one piece, but rounds off fine contours
-# [report, §6.2]), and in mIoU D leads by .4. Ours prove nothing.
+# and loses boundary F1, and in mIoU D leads by .4. Ours prove nothing.
 #
 # ## Three seeds and six comparisons
 #
@@ -815,10 +716,9 @@ def paired_t(a, b):
 
 
 # %% [markdown]
-# $p$ is the probability of a difference at least as large if there were none in truth; it is below .05 where the interval
-# leaves out 0. But four variants make six pairs, and six independent tests give at least one $p$ below .05 by luck 26 % of the
-# time ($1 - .95^6$). **Holm's method** multiplies the smallest $p$ by 6, the next by 5, and so on, and lets none fall below the
-# one before it:
+# $p$ is the probability of a difference at least as large if there were none in truth. But four variants make six pairs, and six
+# independent tests give at least one $p$ below .05 by luck 26 % of the time ($1 - .95^6$). **Holm's method** multiplies the
+# smallest $p$ by 6, the next by 5, and so on, and lets none fall below the one before it:
 
 # %%
 def holm(pvalues):
@@ -853,7 +753,7 @@ pd.concat(pairs, axis=1).drop(columns="p", level=1).round(3)
 # - **Boundary F1**: Dice is .7 to .9 worse. A and D beat B (.010, .011); against C they just miss .05 (.055).
 #
 # These tests ask whether other *seeds* would agree. The study's first test asks about other *pictures*, by a bootstrap: there D
-# is above B and A after Holm (.032, .043), and above C not quite (.092) [report, §5.1]. Two questions, two answers.
+# is above B and A after Holm (.032, .043), and above C not quite (.092) [report, §5.1].
 #
 # ## How strongly does each loss pull?
 #
@@ -873,7 +773,8 @@ def term_gradients(logits, batch, terms, class_weights=None):
 
 
 # %% [markdown]
-# The four streets as one batch, and the terms of C with their weights, 1 for Dice and .2 for the boundary loss:
+# The four streets as one batch, and the terms of C with their weights, 1 for Dice and .2 for the boundary loss. The networks are
+# a fresh one; C, which learnt with both losses; and A, which learnt with neither:
 
 # %%
 from torch.utils.data import default_collate
@@ -884,10 +785,6 @@ four = common.StreetScenes(common.evenly(splits["val"], 4), size, targets=target
 held_out = default_collate([four[k] for k in range(len(four))])
 all_terms = loss_terms("C", "paper", lambda_d or 1.0, lambda_b or 0.2)
 
-# %% [markdown]
-# The networks: a fresh one; C, which learnt with both losses; and A, which learnt with neither:
-
-# %%
 torch.manual_seed(seed)
 stages = {"at the start": build_network(settings, weights)[0].eval()}
 stages |= {f"variant {k}": models[k].cpu() for k in "CA" if k in models}
@@ -908,8 +805,7 @@ def compare_pulls(pull, mask):
 
 # %% [markdown]
 # We ask everywhere, within a pixel of the seams between classes, and inside regions. The first two columns are shares of the
-# length of cross-entropy's gradient (with its class weights); the last is the boundary loss's gradient per pixel (root of the
-# mean square):
+# length of cross-entropy's gradient; the last is the boundary loss's gradient per pixel (root of the mean square):
 
 # %%
 bands = [common.trimap_band(one.numpy(), 19, radius=1) for one in held_out["label"]]
@@ -932,8 +828,8 @@ pd.DataFrame(table).T.map("{:.2g}".format)
 # after training three quarters as hard (in A 2.7 against 3.5 billionths). On these toy streets the two pull apart in no region,
 # and after training they agree more inside (.37 to .38) than near seams (.24); the source expects the opposite.
 #
-# Where do they pull in the last of these networks, A? Bright is strong, on a scale of its own; titles give the length on this
-# street as a share of cross-entropy's. Void is grey (black in the label):
+# Where do they pull in the last of these networks, A? Bright is strong, on a scale of its own; titles give the length as a share
+# of cross-entropy's. Void is grey:
 
 # %%
 panels = {"label": held_out["label"][0].numpy(),
@@ -957,17 +853,16 @@ common.show(common.show_panels(panels, scheme, columns=2))
 for unit in sorted({norm, "none"}):
     phi = [distance_targets(one.numpy().astype(np.uint8), 19, unit)["phi"]
            for one in held_out["label"]]
-    batch = held_out | {"phi": torch.stack(phi)}
-    terms = {"ce": 1.0, "boundary": 1.0}
+    terms, batch = {"ce": 1.0, "boundary": 1.0}, held_out | {"phi": torch.stack(phi)}
     pull = term_gradients(logits, batch, terms, class_weights)  # logits are still A's
-    share = (pull["boundary"].norm() / pull["ce"].norm()).item()
-    print(f"norm {unit}: a tenth with lambda_b = {0.1 / share:.3g}")
+    tenth = 0.1 * pull["ce"].norm() / pull["boundary"].norm()
+    print(f"norm {unit}: a tenth with lambda_b = {tenth:.3g}")
 
 # %% [markdown]
-# 62 if distances are divided by 127, .45 if they are in pixels, for these toy streets: a $\lambda_b$ means nothing without the
-# unit of $\phi$. (On CamVid, with `mode = "laptop"` and `variant = "A"`, this cell prints 32 and .24. So a $\lambda_b$ of .2
-# with distances in pixels, the run that we call `D pixels` below, has .08 of cross-entropy's pull there.) At any scale within
-# [-1, 1] the source's .2 gives at most .021 of plain cross-entropy's pull (exercise 6.2).
+# 62 if distances are divided by 127, .45 if they are in pixels: a $\lambda_b$ means nothing without the unit of $\phi$. (On
+# CamVid, with `mode = "laptop"` and `variant = "A"`, this cell prints 32 and .24. So a $\lambda_b$ of .2 with distances in
+# pixels, `D pixels` below, has .08 of cross-entropy's pull there.) At any scale within [-1, 1] the source's .2 gives at most
+# .021 of plain cross-entropy's pull (exercise 6.2).
 #
 # ### The boundary loss alone
 #
@@ -1001,13 +896,12 @@ for term in ("ce", "boundary"):
 
 # %% [markdown]
 # With cross-entropy mIoU comes to .24 and nine classes are named, with the boundary loss alone to .14 and seven. Its gradient
-# at a logit has the factor $p$ (exercise 6.2): a class that the network has given up hardly comes back. One seed and sixty
-# steps prove nothing, but it does not look like a replacement.
+# at a logit has the factor $p$ (exercise 6.2): a class that the network has given up hardly comes back. (One seed, sixty steps.)
 #
 # ## What CamVid says
 #
 # We trained on CamVid, mode `laptop`, with three seeds. `D pixels` is D with distances in pixels and $\lambda_b$ = .2 (`-p norm
-# none`).
+# none`). The scores of all 233 test pictures, in per cent, and how far they lie above A's, seed by seed:
 
 # %%
 def camvid_runs(suffix=""):
@@ -1017,9 +911,6 @@ def camvid_runs(suffix=""):
     names |= {"D-normnone" + suffix: "D pixels"}
     return found.assign(name=found["method"].map(names)).dropna(subset="name")
 
-
-# %% [markdown]
-# The scores of all 233 test pictures, in per cent, and how far they lie above A's, seed by seed:
 
 # %%
 from IPython.display import display
@@ -1044,35 +935,20 @@ if found["name"].nunique() > 1 and "A" in set(found["name"]):
 
 # %% [markdown]
 # With each seed A to D end within 1.5 points of mIoU. B leads with every seed and by every score, and C is second; the study's
-# order in mIoU was D, A, C, B. (On val B is third with seed 42, and first with the others.)
+# order in mIoU was D, A, C, B.
 #
 # Now other seeds *and* other pictures in one interval: `common.compare_runs` draws seeds with replacement, and for each draw
-# blocks of ten neighbouring frames:
+# blocks of ten neighbouring frames. Two pairs add Dice, two the boundary loss, one the boundary loss in pixels. A dot is the
+# difference, a line its 95 % interval. In the table, $p$ is over the seeds alone, after Holm for the five pairs of a score:
 
 # %%
-def compare(folders, pairs):
-    """Differences in points, rows (pair, score), with intervals."""
-    rows = {}
-    for a, b in pairs:
-        both = folders[[a, b]].dropna()
-        for metric, title in STRICT.items():
-            interval = common.compare_runs(both[a], both[b], metric)[:3]
-            rows[f"{a} - {b}", title] = 100 * np.array(interval)
-    return pd.DataFrame(rows, index=["difference", "low", "high"]).T
-
-
-# %% [markdown]
-# Two pairs add Dice, two the boundary loss, one the boundary loss in pixels. A dot is the difference, a line its 95 % interval.
-# In the table, $p$ is over the seeds alone, after Holm for the five pairs of a score:
-
-# %%
-PAIRS = (("B", "A"), ("C", "D"), ("D", "A"), ("C", "B"), ("D pixels", "A"))
+PAIRS = {"B - A": ("B", "A"), "C - D": ("C", "D"), "D - A": ("D", "A"),
+         "C - B": ("C", "B"), "D pixels - A": ("D pixels", "A")}
 folders = found.pivot(index="seed", columns="name", values="folder")
-asked = [[a, b] for a, b in PAIRS if {a, b} <= set(folders)]
-asked = [pair for pair in asked if len(folders[pair].dropna())]
-if asked:
-    differences = compare(folders, asked)
+differences = common.compare_pairs(folders, PAIRS, STRICT)
+if len(differences):
     common.show(common.show_intervals(differences, "points"))
+    asked = [PAIRS[pair] for pair in differences.index.unique(level=0)]
     tests = {title: paired_tests(scores[title].unstack("name"), asked)["holm"]
              for title in STRICT.values()}
     table = differences.assign(p=pd.DataFrame(tests).stack()).unstack()
@@ -1082,16 +958,15 @@ if asked:
 # - **Dice**: B has 1.2 points of mIoU more than A, 1.0 of strict boundary F1 and 1.3 of trimap IoU; C has .3, .8 and 1.0 more
 #   than D. All but the .3 have an interval without 0. But after Holm none of these six has a $p$ below .05 (.060 at best), and
 #   the intervals, drawn from only three seeds and not corrected for their number, are too narrow. So Dice's gain is likely, not
-#   certain. In the study the boundary F1 fell with Dice; ours differs in class weights, network, size and length, and any of
-#   these may be the reason.
+#   certain. In the study the boundary F1 fell with Dice; ours differs in class weights, network, size and length.
 # - **The boundary loss**, in either unit: D is .5 points of mIoU above A, C .3 below B, `D pixels` .1 above A. Every interval
 #   holds 0: it changes nothing that we can tell from luck.
 # - Yet after Holm **one $p$** of the boundary loss is below .05: C below B in mIoU (.015), as the three differences are nearly
 #   equal, .30, .33 and .37. This $p$ asks only whether other *seeds* would agree on these 233 pictures. The interval also asks
 #   about other *pictures*, and holds 0.
 #
-# Had we stopped at seed 42, D would be .8 above A. That is a difference between two *networks*: a small change to a training
-# can grow into another network. To compare two *losses* takes several networks of each.
+# Had we stopped at seed 42, D would be .8 above A. That is a difference between two *networks*. To compare two *losses* takes
+# several networks of each.
 #
 # ## Do short runs mislead?
 #
@@ -1105,11 +980,6 @@ for epoch in range(10, 161, 10):
     gaps[epoch] = paired_t(table["C"], table["D"])
 gaps = pd.DataFrame(gaps, index=["C - D", "± t", "p"]).T
 print("p < .05 at epochs", gaps.index[gaps["p"] < 0.05].tolist())
-
-# %% [markdown]
-# All sixteen epochs, with their intervals:
-
-# %%
 print(f"smallest p after Holm: {min(holm(gaps['p'])):.2f}")
 fig, axis = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
 axis.errorbar(gaps.index, gaps["C - D"], gaps["± t"], fmt="o", capsize=2)
@@ -1152,8 +1022,8 @@ if len(found) and len(short):
 
 # %% [markdown]
 # After 3 epochs two gains look alike, B over A and C over B: each is .5 points on average, and positive with every seed. After
-# 12 the first has grown to 1.2, and the second has turned to -.3, again with every seed. From the short runs alone nobody could
-# have told which would last.
+# 12 the first has grown to 1.2, and the second has turned to -.3. From the short runs alone nobody could have told which would
+# last.
 #
 # ## A perfect score for a wrong picture
 #
@@ -1162,12 +1032,9 @@ if len(found) and len(short):
 # draw a building 20 pixels too wide, and ask the boundary F1 of then and the mended one:
 
 # %%
-street = np.full((64, 128), 2)  # building
-street[48:], street[:48, 64:] = 0, 8  # road below, vegetation on the right
+street = np.kron([[2, 8], [2, 8], [2, 8], [0, 0]], np.ones((16, 64), int))
 guess = np.where((street == 8) & (np.arange(128) < 84), 2, street)
 common.show(common.show_panels({"label": street, "prediction": guess}, scheme))
-
-# %%
 for estimator in ("as_published", "per_class"):
     f1 = common.boundary_f1(guess, street, 19, estimator=estimator)
     print(f"{estimator:13s} boundary F1 = {np.nanmean(f1):.3f}")
@@ -1381,7 +1248,7 @@ with common.exercise("Exercise 6.4"):
 # ### To go further
 #
 # Write `focal_loss(log_probs, label)`, the mean of $-(1-p)^2 \log p$ of the true class over the pixels that are not void (Lin
-# et al., 2017), above the cell of `OURS`, add `"E": ("ce", "focal")` to `VARIANTS`, and train it beside A (`variant = "AE"`).
+# et al., 2017), above the cell of `own`, add `"E": ("ce", "focal")` to `VARIANTS`, and train it beside A (`variant = "AE"`).
 #
 # ## References
 #

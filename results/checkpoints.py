@@ -38,7 +38,7 @@ class Kept:
         if not self.root.is_dir():
             raise common.StreetsError(f"There is no folder {self.root}, on which {folder.name} was trained: "
                                       "name it with --data-dir.")
-        self.splits = self.nb.make_splits(self.root, self.settings["images"])
+        self.splits = common.list_splits(self.root, self.settings["images"])
         if {split: len(frames) for split, frames in self.splits.items()} != config["images"]:
             raise common.StreetsError(f"{self.root} has not as many images as {folder.name} was trained and scored on.")
         self.size = common.network_size(self.splits["train"][0], self.settings["height"])

@@ -189,6 +189,48 @@ def show_intervals(table: pd.DataFrame, xlabel: str):
     return fig
 
 
+def show_curves(tables: dict[str, pd.DataFrame], ylabel: str, dashed: Iterable[str] = ()):
+    """Figure of tables {title: a curve per column, over the named index}, side by side on one scale, one legend; returns it."""
+    size = (5.5 if len(tables) == 1 else 8.5, 2.8)
+    fig, axes = plt.subplots(1, len(tables), figsize=size, sharey=True, layout="constrained", squeeze=False)
+    for axis, (title, table) in zip(axes[0], tables.items()):
+        styles = ["o--" if name in dashed else "o-" for name in table]
+        table.plot(ax=axis, style=styles, ms=4, color=CURVES, legend=False, title=title, grid=True)
+        axis.set(xlabel=table.index.name, ylabel=ylabel)
+    lines, names = axes[0][0].get_legend_handles_labels()
+    fig.legend(lines, names, loc="outside lower center", ncols=4, frameon=False)
+    return fig
+
+
+def show_pulls(pulls: dict, slides: dict, names: dict[str, str], shift: int = 6):
+    """Figure of losses that pull on an object which slides: each loss by shift, and its pull on thin and thick; returns it.
+
+    pulls: {(term, kind): [(loss, pull (H, W)) by shift]}; slides: {kind: [(label, prediction), each (1, H, W), by shift]};
+    names: {term: title}. Blue raises the object's logit. A title says how hard the mean missed pixel is pulled, and which
+    share of all pull falls on pixels that are right.
+    """
+    fig, axes = plt.subplots(1 + len(slides), len(names), figsize=(9, 7), layout="constrained")
+    for column, (term, name) in zip(axes.T, names.items()):
+        column[0].set(title=name, xlabel="shift (px)")
+        column[0].set_prop_cycle(color=CURVES)
+        largest = max(pulls[term, kind][shift][1].abs().max() for kind in slides)
+        for axis, (kind, slid) in zip(column[1:], slides.items()):
+            losses, forces = zip(*pulls[term, kind])
+            column[0].plot(losses, marker=".", label=kind)
+            force, (truth, moved) = forces[shift], slid[shift]
+            axis.imshow(force, cmap="RdBu", vmin=-largest, vmax=largest)
+            axis.contour(truth[0], [0.5], colors="black", linewidths=0.7)
+            missed = force[(truth > moved)[0]].mean()
+            right = force.abs()[(truth == moved)[0]].sum() / force.abs().sum()
+            axis.set_title(f"missed {missed:.2f}, right {right:.0%}", fontsize=9)
+            axis.set(xticks=[], yticks=[])
+        column[0].set_ylim(0, None)
+    axes[0, 0].legend(frameon=False)
+    for axis, name in zip(axes[:, 0], ("loss", *slides)):
+        axis.set_ylabel(name)
+    return fig
+
+
 def show_segformer(channels: Sequence[int], height: int):
     """Figure, to scale, of a photo of `height` rows, an encoder's four maps, the mixed map of the head and the logits."""
     fig, axis = plt.subplots(figsize=(8.5, 1.9), layout="constrained")

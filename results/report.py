@@ -307,6 +307,11 @@ def holm_levels(ps: Sequence[float]) -> list[float]:
     return levels
 
 
+def survivors(ps: pd.DataFrame) -> pd.DataFrame:
+    """Which p values of a table stay significant after Holm's correction for those of their row."""
+    return ps <= ps.apply(holm_levels, axis=1, raw=True)
+
+
 def with_levels(rows: list[Evidence]) -> list[Evidence]:
     """Evidence on one source at Holm's levels: tests of its claims are a family, others one by data, mode and weights."""
     families = {}

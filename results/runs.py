@@ -495,9 +495,14 @@ def run_folder(out_dir: str, notebook: str, dataset: str, mode: str, method: str
 
 
 def definitions(cells: Iterable[str]) -> dict[str, ast.stmt]:
-    """{name: syntax tree} of the functions, classes and ALL_CAPS values that cells define; the last one counts."""
-    found = {}
-    for node in (node for cell in cells for node in statements(cell)):
+    """{name: syntax tree} of the functions, classes and ALL_CAPS values that cells define; the last one counts.
+
+    A notebook's extras (results/extras_06.py and the like), from which a cell imports, count as its first cell.
+    """
+    found, nodes = {}, [node for cell in cells for node in statements(cell)]
+    modules = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    extras = [path for path in (HERE / "results").glob("extras_*.py") if f"results.{path.stem}" in modules]
+    for node in [node for path in extras for node in statements(path.read_text(encoding="utf-8"))] + nodes:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = node
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
@@ -570,7 +575,8 @@ def code_state(notebook: str, digest: str, used: Sequence[str]) -> dict:
     commit, committed = git("rev-parse", "HEAD"), git("show", f"HEAD:notebooks/{notebook}.py")
     if commit is None or committed is None:
         return {"commit": commit and commit.strip(), "code": "unknown"}
-    changed = git("status", "--porcelain", "--", "common.py", "data_prep.py", "results/runs.py").split()[1::2]
+    changed = git("status", "--porcelain", "--", "common.py", "data_prep.py", "results/runs.py",
+                  f"results/extras_{notebook[:2]}.py").split()[1::2]
     changed += ["the notebook"] * (definitions_digest(script_cells(committed), used) != digest)
     return {"commit": commit.strip(), "code": f"uncommitted: {', '.join(changed)}" if changed else "committed"}
 

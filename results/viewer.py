@@ -447,6 +447,14 @@ def write(folder: str | Path, photos: Sequence, labels: Sequence, predictions: d
     return write_page(folder)
 
 
+def write_networks(folders: dict[str, Path], networks: dict, data: common.StreetScenes, wanted: Iterable[int]) -> Path:
+    """`write` with what networks {name: network} of runs {name: folder} predict for the `wanted` scenes of a data set."""
+    photos, labels = zip(*(data.read(k) for k in wanted))
+    predictions = {folders[name].name: [common.predict(network, photo, data.size, data.mean, data.std) for photo in photos]
+                   for name, network in networks.items()}  # fmt: skip
+    return write(next(iter(folders.values())).parent, photos, labels, predictions, [f"scene {k}" for k in wanted], data.scheme)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write one HTML page to look around in the runs of a folder.")
     parser.add_argument("folder", help="a folder of runs, such as results/06_kervadec_ablation/camvid11-laptop")

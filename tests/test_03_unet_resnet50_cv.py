@@ -14,7 +14,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import common
 import data_prep
-from results import report, runs
+from results import extras_03, report, runs
 
 NAME = "03_unet_resnet50_cv"
 TINY = {"epochs": 1, "images": 8, "height": 32, "weights": "none"}
@@ -268,7 +268,7 @@ def test_one_view_in_four_is_scaled_and_half_are_flipped(nb, street):
 def test_colour_jitter_makes_four_changes_within_their_limits(nb, monkeypatch):
     amounts = {name: [] for name in ("brightness", "contrast", "saturation", "hue")}
     for name, seen in amounts.items():
-        monkeypatch.setattr(nb.transforms, f"adjust_{name}", lambda pixels, amount, seen=seen: seen.append(amount) or pixels)
+        monkeypatch.setattr(extras_03.transforms, f"adjust_{name}", lambda pixels, amount, seen=seen: seen.append(amount) or pixels)
     image = np.full((8, 8, 3), 100, np.uint8)
     for seed in range(100):
         nb.jitter_colors(image, np.random.default_rng(seed))

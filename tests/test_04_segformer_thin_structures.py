@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import common
 import data_prep
+from results.report import survivors
 
 NAME = "04_segformer_thin_structures"
 TINY = {"epochs": 1, "images": 10, "height": 32, "weights": "none"}
@@ -906,15 +907,15 @@ def seen_as(seeds):
 
 @pytest.mark.parametrize("seeds", [(42,), (42, 43), (42, 43, 44)])
 def test_answers_come_from_one_two_or_three_seeds_and_only_from_pairs_that_there_are(nb, seeds):
-    found = seen_as(seeds)
-    table = nb.answers(found, classes=("pole",))
+    folders = seen_as(seeds).pivot(index="seed", columns="method", values="folder")
+    table = common.compare_pairs(folders, nb.QUESTIONS, {"iou_pole": "pole"})
     first = table.loc["SSIM and soft IoU", "pole"]
     assert [*table.index] == [(question, "pole") for question in nb.QUESTIONS]
     assert first["difference"] == pytest.approx(5.3, abs=0.05) and first["low"] <= first["difference"] <= first["high"]
-    assert len(seeds) > 1 or not table["significant"].any(), "one seed proves nothing"
-    fewer = nb.answers(found.query("method in ('bas', 'baseline')"), classes=("pole",))
-    pd.testing.assert_frame_equal(fewer, table.iloc[:1], check_dtype=False)
-    assert nb.answers(found.query("method == 'bas'"), classes=("pole",)).empty
+    fewer = common.compare_pairs(folders[["bas", "baseline"]], nb.QUESTIONS, {"iou_pole": "pole"})
+    pd.testing.assert_frame_equal(fewer, table.iloc[:1])
+    alone = common.compare_pairs(folders[["bas"]], nb.QUESTIONS, {"iou_pole": "pole"})
+    assert alone.empty and list(alone) == list(table)
 
 
 def test_over_the_whole_object_soft_iou_pulls_the_thick_one_harder(nb):
@@ -928,9 +929,11 @@ def test_over_the_whole_object_soft_iou_pulls_the_thick_one_harder(nb):
 def test_significant_are_the_classes_that_survive_holms_correction(nb, monkeypatch):
     p = {"pole": 0.02, "traffic sign": 0.01, "fence": 0.2, "car": 0.03}  # levels .05/3, .05/4, and none after the first that fails
     monkeypatch.setattr(common, "compare_runs", lambda a, b, metric: (0.1, 0.05, 0.15, p[metric.removeprefix("iou_")]))
-    table = nb.answers(seen_as((42, 43)))
-    assert {name for _, name in table.index[table["significant"].astype(bool)]} == {"traffic sign"}
-    assert np.allclose(table[["difference", "low", "high"]].astype(float), [10, 5, 15])
+    folders = seen_as((42, 43)).pivot(index="seed", columns="method", values="folder")
+    table = common.compare_pairs(folders, nb.QUESTIONS, {f"iou_{name}": name for name in p})
+    assert np.allclose(table[["difference", "low", "high"]], [10, 5, 15])
+    sure = survivors(table["p"].unstack())
+    assert sure.sum().to_dict() == {"car": 0, "fence": 0, "pole": 0, "traffic sign": len(nb.QUESTIONS)}
 
 
 def test_the_published_differences_are_those_of_the_printed_rows():

@@ -550,10 +550,15 @@ def test_an_evaluation_scores_contours_and_both_sides_of_trimaps(nb, toy):
     assert {"miou", "accuracy", "iou", "boundary_f1", "trimap_iou", "outside"} <= set(metrics)
 
 
-def test_trimap_figures_show_every_fine_tuning_beside_the_control(nb):
-    scores = {"semeda_matched": 48, "ppce": 45, "continued": 50}
-    fig = nb.draw_trimaps(pd.DataFrame({f"{side}_{radius}": scores for side in ("inside", "outside") for radius in nb.RADII}))
+def test_the_trimap_figure_shows_every_fine_tuning_beside_the_control(nb, monkeypatch):
+    shown, scores = [], {"semeda_matched": 48, "ppce": 45, "continued": 50}
+    monkeypatch.setattr(common, "show", shown.append)
+    means = pd.DataFrame({f"{side}_{radius}": scores for side in ("inside", "outside") for radius in nb.RADII})
+    run_cells(["common.show_curves("], {"ready": True, "means": means, "tuned": ["continued", "semeda_matched"]})
+    (fig,) = shown
+    assert [axis.get_title() for axis in fig.axes] == ["near edges", "away from edges"]
     for axis in fig.axes:
+        assert [line.get_xdata().tolist() for line in axis.get_lines()] == [list(nb.RADII)] * 2
         np.testing.assert_allclose([line.get_ydata() for line in axis.get_lines()], [[0] * 5, [-2] * 5], atol=1e-9)
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["continued", "semeda_matched"]
     plt.close(fig)
@@ -852,18 +857,18 @@ def test_the_modes_name_recipes_that_there_are(nb):
 
 
 def test_a_fine_tuning_is_planned_once_for_each_rate_and_what_it_starts_from_stands_before_it(nb):
-    plan = nb.plan_runs(["continued", "sobel_2"], "1e-4, 3e-4", "_x")
+    plan = nb.plan_runs(nb.RECIPES, ["continued", "sobel_2"], "1e-4, 3e-4", "_x")
     assert plan == {"ppce_x": ("ppce", 0), "continued_x_lr1e-4": ("continued", 1e-4), "continued_x_lr3e-4": ("continued", 3e-4),
                     "sobel_2_x": ("sobel_2", 0)}  # fmt: skip
     assert next(iter(plan)) == "ppce_x"
     with pytest.raises(common.StreetsError, match="^stage_lr must be"):
-        nb.plan_runs(["continued"], "1e-4,fast")
+        nb.plan_runs(nb.RECIPES, ["continued"], "1e-4,fast")
 
 
 @pytest.mark.parametrize(("rates", "written"), [("3e-4", ["3e-4"]), ("0.0003", ["3e-4"]), ("1e-4, 0.00025,1e-3", ["1e-4", "2.5e-4", "1e-3"]),
                                                 ("3e-4,0.0003", ["3e-4"]), ("0.1", ["1e-1"])])  # fmt: skip
 def test_a_rate_stands_in_a_runs_name_by_its_value_however_it_was_written(nb, rates, written):
-    assert list(nb.plan_runs(["continued"], rates)) == ["ppce", *(f"continued_lr{rate}" for rate in written)]
+    assert list(nb.plan_runs(nb.RECIPES, ["continued"], rates)) == ["ppce", *(f"continued_lr{rate}" for rate in written)]
 
 
 def run_cells(parts, given=(), **parameters):
@@ -933,7 +938,7 @@ def asked_for(monkeypatch):
 def methods_of(asked_for, toy, tmp_path):
     """[(folder, configuration, options)] of the runs of the methods."""
     given = {"root": toy, "splits": {}, "size": (64, 128), "proxy_run": common.runs.Run(tmp_path, {})}
-    return lambda **parameters: asked_for(("plan = plan_runs(", "jobs, parents, unused = {}"), given, parameters)
+    return lambda **parameters: asked_for(("plan = plan_runs(", "jobs = {run:"), given, parameters)
 
 
 @pytest.fixture

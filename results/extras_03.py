@@ -1,0 +1,49 @@
+"""Notebook 03: changed colours, and the scores that are kept of a fold.
+
+They count for a run's record as if they stood in the notebook, which imports them by name.
+"""
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as transforms
+
+import common
+
+
+def jitter_colors(image, rng):
+    """Brightness, contrast and saturation times 0.7 to 1.3, hue plus -0.1 to 0.1."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    for step in rng.permutation(4):
+        amount = rng.uniform(-1, 1)
+        if step == 0:
+            pixels = transforms.adjust_brightness(pixels, 1 + 0.3 * amount)
+        elif step == 1:
+            pixels = transforms.adjust_contrast(pixels, 1 + 0.3 * amount)
+        elif step == 2:
+            pixels = transforms.adjust_saturation(pixels, 1 + 0.3 * amount)
+        else:
+            pixels = transforms.adjust_hue(pixels, 0.1 * amount)
+    return pixels.permute(1, 2, 0).contiguous().numpy()
+
+
+def save_matrices(path, data, per_image):
+    """Keep the confusion matrix of each picture under its name."""
+    names = [f"{frame.city}/{frame.name}" for frame in data.frames]
+    np.savez_compressed(path, image=np.array(names), confusion=per_image["confusion"])
+
+
+def evaluation_grid(folder, model, accelerator, data):
+    """mIoU by image set, resolution and checkpoint: grid["held_out"]["low"]["best"]."""
+    grid = {name: {"low": {}, "full": {}} for name in data}
+    for checkpoint in ("last", "best"):
+        common.load_weights(folder / f"{checkpoint}.safetensors", model)
+        for name, sets in data.items():
+            for resolution, scenes in sets.items():
+                metrics, per_image = common.evaluate(model, scenes, accelerator)
+                grid[name][resolution][checkpoint] = metrics["miou"]
+                # only these matrices are kept
+                wanted = (name, resolution, checkpoint) == ("held_out", "low", "last")
+                if wanted and accelerator.is_main_process:
+                    path = folder / "held_out_per_image.npz"
+                    save_matrices(path, scenes, per_image)
+    return grid
