@@ -1,5 +1,6 @@
 """Finding and reading data: which folder is taken, what an item holds, and that its randomness is its own."""
 
+import json
 import shutil
 
 import cv2
@@ -192,6 +193,16 @@ def test_a_folder_without_streets_is_refused(tmp_path):
 def test_evenly_spreads_over_the_whole_list():
     assert common.evenly(list(range(10)), 4) == [0, 3, 6, 9]
     assert common.evenly([1, 2], 5) == common.evenly([1, 2], 0) == [1, 2]
+
+
+def test_a_data_set_is_listed_by_split_and_without_test_labels_its_test_split_is_empty(toy, tmp_path):
+    splits = common.list_splits(toy)
+    assert {split: len(frames) for split, frames in splits.items()} == {"train": 8, "val": 3, "test": 2}
+    assert common.list_splits(toy, 2)["train"] == common.evenly(splits["train"], 2)
+    blind = shutil.copytree(toy, tmp_path / "streets")
+    info = json.loads((blind / "dataset.json").read_text())
+    (blind / "dataset.json").write_text(json.dumps(info | {"test_labels": False}))
+    assert common.list_splits(blind)["test"] == [] and len(common.list_splits(blind)["val"]) == 3
 
 
 def test_official_cityscapes_has_no_test_labels_to_score(toy, tmp_path):

@@ -467,6 +467,18 @@ def test_the_digest_changes_with_all_that_training_reaches(old, new):
     assert digest(NOTEBOOK) != digest([cell.replace(old, new) for cell in NOTEBOOK])
 
 
+def test_what_a_notebook_imports_from_its_extras_counts_as_if_it_stood_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "HERE", tmp_path)
+    (tmp_path / "results").mkdir()
+    extras, (_, *moved), train = tmp_path / "results" / "extras_99.py", NOTEBOOK[:3], NOTEBOOK[-1]
+    extras.write_text("\n\n".join(["import common", *moved, "def unused():\n    return 1"]))
+    cells = ["from results.extras_99 import scale", train]
+    assert digest(cells) == digest(NOTEBOOK) != digest(["from results.extras_98 import scale", train])
+    assert digest([cells[0], "RATES = (1, 3)", train]) != digest(NOTEBOOK), "what the notebook defines comes first"
+    extras.write_text("\n\n".join(moved).replace("x * RATES", "x + RATES"))
+    assert digest(cells) != digest(NOTEBOOK)
+
+
 def train_one(folder, loss, **options):
     return loss, options
 

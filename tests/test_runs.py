@@ -166,6 +166,8 @@ def test_a_changed_helper_is_named_and_without_git_nothing_is_claimed(repository
     with open(repository / "common.py", "a") as file:
         file.write("# mine\n")
     assert runs.record("tiny", train, cells, "", repository)["code"] == "uncommitted: common.py"
+    (repository / "results" / "extras_ti.py").write_text("RATE = 1\n")  # of the notebook "tiny"
+    assert runs.record("tiny", train, cells, "", repository)["code"] == "uncommitted: common.py, results/extras_ti.py"
     monkeypatch.setenv("PATH", "")
     assert runs.record("tiny", train, cells, "", repository)["code"] == "unknown"
 
