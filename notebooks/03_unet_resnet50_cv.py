@@ -52,8 +52,7 @@
 # %% [markdown]
 # ## Parameters
 #
-# Change them here, or from a shell:
-# `papermill notebooks/03_unet_resnet50_cv.ipynb out.ipynb -p folds city -p fold 2`.
+# Change them here, or from a shell: `papermill notebooks/03_unet_resnet50_cv.ipynb out.ipynb -p folds city -p fold 2`.
 
 # %% tags=["parameters"]
 mode: str = "quick"  # quick (minutes), laptop (real streets), course (a GPU), paper

@@ -703,21 +703,8 @@ print(f"{settings['network']}, {parameters:,} parameters, starts from: {started_
 # %% [markdown]
 # ## Train it, in plain sight
 #
-# We watch it learn, with cross-entropy alone. A pretrained encoder wants its colours scaled as they were when it was trained:
-
-# %%
-def make_data(frames, size, scheme, network, seed):
-    """common.StreetScenes of a scheme, colours scaled as the network's weights want."""
-    scaling = {}
-    if network == "lite0":
-        scaling = {"mean": common.LITE0_MEAN, "std": common.LITE0_STD}
-    data = common.StreetScenes(frames, size, "thin7", seed=seed, **scaling)
-    data.scheme = scheme
-    return data
-
-
-# %% [markdown]
-# While it learns we ask how hard each term *would* pull. The *strength* of a loss is the length of its gradient at all logits:
+# We watch it learn, with cross-entropy alone, and ask how hard each term *would* pull. The *strength* of a loss is the length
+# of its gradient at all logits:
 
 # %%
 def term_lengths(logits, label, terms=TERMS):
@@ -731,10 +718,13 @@ def term_lengths(logits, label, terms=TERMS):
 
 
 # %% [markdown]
-# Forty small streets in batches of 4, among them the street of our first figure:
+# Forty small streets in batches of 4, among them the street of our first figure (`make_data` scales the colours as the
+# pretrained weights want them):
 
 # %%
 from torch.utils.data import DataLoader
+
+from results.extras_04 import make_data
 
 frames = common.evenly(splits["train"], 40)
 small = common.network_size(frames[0], 128)
@@ -855,6 +845,7 @@ APPROACHES = {
     "ssim_lovasz": {"terms": {"ce": 1.1, "ssim": 0.5, "lovasz": 0.5},
                     "class_weights": (1, 5, 1, 1, 5, 5, 2), "paste": True},
 }
+wanted = common.several("approach", approach, APPROACHES)
 
 # %% [markdown]
 # The source found Approach 3 worse than Approach 2, and names two possible reasons: Lovász and the class weights [report]. But
@@ -881,14 +872,6 @@ def matched(terms, model, data, batch_size, batches=4):
     return terms | {"lovasz": terms["lovasz"] * float(np.mean(ratios or [1]))}
 
 
-# %%
-UNUSED = {  # parameters that an approach does not read
-    "baseline": ["paste_classes", "paste_share", "normalize"],
-    "bas": ["paste_classes", "paste_share", "normalize"],
-    "bas_copypaste": ["normalize"],
-}
-wanted = common.several("approach", approach, APPROACHES)
-
 # %% [markdown]
 # ### Train them all
 #
@@ -898,7 +881,7 @@ wanted = common.several("approach", approach, APPROACHES)
 # in a straight line. `quick` and `laptop` take *one cycle* instead: a short rise, then a long fall.
 
 # %%
-from results.extras_04 import evaluate, make_scheduler, more_scores
+from results.extras_04 import UNUSED, evaluate, make_scheduler, more_scores
 
 
 def training_loss(model, batch, **recipe):
@@ -1074,18 +1057,10 @@ if len(found):
 #
 # ### What the network does with poles
 #
-# Recall and precision of pole pixels, as in notebook 02, and their boundary F1:
+# Recall and precision of pole pixels on test, as in notebook 02, and their boundary F1, in per cent:
 
 # %%
-def on_poles(folder):
-    """Recall, precision and boundary F1 of poles on test, in per cent."""
-    with np.load(folder / "test_per_image.npz") as kept:
-        total, contours = kept["confusion"].sum(0), kept["boundary_f1"][:, POLE]
-    hits = total[POLE, POLE]
-    return {"recall": 100 * hits / total[POLE].sum(),
-            "precision": 100 * hits / max(1, total[:, POLE].sum()),
-            "boundary F1": 100 * np.nanmean(contours)}
-
+from results.extras_04 import on_poles
 
 if len(found):
     poles = pd.DataFrame([on_poles(folder) for folder in found["folder"]])

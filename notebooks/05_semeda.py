@@ -29,7 +29,7 @@
 #
 # *CamVid (Brostow, Fauqueur, Cipolla 2009), shown for teaching; all four trained on from the same network (seed 42). Poles are
 # light grey, people red, signs yellow, cars dark blue, void black. With cross-entropy alone most poles are missed, with SEMEDA
-# at strength 26 (the paper's weights, divided by pixels) nearly all, and the walker is called a car.*
+# at strength 26 (the paper's weights, divided by pixels) nearly all, and the walker is mostly called a car.*
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/street-segmentation/street-segmentation/blob/v1.0/notebooks/05_semeda.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/street-segmentation/street-segmentation/blob/v1.0/notebooks/05_semeda.ipynb)
@@ -45,8 +45,8 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 2 min on 2 cores of an AMD EPYC, 4 on those of a slower Xeon (November 2026) | with seed 42, mean IoU on test about 23 after training on with cross-entropy (majority class 1.9), 18 to 22 with SEMEDA: toy streets prove nothing |
-# | `laptop` | CamVid: 367 real streets | any CPU | 1.5 to 1.7 h for all 21 trainings on one core of that EPYC | mean IoU on test 51.5 to 52.3 after training on with cross-entropy (majority class 2.4), 44.3 to 46.2 and 49.5 to 50.2 with SEMEDA as above (three seeds) |
+# | `quick` | toy streets, made on the spot | any CPU | 2 min on 2 cores of an AMD EPYC, 4 on those of a slower Xeon (November 2026) | with seed 42, mean IoU on test about 26 after training on with cross-entropy (on the Xeon 23; majority class 1.9), 20 to 24 with SEMEDA (18 to 22): toy streets prove nothing |
+# | `laptop` | CamVid: 367 real streets | any CPU | 1.5 to 1.7 h for all 21 trainings on one core of that EPYC | mean IoU on test 51.5 to 52.3 after training on with cross-entropy (majority class 2.4), with SEMEDA 44.3 to 46.2 (the paper's weights, divided by pixels) and 49.5 to 50.2 (strength 1; three seeds) |
 # | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: 2.7 GiB, computed | not yet measured | not yet known |
 # | `paper` | Cityscapes at full size, crops of 320 | one 16 GB GPU: 1.3 GiB, computed | not yet measured (the paper names no time) | numbers beside the published table |
 
@@ -318,8 +318,6 @@ share = f"edges, {edges.sum() / valid.sum():.1%}"
 common.show(common.show_panels({"label": label_0, share: picture}, scheme))
 
 # %% [markdown]
-# A fifth of the valid pixels are edges.
-#
 # ## A network that finds edges
 #
 # Why not compare the edges of prediction and label? An edge is a yes or no about *hard* labels: it has no gradient. The paper's
@@ -583,7 +581,7 @@ pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
 # Sobel's and SEMEDA's do. Compared with the truth, Sobel gives holes 3.1 more and columns 2.0, as a hole makes new edges all
-# around it; SEMEDA 2.7 and 1.3. But even the right prediction has 26.97: what SEMEDA minds most is that the network is only 90
+# around it; SEMEDA 2.6 and 1.2. But even the right prediction has 28.07: what SEMEDA minds most is that the network is only 90
 # % sure.
 #
 # ## Where it pulls, and how strongly
@@ -649,8 +647,9 @@ for moment, logits in predictions.items():
 pd.DataFrame(strengths).round(2)
 
 # %% [markdown]
-# At the start Sobel pulls 7.6 times as hard as cross-entropy, and SEMEDA 2.4 times. Late it is 5 and 48 times; most of the 48
-# lies away from edges, where cross-entropy hardly pulls any more. Divided by elements, SEMEDA has .08 and 1.71.
+# At the start Sobel pulls 7.6 times as hard as cross-entropy, and SEMEDA 2.4 times. Late it is 5 and 49 times; most of the 49
+# lies away from edges, where cross-entropy hardly pulls any more. (A quarter of Sobel's late length is rounding: where its
+# difference should be 0 a last digit is left, and the gradient of an absolute value does not care how small that is.)
 #
 # And where does each pull? Bright is strong, on a scale of its own. The titles say which part of the squared length lies on the
 # pixels that are wrong:
@@ -667,16 +666,16 @@ for name in ("cross-entropy", "Sobel, pixels", "SEMEDA, pixels"):
 common.show(common.show_panels(panels, columns=2))
 
 # %% [markdown]
-# Cross-entropy pulls at the mistakes, Sobel along all edges, true and wrong. SEMEDA pulls everywhere *but* along edges; only .3 %
-# are left for the wrong pixels, which are a tenth of all. So this loss, though called *edge* aware, asks for more confidence
+# Cross-entropy pulls at the mistakes, Sobel along all edges, true and wrong. SEMEDA pulls everywhere *but* along edges; only .3
+# % are left for the wrong pixels, which are a tenth of all. So this loss, though called *edge* aware, asks for more confidence
 # where the large network is right already. (With our $g$, in a prediction that is equally sure everywhere; a real network is
 # not.)
 #
 # There are two reasons. First, the embeddings are codes for classes. A code is wrong wherever the network is not quite sure.
-# Inside a region all neighbours ask for the same change, so that their pulls add up; at an edge they partly cancel. Second, the
-# loss has no logarithm. A softmax passes a gradient on times about $p(1-p)$, where $p$ is the probability of the predicted
-# class: at 90 % that is .09, whether the answer is right or wrong. Cross-entropy, with its logarithm, pulls 13 times as hard at
-# a mistake as at a right answer.
+# Inside a region all neighbours ask for the same change, so that their pulls add up; at an edge they ask for different ones,
+# which partly cancel. Second, the loss has no logarithm. A softmax passes a gradient on times about $p(1-p)$, where $p$ is the
+# probability of the predicted class: at 90 % that is .09, whether the answer is right or wrong. Cross-entropy, with its
+# logarithm, pulls 13 times as hard at a mistake as at a right answer.
 #
 # ## What a lambda means
 #
@@ -685,8 +684,9 @@ common.show(common.show_panels(panels, columns=2))
 # (exercise 5.3).
 #
 # To compare two losses, give them the same *strength*: the length of the gradient at the logits, divided by that of
-# cross-entropy. We measure it once, before the first step, over 16 random crops. (It is the strength of one moment: on CamVid
-# SEMEDA with the paper's weights has .8 to 1.8 before any training and 26 to 31 at a trained network.)
+# cross-entropy (in notebook 04 it was the length itself). We measure it once, before the first step, over 16 random crops. (It
+# is the strength of one moment: on CamVid SEMEDA with the paper's weights has .8 to 1.8 before any training and 26 to 31 at a
+# trained network.)
 
 # %%
 def strength(model, data, recipe, crops=16):
@@ -780,9 +780,7 @@ print(f"{sum(p.numel() for p in net.parameters()):,} parameters, weights: {got}"
 # class in the band **and** in the rest:
 
 # %%
-from results.extras_05 import mean_iou, tp_fp_fn
-
-RADII = (1, 2, 3, 5, 10)
+from results.extras_05 import RADII, tp_fp_fn
 
 
 def counts_in_trimaps(pred, truth, num_classes=19):
@@ -805,22 +803,12 @@ common.show(common.show_panels(panels, scheme))
 
 # %% [markdown]
 # At a radius of 3 the band holds 42 % of this street, with most of its trees and all of its signs. The counts of all pictures
-# give the mean IoU *inside* the band (near edges) and *outside* (away from them):
+# give the mean IoU *inside* the band (near edges) and *outside* (away from them), which we add to the scores of a network:
 
 # %%
-def trimap_curves(per_image):
-    """{"inside": {radius: mean IoU}, "outside": {...}} from the scores kept."""
-    whole = tp_fp_fn(per_image["confusion"]).sum(axis=0)  # (C, 3)
-    inside = per_image["trimaps"].sum(axis=0)  # (R, C, 3)
-    sides = {"inside": inside, "outside": whole - inside}
-    return {side: {str(radius): mean_iou(one) for radius, one in zip(RADII, counts)}
-            for side, counts in sides.items()}
+from results.extras_05 import trimap_curves
 
 
-# %% [markdown]
-# All scores of a network, and what is kept of each picture:
-
-# %%
 def evaluate(model, data, accelerator=None, **options):
     """common.evaluate with contours and the mean IoU inside and outside of trimaps."""
     def score(pred, truth):
@@ -865,8 +853,8 @@ def training_loss(model, batch, method, lambdas, proxy, reduction="pixels"):
 # | `sobel_matched` | Sobel at strength 1 |
 # | `semeda_matched` | SEMEDA (4, 2, 0) at strength 1 |
 #
-# The last two are the fair pair: a recipe's `pull` is the strength that it asks for, and `recipe_loss` multiplies its lambdas
-# to reach it:
+# The last two are the fair pair: a recipe's `pull`, a number here, is the strength that it asks for, and `recipe_loss`
+# multiplies its lambdas to reach it:
 
 # %%
 def recipe_loss(recipe, model, data, proxy, settings):
@@ -887,7 +875,7 @@ def recipe_loss(recipe, model, data, proxy, settings):
 # And one training whole: network, data, loss, optimizer, and a learning rate that falls to 0 step by step.
 
 # %%
-from results.extras_05 import best_rates, make_optimizer, plan_runs, unread_by
+from results.extras_05 import make_optimizer, plan_runs, unread_by
 
 
 def train_method(folder, recipe, rate, proxy_folder, settings, splits, size, weights,
@@ -920,8 +908,8 @@ def train_method(folder, recipe, rate, proxy_folder, settings, splits, size, wei
 
 
 # %% [markdown]
-# The best learning rate may depend on the loss, so `laptop` fine-tunes with three. The rate stands in the name of the run, as
-# in `sobel_tuned_lr3e-4`. One call trains what is not there yet, `ppce` first:
+# The best learning rate may depend on the loss, so `laptop` fine-tunes with three. `plan_runs` lists the runs, `unread_by` the
+# parameters that a recipe does not read. One call trains what is not there yet, `ppce` first:
 
 # %%
 suffix = "" if network in ("", MODES[mode]["network"]) else f"_{network}"
@@ -940,8 +928,8 @@ runs = common.train_runs(
 # %% [markdown]
 # ## What came out
 #
-# Of each recipe we keep the learning rate with the highest mean IoU on val, and judge it on test, in per cent, at a radius of 3.
-# The strength is that before the first step:
+# Of each recipe we keep the learning rate with the highest mean IoU on val, and judge it on test, in per cent; *near edges*
+# means within 3 pixels. The strength was measured before the first step:
 
 # %%
 SCORES = {"miou": "mean IoU", "inside_3": "near edges", "outside_3": "away"}
@@ -974,9 +962,9 @@ for recipe in ("continued", "sobel_tuned", "semeda_tuned", "semeda_matched"):
 common.show(common.show_panels(panels, scheme, columns=2))
 
 # %% [markdown]
-# No network finds lights or signs, and of the train there are only scraps. In the table the control gains .2 points by training
-# on. With the paper's weights divided by pixels, Sobel ends 3.2 points below it and SEMEDA 4.6, at strengths of 15 and 21; at
-# strength 1 it is .3 and 1.3 (unrounded). But this is one seed on twelve toy streets.
+# No network finds lights or signs. In the table the control gains 1.1 points by training on. With the paper's weights divided
+# by pixels, Sobel ends 4.6 points below it and SEMEDA 6.8, at strengths of 15 and 23; at strength 1 it is .7 and 2.9
+# (unrounded). But this is one seed on twelve toy streets.
 #
 # ## What CamVid says
 #
@@ -985,6 +973,8 @@ common.show(common.show_panels(panels, scheme, columns=2))
 # rates. Val chooses one, for all seeds:
 
 # %%
+from results.extras_05 import best_rates
+
 planned = plan_runs(RECIPES, RECIPES, MODES["laptop"]["stage_lrs"])
 camvid = common.find_runs(notebook=NOTEBOOK, dataset="camvid11", mode="laptop")
 camvid = best_rates(camvid, planned)
@@ -1028,7 +1018,7 @@ if ready:
 
 # %% [markdown]
 # Where do they gain or lose? Near edges or away from them, by the radius of the trimaps, in points beside the control. Dashed
-# is SEMEDA divided by elements, all others are divided by pixels:
+# with crosses is SEMEDA divided by elements, all others are divided by pixels:
 
 # %%
 if ready:
@@ -1036,7 +1026,7 @@ if ready:
     for side, title in {"inside": "near edges", "outside": "away from edges"}.items():
         curves = means.loc[tuned, [f"{side}_{radius}" for radius in RADII]]
         gains[title] = (curves - curves.loc["continued"]).T.set_axis(radii)
-    common.show(common.show_curves(gains, "points of mean IoU", ["semeda_elements"]))
+    common.show(common.show_curves(gains, "beside the control", ["semeda_elements"]))
 
 # %% [markdown]
 # All curves lie below the control's: every structural loss costs points near edges *and* away from them. Those of a strength
@@ -1056,11 +1046,12 @@ if ready:
 # %% [markdown]
 # - *Training on*, the control gains .5 to 1.7 points (unrounded). With every seed, and on `Seq05VD` alone, too, every
 #   structural loss ends below it. At a strength of 1 Sobel costs 1.8 ± .5 points and SEMEDA 2.2 ± 1.0; with the paper's weights
-#   divided by pixels it is 8.2 ± 1.3 and 6.7 ± 1.8. (For the strong Sobel val chose the lowest rate of the three: a lower one
-#   might cost less. [The results page](../results/README.md) judges all claims of this notebook at once, with wider intervals,
-#   and leaves SEMEDA at strength 1 undecided.)
+#   divided by pixels it is 8.2 ± 1.3 and 6.7 ± 1.8; divided by elements SEMEDA costs 2.3 ± 1.1. (For the strong Sobel val chose
+#   the lowest rate of the three: a lower one might cost less. Each interval is for one comparison; [the results
+#   page](../results/README.md) judges all claims at once, with wider ones, and leaves SEMEDA at strength 1 undecided.)
 # - *From ImageNet's weights* cross-entropy comes to 50.6 to 51.4, with Sobel's loss beside it to 40.9 to 41.6, with SEMEDA's,
-#   divided by pixels, to 20.3 to 33.6: that training fails, at the one learning rate that we tried.
+#   divided by pixels, to 20.3 to 33.6: that training fails, at the one learning rate that we tried (divided by elements one
+#   seed came to 47.5).
 # - *Small classes* lose most: at a strength of 1 SEMEDA takes 6.6 points from signs, 6.4 from riders and 2.9 from poles, about
 #   a third of what the control has (20.8, 16.5 and 8.5), and .1 from buildings. With the large strengths riders and most poles
 #   are gone, signs lose 16 to 20 points, fences and people 11 to 28.

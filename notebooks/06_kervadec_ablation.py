@@ -329,9 +329,8 @@ def boundary_loss(probs, phi, label):
 
 # %% [markdown]
 # Its size depends on the unit of $\phi$. The report asks for [-1, 1] [§3.3], and stores maps clipped at 127 pixels [§3.4]; how
-# one becomes the other it does not say. We divide by 127: the map is stored as int8, and `boundary_loss` divides. `norm =
-# "none"` keeps pixels, as Kervadec's code, made for medical scans, does where a scan's pixels have no size in millimetres
-# [code].
+# one becomes the other it does not say. We divide by 127: the map is stored as int8, and `boundary_loss` divides.
+# `norm = "none"` keeps pixels, as Kervadec's code does where a scan's pixels have no size in millimetres [code].
 
 # %%
 def distance_targets(label, num_classes, norm):
@@ -383,7 +382,7 @@ def loss_terms(variant, recipe, lambda_d, lambda_b):
 
 
 # %% [markdown]
-# The whole sum (`own` holds terms of your own, whose functions go above this cell, see *To go further*):
+# The whole sum. (`OURS` names these three terms; `own` and `sum_of_own` serve those that you may write, see *To go further*.)
 
 # %%
 from results.extras_06 import OURS, composite_loss, sum_of_own
@@ -410,9 +409,9 @@ def composite_as_written(logits, batch, terms, class_weights=None, own=None):
 #
 # ### The network
 #
-# The encoder turns a photo into maps of stride 4 to 32, with one value for 4x4 to 32x32 pixels. The decoder, *UPerNet*, pools
-# the coarsest map, so that every pixel knows of the whole scene, and walks back up. In training a second, small head reads the
-# map of stride 16: a shorter way for the gradient.
+# The encoder makes maps of stride 4 to 32. The decoder, *UPerNet*, pools the coarsest map, so that every pixel knows of the
+# whole scene, and walks back up. In training a second, small head (*aux*) reads the map of stride 16: a shorter way for the
+# gradient.
 #
 # ```
 #  encoder                 decoder (UPerNet)
@@ -539,14 +538,9 @@ def build_network(settings, weights):
 # leaves them out. Then one training, whole:
 
 # %%
-def strict_contours(pred, truth):
-    """Boundary F1 of each class without matches along the frame and along void."""
-    f1 = common.boundary_f1(pred, truth, 19, count_frame=False, count_void_rim=False)
-    return {"boundary_f1_strict": f1}
-
-
-# %%
 from functools import partial
+
+from results.extras_06 import strict_contours
 
 
 def train_variant(folder, terms, own, class_weights, settings, size, splits, weights,
@@ -589,19 +583,12 @@ def train_variant(folder, terms, own, class_weights, settings, size, splits, wei
 # %% [markdown]
 # ## Train them
 #
-# The four see the same pictures in the same order, and start from the same weights. A new $\lambda_b$ does not train A again,
-# which does not read it (`unread`).
+# The four see the same pictures in the same order, and start from the same weights. A does not read $\lambda_b$ (`unread`), so
+# a new one does not train A again.
 
 # %%
-def unread(terms):
-    """Parameters that a loss of these terms does not read."""
-    if set(terms) - set(OURS):
-        return []  # nobody knows what a loss of your own reads
-    of_distances = [] if "boundary" in terms else ["lambda_b", "norm"]
-    return of_distances + ([] if "dice" in terms else ["lambda_d"])
+from results.extras_06 import unread
 
-
-# %%
 train = partial(train_variant, class_weights=class_weights, settings=settings,
                 size=size, splits=splits, weights=weights, norm=norm, seed=seed,
                 keep_at=keep_at, processes=num_processes, max_hours=max_hours)
@@ -622,7 +609,7 @@ histories = {f"variant {letter}": run.history for letter, run in runs.items()}
 common.show(common.show_history(histories, ("miou", "iou_pole")))
 
 # %% [markdown]
-# After twenty epochs the four lie within a point of mIoU, at .43 or .44, and the IoU of poles is .11.
+# After twenty epochs the four lie within a point of mIoU, at .427 to .435, and the IoU of poles is .11.
 #
 # ## One street, four answers
 #
@@ -648,8 +635,8 @@ panels |= {f"variant {k}": one for k, one in seen.items()}
 common.show(common.show_panels(panels, scheme, columns=2))
 
 # %% [markdown]
-# All make blobs of signs and people, and miss thin poles. This page shows the curves of these runs, and four such streets (its
-# path starts in the folder `results`):
+# All make blobs of signs and people, and of thin poles at most stumps. (The stripe below is void and not scored.) This page
+# shows the curves of these runs, and four such streets (its path starts in the folder `results`):
 
 # %%
 from results import viewer
@@ -716,8 +703,8 @@ def paired_t(a, b):
 
 
 # %% [markdown]
-# $p$ is the probability of a difference at least as large if there were none in truth. But four variants make six pairs, and six
-# independent tests give at least one $p$ below .05 by luck 26 % of the time ($1 - .95^6$). **Holm's method** multiplies the
+# $p$ is the probability of a difference at least as large if there were none in truth. But four variants make six pairs, and
+# six independent tests give at least one $p$ below .05 by luck 26 % of the time ($1 - .95^6$). **Holm's method** multiplies the
 # smallest $p$ by 6, the next by 5, and so on, and lets none fall below the one before it:
 
 # %%
@@ -759,7 +746,7 @@ pd.concat(pairs, axis=1).drop(columns="p", level=1).round(3)
 #
 # The source supposes *gradient interference* [report, §6.1]: near a contour Dice and boundary loss push the same way, inside
 # regions Dice still pushes while the boundary loss is nearly neutral. It did not measure this [report, §6.4]. We do, by the
-# gradient at the logits of four val streets: a long one is a strong pull (notebook 05).
+# gradient at the logits: a long one is a strong pull (notebook 05).
 
 # %%
 def term_gradients(logits, batch, terms, class_weights=None):
@@ -773,8 +760,8 @@ def term_gradients(logits, batch, terms, class_weights=None):
 
 
 # %% [markdown]
-# The four streets as one batch, and the terms of C with their weights, 1 for Dice and .2 for the boundary loss. The networks are
-# a fresh one; C, which learnt with both losses; and A, which learnt with neither:
+# Four val streets as one batch, and the terms of C with their weights, 1 for Dice and .2 for the boundary loss. The networks
+# are a fresh one; C, which learnt with both losses; and A, which learnt with neither:
 
 # %%
 from torch.utils.data import default_collate
@@ -825,11 +812,11 @@ pd.DataFrame(table).T.map("{:.2g}".format)
 # %% [markdown]
 # At the start Dice pulls with .02 of cross-entropy's strength, after training with .28; the boundary loss with less than a
 # thousandth each time. Is it neutral inside regions? Hardly: at the start it pulls a pixel there as hard as one near seams,
-# after training three quarters as hard (in A 2.7 against 3.5 billionths). On these toy streets the two pull apart in no region,
-# and after training they agree more inside (.37 to .38) than near seams (.24); the source expects the opposite.
+# after training about seven tenths as hard (in A 2.9 against 4.0 billionths). On these toy streets the two pull apart in no
+# region, and after training they agree more inside (.34 to .36) than near seams (.24); the source expects the opposite.
 #
-# Where do they pull in the last of these networks, A? Bright is strong, on a scale of its own; titles give the length as a share
-# of cross-entropy's. Void is grey:
+# Where do they pull in the last of these networks, A? Bright is strong, on a scale of its own; titles give the length as a
+# share of cross-entropy's. Void is grey, in the label black:
 
 # %%
 panels = {"label": held_out["label"][0].numpy(),
@@ -845,7 +832,7 @@ common.show(common.show_panels(panels, scheme, columns=2))
 
 # %% [markdown]
 # Cross-entropy and Dice pull at what the network misses: the rider, the lights, the fence, parts of the train. The boundary
-# loss pulls at the left cars, the road below them and the right edge, and hardly at the rider.
+# loss pulls at the end of the left row of cars, the road below it and the right edge, and hardly at the rider.
 #
 # Which $\lambda_b$ would give the boundary loss a tenth of cross-entropy's pull in A?
 
@@ -859,10 +846,10 @@ for unit in sorted({norm, "none"}):
     print(f"norm {unit}: a tenth with lambda_b = {tenth:.3g}")
 
 # %% [markdown]
-# 62 if distances are divided by 127, .45 if they are in pixels: a $\lambda_b$ means nothing without the unit of $\phi$. (On
+# 56 if distances are divided by 127, .41 if they are in pixels: a $\lambda_b$ means nothing without the unit of $\phi$. (On
 # CamVid, with `mode = "laptop"` and `variant = "A"`, this cell prints 32 and .24. So a $\lambda_b$ of .2 with distances in
-# pixels, `D pixels` below, has .08 of cross-entropy's pull there.) At any scale within [-1, 1] the source's .2 gives at most
-# .021 of plain cross-entropy's pull (exercise 6.2).
+# pixels, the run `D pixels` below, has .08 of cross-entropy's pull there.) At any scale within [-1, 1] the source's .2 gives at
+# most .021 of the pull of cross-entropy without class weights (exercise 6.2).
 #
 # ### The boundary loss alone
 #
@@ -896,26 +883,15 @@ for term in ("ce", "boundary"):
 
 # %% [markdown]
 # With cross-entropy mIoU comes to .24 and nine classes are named, with the boundary loss alone to .14 and seven. Its gradient
-# at a logit has the factor $p$ (exercise 6.2): a class that the network has given up hardly comes back. (One seed, sixty steps.)
+# at a logit has the factor $p$ (exercise 6.2): a class that the network has given up hardly comes back. (One seed, sixty
+# steps.)
 #
 # ## What CamVid says
 #
-# We trained on CamVid, mode `laptop`, with three seeds. `D pixels` is D with distances in pixels and $\lambda_b$ = .2 (`-p norm
-# none`). The scores of all 233 test pictures, in per cent, and how far they lie above A's, seed by seed:
+# We trained on CamVid, mode `laptop`, with three seeds. `D pixels` is D with distances in pixels and $\lambda_b$ = .2
+# (`-p norm none`). The scores of all 233 test pictures, in per cent, and how far they lie above A's, seed by seed:
 
 # %%
-def camvid_runs(suffix=""):
-    """Finished laptop runs on CamVid, with a column "name": A to D, or D pixels."""
-    found = common.find_runs(notebook=NOTEBOOK, dataset="camvid11", mode="laptop")
-    names = {letter + suffix: letter for letter in VARIANTS}
-    names |= {"D-normnone" + suffix: "D pixels"}
-    return found.assign(name=found["method"].map(names)).dropna(subset="name")
-
-
-# %%
-from IPython.display import display
-
-
 def on_test(found):
     """Scores in per cent on test, a row per run, by name and seed."""
     titles = {f"test_{metric}": title for metric, title in STRICT.items()}
@@ -923,7 +899,12 @@ def on_test(found):
     return 100 * scores.rename(columns=titles)
 
 
-found = camvid_runs()
+# %%
+from IPython.display import display
+
+from results.extras_06 import camvid_runs
+
+found = camvid_runs(VARIANTS)
 if len(found):
     scores = on_test(found).sort_index()
     display(scores.unstack("seed").round(1))
@@ -949,6 +930,7 @@ differences = common.compare_pairs(folders, PAIRS, STRICT)
 if len(differences):
     common.show(common.show_intervals(differences, "points"))
     asked = [PAIRS[pair] for pair in differences.index.unique(level=0)]
+    # over seeds alone, in place of the bootstrap's p
     tests = {title: paired_tests(scores[title].unstack("name"), asked)["holm"]
              for title in STRICT.values()}
     table = differences.assign(p=pd.DataFrame(tests).stack()).unstack()
@@ -988,15 +970,15 @@ axis.set(xlabel="epoch", ylabel="C - D in points of mIoU")
 common.show(fig)
 
 # %% [markdown]
-# At nine of them $p < .05$: in the five up to 70 C is above D, in the four from 130 on D above C. The two do seem to change
-# places, though after Holm for sixteen epochs no single one survives.
+# At nine of them $p < .05$ (the interval leaves out 0): in the five up to 70 C is above D, in the four from 130 on D above C.
+# The two do seem to change places, though after Holm for sixteen epochs no single one survives.
 #
 # But by the text these are *stops on the way* of one long schedule. A short study would let its learning rate fall within its
 # own few epochs. Here are our long runs on CamVid on their way, and whole runs with a quarter of the epochs. Lines are the long
 # runs, stars the ends of the short ones, all at epoch 3, side by side (means over the seeds):
 
 # %%
-short = camvid_runs("-epochs3")
+short = camvid_runs(VARIANTS, "-epochs3")
 if len(found) and len(short):
     long = found[found["seed"].isin(short["seed"]) & found["name"].isin(short["name"])]
     ways = pd.concat([pd.read_csv(folder / "history.csv").assign(variant=name)
@@ -1008,7 +990,7 @@ if len(found) and len(short):
     for k, end in enumerate(ends):  # side by side
         axis.plot(2.8 + 0.15 * k, end, "*", ms=9, color=common.CURVES[k])
     axis.text(2.8, ends.max() + 1, "whole short runs")
-    axis.set(ylabel="mIoU on val")
+    axis.set(ylabel="mIoU on val, in %")
     common.show(fig)
 
 # %% [markdown]
@@ -1027,9 +1009,10 @@ if len(found) and len(short):
 #
 # ## A perfect score for a wrong picture
 #
-# In version 0.1 both contour scores had a fault, which the author found and mended himself [report, §4.2]. They took the map of
-# class *numbers* for a mask: class 0, road, against the rest. The seam between building and vegetation was no contour. So we
-# draw a building 20 pixels too wide, and ask the boundary F1 of then and the mended one:
+# In version 0.1 of the study both contour scores had a fault, which the author found and mended himself [report, §4.2]. They
+# took the map of class *numbers* for a mask: class 0, road, against the rest. The seam between building and vegetation was no
+# contour. So we draw a building (2) 20 pixels too wide, over vegetation (8), and ask the boundary F1 of then and the mended
+# one:
 
 # %%
 street = np.kron([[2, 8], [2, 8], [2, 8], [0, 0]], np.ones((16, 64), int))
@@ -1060,10 +1043,9 @@ for estimator in ("as_published", "per_class"):
 # the script's, and class weights, which a later configuration of B has [code].
 #
 # **3. "Kervadec default" λ = 0.2, "no hyperparameter"** [report, §3.2, §6.3]. Kervadec's code has .01, raised in training, or a
-# fixed .1, or 1 for the boundary loss alone; its distances were in pixels first and in millimetres later, but for the trainings
-# with 1 [code]. And there is a second number to choose, the scale of $\phi$: distances are clipped at 127 pixels [report,
-# §3.4], or divided by each class's maximum (an example in the [README]). That only one λ was tried the study says itself
-# [report, §6.4].
+# fixed .1, or 1 for the boundary loss alone, with distances in pixels or in millimetres [code]. And there is a second number to
+# choose, the scale of $\phi$: distances are clipped at 127 pixels [report, §3.4], or divided by each class's maximum (an
+# example in the [README]). That only one λ was tried the study says itself [report, §6.4].
 #
 # ## Your own photo
 #

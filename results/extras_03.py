@@ -1,6 +1,6 @@
 """Notebook 03: changed colours, and the scores that are kept of a fold.
 
-They count for a run's record as if they stood in the notebook, which imports them by name.
+The notebook imports by name what it uses; for the record of a run it counts as if it stood there.
 """
 
 import numpy as np

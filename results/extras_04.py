@@ -1,12 +1,19 @@
-"""Notebook 04: the scores of a run, and two schedules of the learning rate.
+"""Notebook 04: its data, the scores of a run, two schedules of the learning rate, and what an approach does not read.
 
-They count for a run's record as if they stood in the notebook, which imports them by name.
+The notebook imports by name what it uses; for the record of a run it counts as if it stood there.
 """
 
 import numpy as np
 from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
 
 import common
+
+POLE = 4
+UNUSED = {  # parameters that an approach does not read
+    "baseline": ["paste_classes", "paste_share", "normalize"],
+    "bas": ["paste_classes", "paste_share", "normalize"],
+    "bas_copypaste": ["normalize"],
+}
 
 
 def evaluate(model, data, accelerator=None, **options):
@@ -31,3 +38,23 @@ def make_scheduler(optimizer, schedule, steps):
     peak, steps = optimizer.param_groups[0]["lr"], max(3, steps)
     rise = max(0.1, 2 / steps)  # a very short training, too, has a rise and a fall
     return OneCycleLR(optimizer, peak, total_steps=steps, pct_start=rise)
+
+
+def make_data(frames, size, scheme, network, seed):
+    """common.StreetScenes of a scheme, colours scaled as the network's weights want."""
+    scaling = {}
+    if network == "lite0":
+        scaling = {"mean": common.LITE0_MEAN, "std": common.LITE0_STD}
+    data = common.StreetScenes(frames, size, "thin7", seed=seed, **scaling)
+    data.scheme = scheme
+    return data
+
+
+def on_poles(folder):
+    """Recall, precision and boundary F1 of poles on test, in per cent."""
+    with np.load(folder / "test_per_image.npz") as kept:
+        total, contours = kept["confusion"].sum(0), kept["boundary_f1"][:, POLE]
+    hits = total[POLE, POLE]
+    return {"recall": 100 * hits / total[POLE].sum(),
+            "precision": 100 * hits / max(1, total[:, POLE].sum()),
+            "boundary F1": 100 * np.nanmean(contours)}

@@ -1,6 +1,6 @@
-"""Notebook 05: random crops, the optimizer, counts that make an IoU, and the names of fine-tunings.
+"""Notebook 05: random crops, the optimizer, the mean IoU inside and outside of trimaps, and the plan of fine-tunings.
 
-They count for a run's record as if they stood in the notebook, which imports them by name.
+The notebook imports by name what it uses; for the record of a run it counts as if it stood there.
 """
 
 from functools import partial
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 import common
+
+RADII = (1, 2, 3, 5, 10)
 
 
 def random_crop(image, label, rng, crop=320, scales=(0.5, 1.5)):
@@ -78,3 +80,12 @@ def unread_by(recipe):
     if recipe["loss"] == "ppce" or "reduction" in recipe:
         unread.append("reduction")
     return unread + ["proxy_lr"] if recipe["loss"] == "ppce" else unread
+
+
+def trimap_curves(per_image):
+    """{"inside": {radius: mean IoU}, "outside": {...}} from the scores kept."""
+    whole = tp_fp_fn(per_image["confusion"]).sum(axis=0)  # (C, 3)
+    inside = per_image["trimaps"].sum(axis=0)  # (R, C, 3)
+    sides = {"inside": inside, "outside": whole - inside}
+    return {side: {str(radius): mean_iou(one) for radius, one in zip(RADII, counts)}
+            for side, counts in sides.items()}

@@ -1,6 +1,6 @@
-"""Notebook 06: changed colours, class weights, two schedules, and the sum of the losses, added up over strips of rows.
+"""Notebook 06: changed colours, class weights, two schedules, the sum of the losses by strips of rows, and its runs.
 
-They count for a run's record as if they stood in the notebook, which imports them by name.
+The notebook imports by name what it uses; for the record of a run it counts as if it stood there.
 """
 
 import cv2
@@ -42,6 +42,7 @@ def make_scheduler(optimizer, settings, steps_per_epoch):
         optimizer, optimizer.param_groups[0]["lr"], total_steps=steps,
         pct_start=max(0.1, 2 / steps))  # a very short training has a top, too
     return cycle, "step"
+
 
 OURS = ("ce", "dice", "boundary")
 
@@ -90,3 +91,25 @@ def composite_loss(logits, batch, terms, class_weights=None, own=None, smooth=1.
     scale = 1 if phi is None or phi.dtype != torch.int8 else 127
     far = distance / (scale * len(hits) * counts.sum().clamp(min=1))
     return loss + terms.get("dice", 0) * dice + terms.get("boundary", 0) * far
+
+
+def strict_contours(pred, truth):
+    """Boundary F1 of each class without matches along the frame and along void."""
+    f1 = common.boundary_f1(pred, truth, 19, count_frame=False, count_void_rim=False)
+    return {"boundary_f1_strict": f1}
+
+
+def unread(terms):
+    """Parameters that a loss of these terms does not read."""
+    if set(terms) - set(OURS):
+        return []  # nobody knows what a loss of your own reads
+    of_distances = [] if "boundary" in terms else ["lambda_b", "norm"]
+    return of_distances + ([] if "dice" in terms else ["lambda_d"])
+
+
+def camvid_runs(variants, suffix=""):
+    """Finished laptop runs on CamVid of the variants, with a column "name": such as A, or D pixels (distances in pixels)."""
+    found = common.find_runs(notebook="06_kervadec_ablation", dataset="camvid11", mode="laptop")
+    names = {letter + suffix: letter for letter in variants}
+    names |= {"D-normnone" + suffix: "D pixels"}
+    return found.assign(name=found["method"].map(names)).dropna(subset="name")

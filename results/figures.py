@@ -196,7 +196,7 @@ def show_curves(tables: dict[str, pd.DataFrame], ylabel: str, dashed: Iterable[s
     for axis, (title, table) in zip(axes[0], tables.items()):
         styles = ["x--" if name in dashed else "o-" for name in table]
         table.plot(ax=axis, style=styles, ms=4, color=CURVES, legend=False, title=title, grid=True)
-        axis.set(xlabel=table.index.name, ylabel=ylabel)
+        axis.set(xlabel=table.index.name, ylabel=ylabel, xticks=table.index)
     lines, names = axes[0][0].get_legend_handles_labels()
     fig.legend(lines, names, loc="outside lower center", ncols=4, frameon=False)
     return fig

@@ -1042,7 +1042,7 @@ def run_cells(parts, given=(), **parameters):
     return scope
 
 
-CHECK = ("MODES = {", "APPROACHES = {", "common.check_parameters(", "UNUSED = {")
+CHECK = ("MODES = {", "APPROACHES = {", "common.check_parameters(")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import common
+from results import extras_05
 
 NAME = "05_semeda"
 TINY = {"height": 64, "crop": 64, "epochs": 1, "stage_epochs": 1, "images": 6, "batch_size": 3, "weights": "none"}
@@ -512,8 +513,8 @@ def test_the_mean_iou_of_counts_is_that_of_the_confusion_matrix(nb):
     confusion = rng.integers(0, 30, (5, 6, 6))
     confusion[:, 2] = 0  # a class that is predicted and never true
     confusion[:, 4], confusion[:, :, 4] = 0, 0
-    assert nb.mean_iou(nb.tp_fp_fn(confusion).sum(0)) == pytest.approx(common.miou(confusion.sum(0)))
-    assert nb.mean_iou(np.zeros((6, 3), int)) is None
+    assert extras_05.mean_iou(nb.tp_fp_fn(confusion).sum(0)) == pytest.approx(common.miou(confusion.sum(0)))
+    assert extras_05.mean_iou(np.zeros((6, 3), int)) is None
 
 
 def test_pixel_f1_is_a_function_of_the_iou():
@@ -579,6 +580,21 @@ def test_the_length_of_a_gradient_is_that_of_the_pixels_asked_for(nb):
     expected = math.sqrt(sum(gradient[b, :, y, x].square().sum().item() for b, y, x in where.nonzero().tolist()))
     assert nb.length(gradient, where) == pytest.approx(expected)
     assert nb.length(gradient, torch.ones_like(where)) == pytest.approx(gradient.norm().item())
+
+
+def test_a_part_of_sobels_pull_on_a_prediction_that_is_equally_sure_everywhere_is_rounding(nb, toy):
+    frame = common.list_frames(toy, "train")[0]
+    truth = torch.from_numpy(common.StreetScenes([frame], (64, 128)).read(0)[1].astype(np.int64))[None]
+    logits, valid = nb.sure_of(torch.where(truth == 255, 0, truth).roll(2, dims=2), 19).log(), truth != 255
+
+    def without_last_digits(logits):
+        residual = nb.sobel(logits.softmax(1) * valid[:, None]) - nb.sobel(nb.one_hot(truth, 19))
+        assert ((residual != 0) & (residual.abs() < 1e-6)).float().mean() > 0.1
+        return (residual * (residual.abs() > 1e-6)).abs().mul(valid[:, None]).sum() / valid.sum()
+
+    plain = nb.pull(lambda one: nb.sobel_loss(one.softmax(1), truth), logits)
+    clean = nb.pull(without_last_digits, logits)
+    assert 0.5 < clean.norm() / plain.norm() < 0.95
 
 
 @pytest.mark.parametrize("method", ["sobel", "semeda"])

@@ -209,7 +209,7 @@ def test_runs_on_camvid_are_found_by_the_name_of_their_loss_and_others_are_left_
             ("C-normnone", "laptop", "camvid11"), ("D-normnone-epochs3", "laptop", "camvid11")]  # fmt: skip
     table = pd.DataFrame(rows, columns=["method", "mode", "dataset"]).assign(notebook=NAME, seed=42)
     monkeypatch.setattr(common, "find_runs", lambda **wanted: table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)])
-    assert nb.camvid_runs()["name"].tolist() == ["A", "D pixels"]
-    assert nb.camvid_runs("-epochs3")["name"].tolist() == ["B", "D pixels"]
+    assert nb.camvid_runs(nb.VARIANTS)["name"].tolist() == ["A", "D pixels"]
+    assert nb.camvid_runs(nb.VARIANTS, "-epochs3")["name"].tolist() == ["B", "D pixels"]
     monkeypatch.setattr(common, "find_runs", lambda **wanted: table.iloc[:0])
-    assert not len(nb.camvid_runs())
+    assert not len(nb.camvid_runs(nb.VARIANTS))
