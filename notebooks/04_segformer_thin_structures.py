@@ -173,7 +173,7 @@ if void == "ignore":
     scheme = scheme._replace(table=np.where(is_void, np.uint8(255), scheme.table))
 
 # %% [markdown]
-# `common.StreetScenes` is the data set of notebook 02. Two classes are the subject of this one:
+# Poles and signs are our subject (`common.StreetScenes` is the data set of notebook 02):
 
 # %%
 from scipy import ndimage
@@ -310,8 +310,8 @@ def blur(maps, sigma=1.5):
 
 
 # %% [markdown]
-# A variance is the mean of the squares minus the square of the mean. The two are nearly equal: in the 16 bits that a GPU trains
-# with, little would be left of their difference. So we subtract in float32:
+# A variance is the mean of the squares minus the square of the mean. The two are nearly equal, so we subtract in float32, not
+# in the 16 bits that a GPU trains with:
 
 # %%
 def ssim_map(p, y, c1=0.01**2, c2=0.03**2):
@@ -1161,7 +1161,7 @@ video.show(photo, splits["test"][0], runs[best].folder, scheme, net, size[0],
 
 
 # %% [markdown]
-# On our toy street the foot of the pole is a grey blob, and the triangular sign is missed.
+# The foot of the pole is a grey blob, and the triangular sign is missed.
 #
 # ## What we learnt
 #

@@ -447,12 +447,13 @@ def write(folder: str | Path, photos: Sequence, labels: Sequence, predictions: d
     return write_page(folder)
 
 
-def write_networks(folders: dict[str, Path], networks: dict, data: common.StreetScenes, wanted: Iterable[int]) -> Path:
-    """`write` with what networks {name: network} of runs {name: folder} predict for the `wanted` scenes of a data set."""
+def write_networks(folders: dict[str, Path], networks: dict, data: common.StreetScenes, wanted: Sequence[int]) -> Path:
+    """`write` with what networks {name: network} of runs {name: folder} predict for the `wanted` scenes of the val split."""
     photos, labels = zip(*(data.read(k) for k in wanted))
     predictions = {folders[name].name: [common.predict(network, photo, data.size, data.mean, data.std) for photo in photos]
                    for name, network in networks.items()}  # fmt: skip
-    return write(next(iter(folders.values())).parent, photos, labels, predictions, [f"scene {k}" for k in wanted], data.scheme)
+    names = [f"val street {k}" for k in wanted]
+    return write(next(iter(folders.values())).parent, photos, labels, predictions, names, data.scheme)
 
 
 def main() -> None:

@@ -739,7 +739,7 @@ def test_the_notebook_alone_in_an_empty_folder_fetches_its_helpers_and_labels_a_
     repo, alone = tmp_path / "repo", tmp_path / "alone"
     alone.mkdir()
     (repo / "results").mkdir(parents=True)
-    for name in ("common.py", "data_prep.py", "results/figures.py", "results/needs.py", "results/runs.py", "results/video.py", "results/viewer.py", "results/published.csv"):
+    for name in ("common.py", "data_prep.py", "results/extras_06.py", "results/figures.py", "results/needs.py", "results/runs.py", "results/video.py", "results/viewer.py", "results/published.csv"):
         shutil.copy(ROOT / name, repo / name)
     tag = re.search(r'^REPO, TAG = ".*", "(.*)"$', (ROOT / "notebooks" / f"{NAME}.py").read_text(), re.M)[1]
     git = ["git", "-C", repo, "-c", "user.name=t", "-c", "user.email=t@t"]

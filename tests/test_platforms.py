@@ -268,7 +268,7 @@ def test_every_import_is_shipped_by_the_platforms_or_named_in_needs_which_names_
         for node in tree.body:  # what a function imports is needed by the notebooks that name it, or by all if none does
             names = [other for other in NAMES if isinstance(node, ast.FunctionDef) and f".{node.name}(" in texts[other]]
             used |= set(imported(node)) if not names or name in names else set()
-    for helper in re.findall(r"^from results import (\w+)$", text, re.M):
+    for helper in re.findall(r"^from results(?:\.| import )(\w+)", text, re.M):
         used |= set(imported(ROOT / "results" / f"{helper}.py"))
     # jupytext is an instructor's: only `data_prep.py assignment` imports it
     assert used - set(sys.stdlib_module_names) - {"common", "data_prep", "results", "jupytext"} <= SHIPPED | set(packages)
