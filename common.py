@@ -638,18 +638,18 @@ def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], metric: str = "mi
 
 
 def compare_pairs(folders: pd.DataFrame, pairs: dict[str, tuple[str, str]], metrics: dict[str, str]) -> pd.DataFrame:
-    """`compare_runs` in points: a row (pair, title) with columns difference, low, high and p for each pair and metric.
+    """`compare_runs` in points: a row (pair, title) with columns difference, low and high (of 95 %), p and seeds.
 
-    folders: folders of runs, a row per seed, a column per method; metrics: {metric: title}. A pair without a seed that both
-    methods have is left out.
+    folders: folders of runs, a row per seed, a column per method; pairs: {title: (method, other)}; metrics: {metric: title}.
+    A pair is compared over the seeds that both methods have, and left out where there is none.
     """
     rows = {}
     for pair, methods in pairs.items():
         both = folders.reindex(columns=list(methods)).dropna()
         for metric, title in metrics.items() if len(both) else ():
             *points, p = compare_runs(*(both[method] for method in methods), metric)
-            rows[pair, title] = *(100 * value for value in points), p
-    return pd.DataFrame(rows, index=["difference", "low", "high", "p"]).T
+            rows[pair, title] = *(100 * value for value in points), p, len(both)
+    return pd.DataFrame(rows, index=["difference", "low", "high", "p", "seeds"]).T
 
 
 def _central(differences: np.ndarray) -> tuple[float, float, float]:

@@ -311,8 +311,8 @@ if len(committed):
 # 37.2 to 41.7. This is the leak.
 #
 # The network of fold 1 by drive *is* a bad one: on Seq05VD, where nothing can leak, it has 30.5 to 32.2, the others 38.6 to
-# 43.5. It learnt from 163 pictures only: a part of the gap between the two means may come from that, and not from the leak. A
-# control lets all six learn from 163 pictures (`-p learn 163`):
+# 43.5. It learnt from 163 pictures only: a part of the difference between the two means may come from that, and not from the
+# leak. A control lets all six learn from 163 pictures (`-p learn 163`):
 
 # %%
 equal = camvid_runs(equal=True)
@@ -321,8 +321,8 @@ if len(equal):
 
 # %% [markdown]
 # The means of the folds are 40.4 to 41.9 by image and 30.6 to 35.1 by drive, about as far apart as before: fewer pictures do
-# not explain the gap. (The network of fold 1 by drive has the same 163 pictures in both tables, and was trained twice: that its
-# scores differ, by up to 2.6 points, is chance.)
+# not explain it. (The network of fold 1 by drive has the same 163 pictures in both tables, and was trained twice: that its
+# scores differ, by up to 2.6 points, is chance. It stays the worst on Seq05VD, perhaps because only it never saw 0016E5.)
 #
 # So there are two questions: how good is the network on more pictures of streets that it knows (by image), and on other streets
 # (by drive)? Report the second if a car is to go anywhere new.
@@ -457,7 +457,7 @@ def scale_as_published(image, label, factor):
     return common.resize_pair(image, label, scaled)
 
 # %% [markdown]
-# Together with changed colours they make one training view, at the size that the network sees:
+# Scaling, mirroring and changed colours (`jitter_colors`) make one training view, at the size that the network sees:
 
 # %%
 from results.extras_03 import evaluation_grid, jitter_colors
@@ -554,7 +554,8 @@ def both_resolutions(frames, size, native, encoder):
 
 # %% [markdown]
 # Each network is scored on each set of pictures, at both resolutions, after the last epoch and after the *best*, the one with
-# the highest mean IoU on the held-out fold.
+# the highest mean IoU on the held-out fold. `evaluation_grid` does this, and keeps the confusion matrix of each held-out
+# picture.
 #
 # ### One fold
 #
@@ -792,8 +793,8 @@ if pairs:
     common.show(fig)
 
 # %% [markdown]
-# What makes pictures easy or hard cancels in part: the paired difference's spread is .25 points instead of .33. Of its two
-# thousand values, the middle 95 % is the interval.
+# What makes pictures easy or hard cancels in part: the paired difference's spread (standard deviation) is .25 points instead of
+# .33. Of its two thousand values, the middle 95 % is the interval.
 #
 # Which units? In a video, neighbours are nearly the same picture, and drawing them apart makes the data look richer than it is.
 # We compare a picture, a block of ten neighbours (which means nothing for toy streets), and a whole city or drive.
@@ -855,7 +856,8 @@ pd.DataFrame(rows).groupby("runs").mean().round(1)
 # Each column changes one thing more than the one before. The resolution changes next to nothing; the epoch changes .7 points at
 # most, and that is a rise. On CamVid the pictures make the difference: by image they cost 2.3 to 3.4 points, by drive they
 # *gain* 2.5 to 2.8. So the score by image lies 2.2 to 3.5 points above the score on the test streets, and the score by drive
-# 2.8 to 3.2 below it: neither foretells it well. (The test streets may be easier than those of the folds.)
+# 2.8 to 3.2 below it: neither foretells it well. On Seq05VD alone, new to all networks, it is 2.7 to 3.2 points above, and 2 to
+# 3.2 below. (The test streets may be easier than those of the folds.)
 #
 # And the epoch? The best of 13 validations beats the last partly by luck, the luck of the fold on which it was chosen. (On
 # other pictures that luck is gone, so our order of steps puts its loss down to the pictures.) Suppose a network no longer
@@ -866,8 +868,8 @@ noise = np.random.default_rng(0).normal(0, 1, (40000, 13))
 print(f"best minus last: {(noise.max(axis=1) - noise[:, -1]).mean():.2f} deviations")
 
 # %% [markdown]
-# No printed number says how far the source's validations scatter. If it is half a point, luck made .8 of its 2.2 points. (Ours
-# mostly still improve, so luck can hardly show in our table.)
+# No printed number says how far the source's validations scatter. If it is half a point, luck made .8 of its 2.2 points. (Of
+# our 18 on CamVid 13 are best at the last epoch, so luck can hardly show in our table.)
 #
 # So why did the scores fall from 67.7 to 65.5? Ours on CamVid, by image, fall because of the pictures: they explain the whole
 # fall with two seeds, and most of the 3.5 points with seed 43. For the source we cannot know without Cityscapes: its folds

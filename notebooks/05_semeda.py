@@ -780,7 +780,9 @@ print(f"{sum(p.numel() for p in net.parameters()):,} parameters, weights: {got}"
 # class in the band **and** in the rest:
 
 # %%
-from results.extras_05 import RADII, tp_fp_fn
+from results.extras_05 import mean_iou, tp_fp_fn
+
+RADII = (1, 2, 3, 5, 10)
 
 
 def counts_in_trimaps(pred, truth, num_classes=19):
@@ -806,9 +808,16 @@ common.show(common.show_panels(panels, scheme))
 # give the mean IoU *inside* the band (near edges) and *outside* (away from them), which we add to the scores of a network:
 
 # %%
-from results.extras_05 import trimap_curves
+def trimap_curves(per_image):
+    """{"inside": {radius: mean IoU}, "outside": {...}} from the scores kept."""
+    whole = tp_fp_fn(per_image["confusion"]).sum(axis=0)  # (C, 3)
+    inside = per_image["trimaps"].sum(axis=0)  # (R, C, 3)
+    sides = {"inside": inside, "outside": whole - inside}
+    return {side: {str(radius): mean_iou(one) for radius, one in zip(RADII, counts)}
+            for side, counts in sides.items()}
 
 
+# %%
 def evaluate(model, data, accelerator=None, **options):
     """common.evaluate with contours and the mean IoU inside and outside of trimaps."""
     def score(pred, truth):

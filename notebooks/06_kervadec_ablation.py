@@ -19,8 +19,8 @@
 # You train one network four times, and only its loss changes: cross-entropy alone (A), with Dice (B), with Dice and a boundary
 # loss (C), with the boundary loss (D). In a published study of twelve long trainings the answer depends on the score: Dice
 # makes the trimap IoU better and the boundary F1 worse, and the boundary loss without Dice has the best mIoU. In our shorter
-# trainings on real streets the networks with Dice lead by all three scores: likely no luck, but three seeds do not prove it.
-# And you will see how little this boundary loss pulls.
+# trainings on real streets the networks with Dice lead on the test pictures by all three scores: likely no luck, but three
+# seeds do not prove it. And you will see how little this boundary loss pulls.
 #
 # ![A street of CamVid, its label, and the predictions of four networks, which hardly differ](../results/pictures/06_four_losses.jpg)
 #
@@ -848,8 +848,8 @@ for unit in sorted({norm, "none"}):
 # %% [markdown]
 # 56 if distances are divided by 127, .41 if they are in pixels: a $\lambda_b$ means nothing without the unit of $\phi$. (On
 # CamVid, with `mode = "laptop"` and `variant = "A"`, this cell prints 32 and .24. So a $\lambda_b$ of .2 with distances in
-# pixels, the run `D pixels` below, has .08 of cross-entropy's pull there.) At any scale within [-1, 1] the source's .2 gives at
-# most .021 of the pull of cross-entropy without class weights (exercise 6.2).
+# pixels, the run `D pixels` below, has .08 of cross-entropy's pull there.) At any scale within [-1, 1] the source's .2, with
+# the weights of its text, gives at most .021 of the pull of cross-entropy without class weights (exercise 6.2).
 #
 # ### The boundary loss alone
 #
@@ -916,7 +916,7 @@ if found["name"].nunique() > 1 and "A" in set(found["name"]):
 
 # %% [markdown]
 # With each seed A to D end within 1.5 points of mIoU. B leads with every seed and by every score, and C is second; the study's
-# order in mIoU was D, A, C, B.
+# order in mIoU was D, A, C, B. (On val B is third with seed 42, and first with the others.)
 #
 # Now other seeds *and* other pictures in one interval: `common.compare_runs` draws seeds with replacement, and for each draw
 # blocks of ten neighbouring frames. Two pairs add Dice, two the boundary loss, one the boundary loss in pixels. A dot is the
@@ -940,7 +940,8 @@ if len(differences):
 # - **Dice**: B has 1.2 points of mIoU more than A, 1.0 of strict boundary F1 and 1.3 of trimap IoU; C has .3, .8 and 1.0 more
 #   than D. All but the .3 have an interval without 0. But after Holm none of these six has a $p$ below .05 (.060 at best), and
 #   the intervals, drawn from only three seeds and not corrected for their number, are too narrow. So Dice's gain is likely, not
-#   certain. In the study the boundary F1 fell with Dice; ours differs in class weights, network, size and length.
+#   certain. In the study the boundary F1 fell with Dice; ours differs in data, class weights, network, size and length, and any
+#   of these may be the reason.
 # - **The boundary loss**, in either unit: D is .5 points of mIoU above A, C .3 below B, `D pixels` .1 above A. Every interval
 #   holds 0: it changes nothing that we can tell from luck.
 # - Yet after Holm **one $p$** of the boundary loss is below .05: C below B in mIoU (.015), as the three differences are nearly
@@ -1043,9 +1044,10 @@ for estimator in ("as_published", "per_class"):
 # the script's, and class weights, which a later configuration of B has [code].
 #
 # **3. "Kervadec default" λ = 0.2, "no hyperparameter"** [report, §3.2, §6.3]. Kervadec's code has .01, raised in training, or a
-# fixed .1, or 1 for the boundary loss alone, with distances in pixels or in millimetres [code]. And there is a second number to
-# choose, the scale of $\phi$: distances are clipped at 127 pixels [report, §3.4], or divided by each class's maximum (an
-# example in the [README]). That only one λ was tried the study says itself [report, §6.4].
+# fixed .1, or, on one data set, 1 for the boundary loss alone; distances were in pixels first, and later (but on that data set)
+# in millimetres [code]. And there is a second number to choose, the scale of $\phi$: distances are clipped at 127 pixels
+# [report, §3.4], or divided by each class's maximum (an example in the [README]). That only one λ was tried the study says
+# itself [report, §6.4].
 #
 # ## Your own photo
 #

@@ -11,7 +11,7 @@ import common
 
 
 def jitter_colors(image, rng):
-    """Brightness, contrast and saturation times 0.7 to 1.3, hue plus -0.1 to 0.1."""
+    """Brightness, contrast and saturation of an image (H, W, 3) uint8 times 0.7 to 1.3, hue plus -0.1 to 0.1."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     for step in rng.permutation(4):
         amount = rng.uniform(-1, 1)
@@ -27,13 +27,16 @@ def jitter_colors(image, rng):
 
 
 def save_matrices(path, data, per_image):
-    """Keep the confusion matrix of each picture under its name."""
+    """Keep the confusion matrices (N, C, C) of `per_image` under the names of the pictures of a data set."""
     names = [f"{frame.city}/{frame.name}" for frame in data.frames]
     np.savez_compressed(path, image=np.array(names), confusion=per_image["confusion"])
 
 
 def evaluation_grid(folder, model, accelerator, data):
-    """mIoU by image set, resolution and checkpoint: grid["held_out"]["low"]["best"]."""
+    """mIoU, 0 to 1, by image set, resolution and checkpoint: grid["held_out"]["low"]["best"].
+
+    data: {set: {"low": scenes, "full": scenes}}. The matrices of the held-out pictures go to held_out_per_image.npz.
+    """
     grid = {name: {"low": {}, "full": {}} for name in data}
     for checkpoint in ("last", "best"):
         common.load_weights(folder / f"{checkpoint}.safetensors", model)

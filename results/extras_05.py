@@ -1,4 +1,4 @@
-"""Notebook 05: random crops, the optimizer, the mean IoU inside and outside of trimaps, and the plan of fine-tunings.
+"""Notebook 05: random crops, the optimizer, counts that make an IoU, and the plan of fine-tunings.
 
 The notebook imports by name what it uses; for the record of a run it counts as if it stood there.
 """
@@ -10,8 +10,6 @@ import numpy as np
 import torch
 
 import common
-
-RADII = (1, 2, 3, 5, 10)
 
 
 def random_crop(image, label, rng, crop=320, scales=(0.5, 1.5)):
@@ -53,7 +51,10 @@ def mean_iou(counts):
 
 
 def plan_runs(recipes, names, rates, suffix=""):
-    """{run: (recipe, learning rate or 0)}: ppce, and a fine-tuning for each of the rates, a text such as "1e-4, 3e-4"."""
+    """{run: (recipe, learning rate or 0)} of ppce and the recipes named; a fine-tuning once for each rate of "1e-4, 3e-4".
+
+    recipes: {name: recipe}; one with a "parent" is a fine-tuning.
+    """
     rates = [common.in_range("stage_lr", rate.strip()) for rate in rates.split(",")]
     plan = {}
     for name in dict.fromkeys(["ppce", *names]):
@@ -65,7 +66,10 @@ def plan_runs(recipes, names, rates, suffix=""):
 
 
 def best_rates(found, planned):
-    """Those of a table of runs whose rate was best on val with the first seed, with a column "recipe", in the order planned."""
+    """Those of a table of runs whose rate was best on val with the first seed, with a column "recipe", in the order planned.
+
+    planned: what `plan_runs` returns.
+    """
     found = found[found["method"].isin(planned)]
     found = found.assign(recipe=[planned[name][0] for name in found["method"]])
     first = found[found["seed"] == found["seed"].min()].set_index("method")
@@ -80,12 +84,3 @@ def unread_by(recipe):
     if recipe["loss"] == "ppce" or "reduction" in recipe:
         unread.append("reduction")
     return unread + ["proxy_lr"] if recipe["loss"] == "ppce" else unread
-
-
-def trimap_curves(per_image):
-    """{"inside": {radius: mean IoU}, "outside": {...}} from the scores kept."""
-    whole = tp_fp_fn(per_image["confusion"]).sum(axis=0)  # (C, 3)
-    inside = per_image["trimaps"].sum(axis=0)  # (R, C, 3)
-    sides = {"inside": inside, "outside": whole - inside}
-    return {side: {str(radius): mean_iou(one) for radius, one in zip(RADII, counts)}
-            for side, counts in sides.items()}

@@ -54,7 +54,10 @@ def sum_of_own(log_probs, label, terms, own):
 
 
 def pixel_sums(logits, label, phi=None, class_weights=None):
-    """Sums over pixels: w log p_y; w; per class p y, p and y; phi p."""
+    """Sums over pixels: w log p_y; w; per class p y, p and y; phi p.
+
+    logits, phi: (B, C, h, w); label: (B, h, w), void 255; class_weights: (C,).
+    """
     log_probs, valid = logits.float().log_softmax(1), label != 255
     probs, truth, n = log_probs.exp(), label.where(valid, 0), logits.shape[1]
     true = log_probs.gather(1, truth[:, None])[:, 0] * valid  # (B, h, w)
@@ -80,7 +83,7 @@ def sums_by_strips(logits, label, phi=None, class_weights=None):
 
 
 def composite_loss(logits, batch, terms, class_weights=None, own=None, smooth=1.0):
-    """The value and gradient of `composite_as_written`; arguments as there."""
+    """A scalar with the value and gradient of the notebook's `composite_as_written`; smooth is Dice's epsilon."""
     label, phi = batch["label"], batch["phi"] if "boundary" in terms else None
     sums = sums_by_strips(logits, label, phi, class_weights)
     likelihood, weight, hits, mass, counts, distance = sums
@@ -94,7 +97,7 @@ def composite_loss(logits, batch, terms, class_weights=None, own=None, smooth=1.
 
 
 def strict_contours(pred, truth):
-    """Boundary F1 of each class without matches along the frame and along void."""
+    """Boundary F1 (19,) of each class in one picture (H, W) without matches along the frame and along void."""
     f1 = common.boundary_f1(pred, truth, 19, count_frame=False, count_void_rim=False)
     return {"boundary_f1_strict": f1}
 

@@ -207,7 +207,7 @@ def show_pulls(pulls: dict, slides: dict, names: dict[str, str], shift: int = 6)
 
     pulls: {(term, kind): [(loss, pull (H, W)) by shift]}; slides: {kind: [(label, prediction), each (1, H, W), by shift]};
     names: {term: title}. Blue raises the object's logit. A title says how hard the mean missed pixel is pulled, and which
-    share of all pull falls on pixels that are right.
+    share of all pull falls on pixels that are right. `shift` is a place in these lists; the strongest 1 % have one colour.
     """
     fig, axes = plt.subplots(1 + len(slides), len(names), figsize=(9, 7), layout="constrained")
     for column, (term, name) in zip(axes.T, names.items()):

@@ -448,7 +448,10 @@ def write(folder: str | Path, photos: Sequence, labels: Sequence, predictions: d
 
 
 def write_networks(folders: dict[str, Path], networks: dict, data: common.StreetScenes, wanted: Sequence[int]) -> Path:
-    """`write` with what networks {name: network} of runs {name: folder} predict for the `wanted` scenes of the val split."""
+    """`write` with what networks {name: network} of runs {name: folder} predict for the `wanted` scenes of the val split.
+
+    The runs lie in one folder, whose page is written.
+    """
     photos, labels = zip(*(data.read(k) for k in wanted))
     predictions = {folders[name].name: [common.predict(network, photo, data.size, data.mean, data.std) for photo in photos]
                    for name, network in networks.items()}  # fmt: skip

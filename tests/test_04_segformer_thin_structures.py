@@ -7,6 +7,7 @@ from functools import partial
 from itertools import pairwise
 
 import jupytext
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -912,10 +913,33 @@ def test_answers_come_from_one_two_or_three_seeds_and_only_from_pairs_that_there
     first = table.loc["SSIM and soft IoU", "pole"]
     assert [*table.index] == [(question, "pole") for question in nb.QUESTIONS]
     assert first["difference"] == pytest.approx(5.3, abs=0.05) and first["low"] <= first["difference"] <= first["high"]
+    assert table["seeds"].tolist() == [len(seeds)] * len(table)
     fewer = common.compare_pairs(folders[["bas", "baseline"]], nb.QUESTIONS, {"iou_pole": "pole"})
     pd.testing.assert_frame_equal(fewer, table.iloc[:1])
     alone = common.compare_pairs(folders[["bas"]], nb.QUESTIONS, {"iou_pole": "pole"})
     assert alone.empty and list(alone) == list(table)
+
+
+def test_a_pair_is_compared_over_the_seeds_that_both_have(nb):
+    folders = seen_as((42, 43)).pivot(index="seed", columns="method", values="folder")
+    folders.loc[43, "bas"] = None
+    table = common.compare_pairs(folders, nb.QUESTIONS, {"iou_pole": "pole"})
+    assert table["seeds"].to_dict()["SSIM and soft IoU", "pole"] == 1 == table["seeds"].min() and table["seeds"].max() == 2
+
+
+def test_the_figure_of_pulls_says_how_hard_missed_pixels_are_pulled_and_how_much_is_on_right_ones(nb):
+    slides = {kind: [nb.shifted(width, shift) for shift in range(8)] for kind, width in nb.WIDTHS.items()}
+    pulls = {(term, kind): [nb.pull(term, moved, truth) for truth, moved in slides[kind]] for term in nb.TERMS for kind in slides}
+    fig = common.show_pulls(pulls, slides, nb.NAMES)
+    titles = [axis.get_title() for axis in fig.axes]
+    assert titles[:4] == list(nb.NAMES.values())
+    for row, kind in enumerate(slides, start=1):
+        truth, moved = (one[0] for one in slides[kind][6])
+        for column, term in enumerate(nb.TERMS):
+            force = pulls[term, kind][6][1]
+            right = force[truth == moved].abs().sum() / force.abs().sum()
+            assert titles[4 * row + column] == f"missed {force[(truth == 1) & (moved == 0)].mean():.2f}, right {right:.0%}"
+    plt.close(fig)
 
 
 def test_over_the_whole_object_soft_iou_pulls_the_thick_one_harder(nb):

@@ -872,6 +872,16 @@ def test_the_modes_name_recipes_that_there_are(nb):
     assert [name for name, recipe in nb.RECIPES.items() if recipe.get("parent") == "ppce"] == TUNED
 
 
+def test_the_rate_is_chosen_by_val_with_the_first_seed_for_all_seeds(nb):
+    planned = nb.plan_runs(nb.RECIPES, ["continued", "sobel_tuned"], "1e-4,1e-3")
+    rows = [("ppce", 42, 0.5), ("continued_lr1e-4", 42, 0.5), ("continued_lr1e-3", 42, 0.6), ("continued_lr1e-4", 43, 0.7),
+            ("continued_lr1e-3", 43, 0.6), ("sobel_tuned_lr1e-4", 42, 0.4), ("sobel_tuned_lr1e-4", 43, 0.4), ("other", 42, 0.9)]
+    found = extras_05.best_rates(pd.DataFrame(rows, columns=["method", "seed", "miou"]), planned)
+    assert found["recipe"].tolist() == ["ppce", "continued", "continued", "sobel_tuned", "sobel_tuned"]
+    assert set(found["method"]) == {"ppce", "continued_lr1e-3", "sobel_tuned_lr1e-4"}
+    assert extras_05.best_rates(found.drop(columns="recipe").iloc[:0], planned).empty
+
+
 def test_a_fine_tuning_is_planned_once_for_each_rate_and_what_it_starts_from_stands_before_it(nb):
     plan = nb.plan_runs(nb.RECIPES, ["continued", "sobel_2"], "1e-4, 3e-4", "_x")
     assert plan == {"ppce_x": ("ppce", 0), "continued_x_lr1e-4": ("continued", 1e-4), "continued_x_lr3e-4": ("continued", 3e-4),
