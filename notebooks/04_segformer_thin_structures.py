@@ -722,8 +722,6 @@ def term_lengths(logits, label, terms=TERMS):
 # pretrained weights want them):
 
 # %%
-from torch.utils.data import DataLoader
-
 from results.extras_04 import make_data
 
 frames = common.evenly(splits["train"], 40)
@@ -733,6 +731,8 @@ known = scenes.frames[thinnest]
 street = make_data([known], small, scheme, settings["network"], seed)[0]
 
 # %%
+from torch.utils.data import DataLoader
+
 EPOCHS = 12
 torch.manual_seed(seed)
 loader = DataLoader(few, batch_size=4, shuffle=True, drop_last=True)
