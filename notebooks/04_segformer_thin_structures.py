@@ -41,7 +41,7 @@
 #
 # | mode | data | hardware | time | what you should see |
 # |---|---|---|---|---|
-# | `quick` | toy streets, made on the spot | any CPU | 3 min in all on 2 cores of an AMD EPYC, 8 on those of a slower Xeon (November 2026) | with seed 42, only `ssim_lovasz` finds poles |
+# | `quick` | toy streets, made on the spot | any CPU | 3.5 min in all on 2 cores of an AMD EPYC, 8 on those of a slower Xeon (November 2026) | with seed 42, only `ssim_lovasz` finds poles |
 # | `laptop` | CamVid | any CPU | 9 to 15 min an approach on one free core of that EPYC, two to four times as long on the Xeon | IoU of poles 15 to 18 (`baseline`) and 25 to 26 (`ssim_lovasz`), mean of five classes 46 to 47 and 50 to 51 (three seeds) |
 # | `course` | CamVid, or Cityscapes at half size | one 16 GB GPU: at most 4.2 GiB, computed | not yet measured | not yet known |
 # | `paper` | Cityscapes at 512x1024 | one 16 GB GPU: 2.1 GiB, computed | not yet measured | published: mean of six classes 57.9 to 59.7 |
