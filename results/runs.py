@@ -551,13 +551,15 @@ def functions_of(job: Callable) -> list[str]:
 
 
 def plain_arguments(job: Callable) -> dict:
-    """The arguments of a job that are plain values, such as the terms of its loss: what a student edits there counts, too."""
+    """The arguments of a job that are plain values or small tensors, such as the terms of a loss: what a student edits counts."""
     aside = {"settings", "processes", "max_hours", "keep_at", "compile_loss"}
     found = {}
     for name, value in job.keywords.items() if isinstance(job, partial) else ():
+        if isinstance(value, torch.Tensor) and value.numel() <= 1000:  # such as class weights, to what any machine agrees on
+            value = [float(f"{number:.4g}") for number in value.flatten().tolist()]
         try:
             found |= {} if name in aside else {name: json.loads(json.dumps(value, allow_nan=False))}
-        except (TypeError, ValueError):  # frames, tensors, functions
+        except (TypeError, ValueError):  # frames, large tensors, functions
             continue
     return found
 
@@ -603,11 +605,14 @@ def record(notebook: str, job: Callable, cells: Iterable[str], command: str, roo
 def differing_keys(config: dict, old: dict) -> list[str]:
     """Names of what changes a run's numbers and is not the same in two configurations.
 
-    A parameter that the notebook did not have when the `old` one was written had its default's effect.
+    A parameter that the notebook did not have when the `old` one was written had its default's effect; an argument that was
+    not recorded then is not compared.
     """
     ours, theirs = ({k: v for k, v in flat(c).items() if not k.startswith("recorded_")} for c in (config, old))
     known = {*old.get("parameters", {}), *config.get("changes", {})}
     new = {f"parameters_{name}" for name in config.get("parameters", {}) if name not in known}
+    if "arguments" in old:  # one that was not recorded yet
+        new |= {f"arguments_{name}" for name in config.get("arguments", {}) if name not in old["arguments"]}
     return [name for name in ours | theirs if ours.get(name) != theirs.get(name) and name not in new]
 
 
@@ -675,7 +680,7 @@ def prepare_folder(folder: Path, config: dict, rerun: str, parent: bool = False)
     if summary:
         print(f"{folder.name}: trained on {old['recorded']['started'][:10]}; {setting('rerun', 'yes')} repeats it")
         if old["recorded"]["definitions"] != config["recorded"]["definitions"]:
-            print(f"{folder.name}: note that this notebook's definitions have changed since")
+            print(f"{folder.name}: note that the definitions of this notebook, or of its extras, have changed since")
 
 
 # training the runs of a notebook

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import tiny_run
+import torch
 
 import common
 from results import runs
@@ -80,6 +81,14 @@ def test_a_run_made_before_a_notebook_had_some_parameter_is_that_of_its_default(
     other = config | {"changes": {"fill": "black"}, "parameters": config["parameters"] | {"fill": "black"}}
     assert runs.differing_keys(other, config) == ["changes_fill", "parameters_fill"]
     assert runs.differing_keys(config, other) == ["changes_fill", "parameters_fill"], "and what it no longer has differs"
+
+
+def test_weights_that_a_job_is_given_count_and_those_of_a_run_that_did_not_record_them_are_not_compared():
+    given = {rate: runs.plain_arguments(partial(train, weights=torch.tensor([1 / 3, rate]), network=torch.zeros(2000))) for rate in (1.0, 2.0)}
+    assert given[1.0] == {"weights": [0.3333, 1.0]}
+    one, other = ({"arguments": arguments} for arguments in given.values())
+    assert runs.differing_keys(one, other) == ["arguments_weights"] and runs.differing_keys(one, one) == []
+    assert runs.differing_keys(one, {"arguments": {}}) == [] and runs.differing_keys({"arguments": {}}, one) == ["arguments_weights"]
 
 
 def test_an_edited_recipe_is_not_taken_for_the_run_of_the_old_one(toy, tmp_path):
