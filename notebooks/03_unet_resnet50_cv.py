@@ -254,20 +254,6 @@ common.show(common.show_panels(panels))
 # *0006R0* (101), fold 3 *0001TP* (62). We trained this notebook on them (mode `laptop`), with three seeds:
 
 # %%
-from IPython.display import display
-
-def camvid_runs(equal=False):
-    """Runs on CamVid of the seeds that have all six, or six of 163 pictures each."""
-    found = common.find_runs(notebook=NOTEBOOK, dataset="camvid11", mode="laptop")
-    ending, note = ("-learn163", ", 163 each") if equal else ("", "")
-    names = found["method"].str.extract(f"(image|city)-fold([123]){ending}$")
-    found = found.assign(kind=names[0], fold=names[1]).dropna(subset="fold")
-    found["runs"] = "CamVid, seed " + found["seed"].astype(str) + note
-    found["folds"] = "by " + found["kind"].replace("city", "drive")
-    return found.groupby("seed").filter(lambda of_seed: len(of_seed) == 6)
-
-
-# %%
 def held_out_scores(found):
     """Mean IoU in per cent on each held-out fold after the last epoch, as a table."""
     score = "final_held_out_low_last"
@@ -277,6 +263,10 @@ def held_out_scores(found):
 
 
 # %%
+from IPython.display import display
+
+from results.extras_03 import camvid_runs, on_test_drives
+
 committed = camvid_runs()
 if len(committed):
     display(held_out_scores(committed))
@@ -289,19 +279,6 @@ if len(committed):
 # split. *Seq05VD* is new to all six, *0001TP* only to the network of fold 3 by drive:
 
 # %%
-def on_test_drives(found):
-    """Mean IoU in per cent on each drive of the test split, as a table."""
-    rows = []
-    for _, run in found.iterrows():
-        for drive in ("Seq05VD", "0001TP"):
-            score = 100 * common.kept_scores(run["folder"], "test", drive)["miou"]
-            facts = run[["folds", "fold", "seed"]].to_dict()
-            facts |= {"learnt from": run["n_train"], "drive": drive, "mIoU": score}
-            rows.append(facts)
-    index = ["folds", "fold", "learnt from"]
-    return pd.DataFrame(rows).pivot_table("mIoU", index, ["seed", "drive"]).round(1)
-
-
 if len(committed):
     display(on_test_drives(committed))
 

@@ -1,9 +1,10 @@
-"""Notebook 03: changed colours, and the scores that are kept of a fold.
+"""Notebook 03: changed colours, the scores that are kept of a fold, and its runs on CamVid.
 
 The notebook imports by name what it uses; for the record of a run it counts as if it stood there.
 """
 
 import numpy as np
+import pandas as pd
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
@@ -50,3 +51,27 @@ def evaluation_grid(folder, model, accelerator, data):
                     path = folder / "held_out_per_image.npz"
                     save_matrices(path, scenes, per_image)
     return grid
+
+
+def camvid_runs(equal=False):
+    """Runs on CamVid of the seeds that have all six, or six of 163 pictures each, with columns kind, fold, folds and runs."""
+    found = common.find_runs(notebook="03_unet_resnet50_cv", dataset="camvid11", mode="laptop")
+    ending, note = ("-learn163", ", 163 each") if equal else ("", "")
+    names = found["method"].str.extract(f"(image|city)-fold([123]){ending}$")
+    found = found.assign(kind=names[0], fold=names[1]).dropna(subset="fold")
+    found["runs"] = "CamVid, seed " + found["seed"].astype(str) + note
+    found["folds"] = "by " + found["kind"].replace("city", "drive")
+    return found.groupby("seed").filter(lambda of_seed: len(of_seed) == 6)
+
+
+def on_test_drives(found):
+    """Mean IoU in per cent on each drive of CamVid's test split, a row per fold, of runs as `camvid_runs` gives them."""
+    rows = []
+    for _, run in found.iterrows():
+        for drive in ("Seq05VD", "0001TP"):
+            score = 100 * common.kept_scores(run["folder"], "test", drive)["miou"]
+            facts = run[["folds", "fold", "seed"]].to_dict()
+            facts |= {"learnt from": run["n_train"], "drive": drive, "mIoU": score}
+            rows.append(facts)
+    index = ["folds", "fold", "learnt from"]
+    return pd.DataFrame(rows).pivot_table("mIoU", index, ["seed", "drive"]).round(1)

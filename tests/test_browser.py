@@ -105,7 +105,11 @@ class Student:
         """Code cells of the notebook on disk, after saving it."""
         self.menu("File", "Save Notebook")
         self.wait("() => !document.querySelector('.jp-mod-dirty')")
-        return [cell for cell in json.loads(self.path.read_text())["cells"] if cell["cell_type"] == "code"]
+        for _ in range(50):
+            with contextlib.suppress(json.JSONDecodeError):  # the server is still writing
+                return [cell for cell in json.loads(self.path.read_text())["cells"] if cell["cell_type"] == "code"]
+            self.page.wait_for_timeout(200)
+        pytest.fail(f"{self.path} is no notebook")
 
     def errors(self):
         """Names of the errors that cells ended with."""
