@@ -50,6 +50,7 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 from torchvision.datasets import Cityscapes
 from tqdm import tqdm
 
@@ -1003,13 +1004,11 @@ def nearest_class(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Of classes that share a colour the first wins: car before license plate, pole before polegroup, and unlabeled.
     """
     id_of = {entry.color: entry.id for entry in reversed(Cityscapes.classes)}
-    palette, ids = np.array(list(id_of), np.float32), np.array(list(id_of.values()), np.uint8)
+    palette, ids = np.array(list(id_of)), np.array(list(id_of.values()), np.uint8)
     packed, inverse = np.unique(_packed(rgb), return_inverse=True)
-    colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.float32)
-    # |c - p|^2 multiplied out; float32 is exact, as all terms are whole numbers below 2^24.
-    squared = (colours**2).sum(1, keepdims=True) - 2 * colours @ palette.T + (palette**2).sum(1)
-    inverse = inverse.reshape(rgb.shape[:2])
-    return ids[squared.argmin(1)][inverse], np.sqrt(squared.min(1))[inverse]
+    colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
+    distances, inverse = cdist(colours, palette), inverse.reshape(rgb.shape[:2])
+    return ids[distances.argmin(1)][inverse], distances.min(1).astype(np.float32)[inverse]
 
 
 PART, OFFICIAL_SIZE = "cityscapes-part", (1024, 2048)

@@ -8,7 +8,6 @@ from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
 
 import common
 
-POLE = 4
 UNUSED = {  # parameters that an approach does not read
     "baseline": ["paste_classes", "paste_share", "normalize"],
     "bas": ["paste_classes", "paste_share", "normalize"],
@@ -50,11 +49,11 @@ def make_data(frames, size, scheme, network, seed):
     return data
 
 
-def on_poles(folder):
+def on_poles(folder, pole=4):
     """Recall, precision and boundary F1 of poles on test, in per cent."""
     with np.load(folder / "test_per_image.npz") as kept:
-        total, contours = kept["confusion"].sum(0), kept["boundary_f1"][:, POLE]
-    hits = total[POLE, POLE]
-    return {"recall": 100 * hits / total[POLE].sum(),
-            "precision": 100 * hits / max(1, total[:, POLE].sum()),
+        total, contours = kept["confusion"].sum(0), kept["boundary_f1"][:, pole]
+    hits = total[pole, pole]
+    return {"recall": 100 * hits / total[pole].sum(),
+            "precision": 100 * hits / max(1, total[:, pole].sum()),
             "boundary F1": 100 * np.nanmean(contours)}
