@@ -958,6 +958,9 @@ def test_significant_are_the_classes_that_survive_holms_correction(nb, monkeypat
     assert np.allclose(table[["difference", "low", "high"]], [10, 5, 15])
     sure = survivors(table["p"].unstack())
     assert sure.sum().to_dict() == {"car": 0, "fence": 0, "pole": 0, "traffic sign": len(nb.QUESTIONS)}
+    for seeds, expected in {(42,): set(), (42, 43): {"traffic sign"}}.items():  # one seed proves nothing
+        table = run_cells(["survivors("], {"found": seen_as(seeds)})["table"]
+        assert {name for _, name in table.index[table["significant"]]} == expected
 
 
 def test_the_published_differences_are_those_of_the_printed_rows():
